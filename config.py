@@ -1,0 +1,354 @@
+"""Every knob of a run, and all that follows from the knobs before step 1.
+
+A config file is a Python file of assignments, such as configs/idea.py; it may start with `from
+configs.idea import *`. `load_config` reads one, `check_config` refuses what no run could use, and
+`make_plan` says what the run will do: its schedule, its shapes, its FLOPs.
+"""
+
+import ast
+import contextlib
+import difflib
+import math
+import os
+import runpy
+import types
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_type_hints
+
+from model import GPTConfig
+from prune import CRITERIA
+from schedule import Schedule
+
+# --------------------------------------------------------------------------------------------------
+# Knobs
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    # The run
+    out_dir: str = "out/idea"  # the run owns this folder: config.json, log.jsonl, checkpoint.pt
+    resume: bool = False  # go on from out_dir's checkpoint; start afresh where there is none
+    overwrite: bool = False  # replace the run that out_dir holds
+    seed: int = 1  # of the initial weights and of the order of the data
+    device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "auto"  # of the matrix products: auto, float32, bfloat16 or float16
+    compile: str = "auto"  # auto, on or off. On a CPU, auto compiles only long runs
+    data_dir: str = "data/sotu"  # made by data.prepare; the shipped corpus is made on first use
+    init_from: str = ""  # start from the weights and the shape in this checkpoint.pt
+    # Length
+    max_steps: int = 1000  # the horizon of the schedule; the whole budget: enlarged, prune, recover
+    match_flops: str = ""  # make max_steps so long that the FLOPs equal those of this config
+    batch_size: int = 64  # sequences per step, over all ranks and micro batches
+    micro_batch_size: int = 0  # sequences per rank in one forward pass; 0: all of the rank's share
+    context_length: int = 128  # tokens per sequence
+    # Optimizer
+    learning_rate: float = 4e-3  # the peak
+    min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
+    warmup_steps: int = 50  # linear, from 0 to the peak
+    lr_restart: bool = False  # the naive pipeline: at the prune, warm up and decay a second time
+    weight_decay: float = 0.1  # on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0  # on the norm of all gradients; 0: off
+    # Model, enlarged
+    n_layer: int = 4
+    d_model: int = 64
+    n_head: int = 4  # query heads
+    n_kv_head: int = 2  # key-value heads; each serves n_head / n_kv_head query heads
+    head_dim: int = 0  # 0: d_model / n_head
+    d_ff: int = 512  # FFN neurons per layer
+    tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
+    # Prune
+    d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
+    n_kv_head_target: int = 0  # KV groups per layer at the end; 0: not pruned
+    criterion: str = "sensitivity"  # sensitivity, activation, magnitude or random
+    score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
+    scope: str = "layer"  # layer: the same width everywhere; global: layers compete
+    layer_floor: float = 0.25  # scope=global: no layer falls below this fraction of the target
+    prune_schedule: str = "cubic"  # cubic, linear or oneshot (all at prune_start)
+    prune_start: float = 0.5  # the window, as fractions of max_steps: enlarged until here,
+    prune_end: float = 0.75  # at the target from here on
+    prune_every: int = 10  # steps between prunes
+    round_to: int = 16  # FFN widths are multiples of it: hardware likes 8 to 128
+    # Look
+    eval_every: int = 250  # steps between validations
+    eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
+    save_every: int = 250  # steps between checkpoints; the last step is always saved
+    log_every: int = 10  # steps between lines of the log
+
+
+class ConfigError(Exception):
+    """One line for a person: which key, what is wrong with it, what to do."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Load and check
+# --------------------------------------------------------------------------------------------------
+
+
+def set_key(values: dict, key: str, value: object, where: str) -> None:
+    hints = get_type_hints(Config)
+    if key not in hints:
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{where}: unknown key '{key}'; the nearest is '{near}' (all: --help)")
+    if hints[key] is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hints[key]:
+        kind = hints[key].__name__
+        raise ConfigError(f"{where}: {key}={value!r} is not of type {kind}; see --help")
+    values[key] = value
+
+
+def load_config(path: str, overrides: list[str] = ()) -> Config:
+    """Run a config file and apply `--key=value` overrides. Raises ConfigError. Names that start
+    with an underscore, modules and functions are the file's own business.
+    """
+    values = {}
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/")
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    for key, value in names.items():
+        if (
+            not key.startswith("_")
+            and not isinstance(value, types.ModuleType)
+            and not callable(value)
+        ):
+            set_key(values, key, value, path)
+    for argument in overrides:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise ConfigError(f"command line: '{argument}' is not of the form --key=value")
+        kind = get_type_hints(Config).get(key)
+        if kind is bool:
+            text = text.capitalize() if equals else "True"
+        elif not equals and kind:
+            raise ConfigError(f"command line: --{key} needs a value, as in --{key}=VALUE")
+        value = text
+        if kind is not str:
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
+        set_key(values, key, value, "command line")
+    config = Config(**values)
+    check_config(config)
+    return config
+
+
+def check_config(c: Config) -> None:
+    """Refuse a value that no run could use. Raises ConfigError with the key, the value, the
+    remedy."""
+
+    def need(ok: bool, key: str, remedy: str) -> None:
+        if not ok:
+            raise ConfigError(f"{key}={getattr(c, key)!r}: {remedy}")
+
+    for key, value in vars(c).items():
+        if isinstance(value, float):
+            need(math.isfinite(value), key, "must be finite")
+        if type(value) in (int, float):
+            need(value >= 0, key, "must not be negative")
+    for key in [
+        "max_steps",
+        "batch_size",
+        "context_length",
+        "learning_rate",
+        "n_layer",
+        "d_model",
+        "n_head",
+        "n_kv_head",
+        "d_ff",
+        "prune_every",
+        "round_to",
+        "eval_every",
+        "eval_tokens",
+        "save_every",
+        "log_every",
+    ]:
+        need(getattr(c, key) > 0, key, "must be greater than 0")
+    for key in ("beta1", "beta2", "score_beta"):
+        need(getattr(c, key) < 1, key, "must be less than 1")
+    for key in ("min_lr_fraction", "layer_floor"):
+        need(getattr(c, key) <= 1, key, "must be at most 1")
+    for key, choices in {
+        "device": ("auto", "cpu", "cuda", "mps"),
+        "dtype": ("auto", "float32", "bfloat16", "float16"),
+        "compile": ("auto", "on", "off"),
+        "criterion": tuple(CRITERIA),
+        "scope": ("layer", "global"),
+        "prune_schedule": ("cubic", "linear", "oneshot"),
+    }.items():
+        need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
+    need(c.out_dir != "", "out_dir", "must name a folder")
+    need(c.seed < 2**63, "seed", "must be less than 2**63")
+    need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
+    need(c.head_dim or c.d_model % c.n_head == 0, "n_head", f"must divide d_model={c.d_model}")
+    need((c.head_dim or c.d_model // c.n_head) % 2 == 0, "head_dim", "must be even")
+    need(c.d_ff_target <= c.d_ff, "d_ff_target", f"is wider than the model, d_ff={c.d_ff}")
+    need(
+        c.n_kv_head_target <= c.n_kv_head,
+        "n_kv_head_target",
+        f"is wider than the model, n_kv_head={c.n_kv_head}",
+    )
+    near = max(1, round(c.d_ff_target / c.round_to)) * c.round_to
+    on_grid = c.d_ff_target in (0, c.d_ff) or c.d_ff_target % c.round_to == 0
+    need(
+        on_grid,
+        "d_ff_target",
+        f"must be a multiple of round_to={c.round_to}; the nearest is {near}",
+    )
+    if prune_targets(c):
+        need(0 < c.prune_start < 1, "prune_start", "must lie between 0 and 1")
+        if c.prune_schedule != "oneshot":
+            window = f"must lie between prune_start={c.prune_start} and 1"
+            need(c.prune_start < c.prune_end < 1, "prune_end", window)
+    else:
+        need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    need(c.batch_size % world_size == 0, "batch_size", f"must divide by the {world_size} ranks")
+    share = c.batch_size // world_size
+    need(
+        share % (c.micro_batch_size or share) == 0,
+        "micro_batch_size",
+        f"must divide the {share} sequences of each rank",
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Plan: everything that is known before step 1
+# --------------------------------------------------------------------------------------------------
+
+
+def prune_targets(c: Config) -> dict[str, tuple[int, int, int]]:
+    """Which widths change in this run: kind of group -> (full, target, grid)."""
+    targets = {
+        "d_ff": (c.d_ff, c.d_ff_target or c.d_ff, c.round_to),
+        "n_kv_head": (c.n_kv_head, c.n_kv_head_target or c.n_kv_head, 1),
+    }
+    return {kind: t for kind, t in targets.items() if t[1] < t[0]}
+
+
+def model_config(
+    c: Config, vocab_size: int, schedule: Schedule | None = None, step: int = 0
+) -> GPTConfig:
+    """The enlarged shape; or with a schedule the one during `step`, as if all layers were equally
+    wide."""
+    widths = {"d_ff": c.d_ff, "n_kv_head": c.n_kv_head}
+    if schedule:
+        widths |= {kind: schedule.width(step, *t) for kind, t in prune_targets(c).items()}
+    return GPTConfig(
+        vocab_size=vocab_size,
+        context_length=c.context_length,
+        d_model=c.d_model,
+        head_dim=c.head_dim or c.d_model // c.n_head,
+        queries_per_kv=c.n_head // c.n_kv_head,
+        n_kv_head=[widths["n_kv_head"]] * c.n_layer,
+        d_ff=[widths["d_ff"]] * c.n_layer,
+        tie_embeddings=c.tie_embeddings,
+    )
+
+
+def make_schedule(c: Config) -> Schedule:
+    """The config's schedule, in steps. Raises ConfigError where a run of max_steps has no room for
+    it."""
+    window = None
+    if prune_targets(c):
+        oneshot = c.prune_schedule == "oneshot"
+        first = round(c.prune_start * c.max_steps) + 1
+        last = first if oneshot else round(c.prune_end * c.max_steps) + 1
+        if not 1 < first <= last <= c.max_steps or (first == last and not oneshot):
+            raise ConfigError(
+                f"max_steps={c.max_steps}: too few for the window from prune_start={c.prune_start}"
+                + ("" if oneshot else f" to prune_end={c.prune_end}")
+            )
+        window = (first, last)
+    schedule = Schedule(
+        max_steps=c.max_steps,
+        peak=c.learning_rate,
+        min_lr_fraction=c.min_lr_fraction,
+        warmup_steps=c.warmup_steps,
+        lr_restart=c.lr_restart,
+        prune_schedule=c.prune_schedule,
+        window=window,
+        prune_every=c.prune_every,
+        score_steps=math.ceil(
+            5 / (1 - c.score_beta)
+        ),  # five time constants: what came before is 1%
+    )
+    shortest = c.max_steps
+    if c.lr_restart:
+        shortest = min(window[0] - 1, c.max_steps - window[0] + 1)
+    if c.warmup_steps >= shortest:
+        raise ConfigError(
+            f"warmup_steps={c.warmup_steps}: must be less than the {shortest} steps it opens"
+        )
+    return schedule
+
+
+@dataclass
+class Plan:
+    """What a run will do: its schedule, and the steps spent at each shape."""
+
+    schedule: Schedule
+    shapes: list[tuple[GPTConfig, int]]  # (shape, steps), in order
+    flops: int  # training FLOPs of the whole run
+    enlarged_flops: int  # of the same steps without pruning
+
+
+def make_plan(c: Config, vocab_size: int) -> Plan:
+    schedule = make_schedule(c)
+    targets = prune_targets(c)
+    steps_at = Counter(
+        tuple(schedule.width(step, *t) for t in targets.values())
+        for step in range(1, c.max_steps + 1)
+    )
+    tokens, step, shapes = c.batch_size * c.context_length, 0, []
+    for n_steps in steps_at.values():  # widths only fall: each shape is one stretch of steps
+        shapes.append((model_config(c, vocab_size, schedule, step + 1), n_steps))
+        step += n_steps
+    flops = sum(shape.flops_per_token() * n * tokens for shape, n in shapes)
+    enlarged = model_config(c, vocab_size).flops_per_token() * c.max_steps * tokens
+    return Plan(schedule, shapes, flops, enlarged)
+
+
+def match_flops(c: Config, vocab_size: int) -> Config:
+    """With `match_flops`, the config whose max_steps cost as many FLOPs as max_steps of the other
+    one."""
+    if not c.match_flops:
+        return c
+    length = {key: getattr(c, key) for key in ("max_steps", "batch_size", "context_length")}
+    other = replace(load_config(c.match_flops), **length)
+    per_step = model_config(c, vocab_size).flops_per_token() * c.batch_size * c.context_length
+    if prune_targets(c):
+        raise ConfigError(f"match_flops={c.match_flops!r}: works for runs that do not prune")
+    steps = round(make_plan(other, vocab_size).flops / per_step)
+    return replace(c, max_steps=steps)
+
+
+def take_shape(c: Config, initial: dict, vocab_size: int) -> Config:
+    """The config with the model knobs of the checkpoint in `init_from`. Raises ConfigError."""
+    shape = initial["model_config"]
+    if len(set(shape.d_ff)) > 1 or len(set(shape.n_kv_head)) > 1:
+        raise ConfigError(f"init_from={c.init_from!r}: its layers are not equally wide")
+    if shape.vocab_size != vocab_size:
+        raise ConfigError(
+            f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, "
+            f"that of data_dir={c.data_dir!r} has {vocab_size}"
+        )
+    shape.context_length = c.context_length
+    c = replace(
+        c,
+        n_layer=shape.n_layer,
+        d_model=shape.d_model,
+        n_head=shape.n_kv_head[0] * shape.queries_per_kv,
+        n_kv_head=shape.n_kv_head[0],
+        head_dim=shape.head_dim,
+        d_ff=shape.d_ff[0],
+        tie_embeddings=shape.tie_embeddings,
+    )
+    check_config(c)
+    return c

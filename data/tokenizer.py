@@ -1,0 +1,112 @@
+"""Text to token ids with tiktoken. Any bytes survive the round trip, valid UTF-8 or not."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import tiktoken
+
+from data import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"
+
+# How text is cut into pieces before byte pairs are merged inside each: the pattern of GPT-4
+# (cl100k) and Llama 3, so that their rank files work here too.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # contractions
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word with the space or sign in front of it
+    r"|\p{N}{1,3}"  # numbers, three digits at a time
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation with the line ends behind it
+    r"|\s*[\r\n]+"  # line ends
+    r"|\s+(?!\S)"  # white space, but for the last one before a word
+    r"|\s+"
+)
+
+# What tiktoken sees at a time. Without a bound, a megabyte of one letter takes some versions
+# quadratic time, and a megabyte of spaces overflows the regex engine. A block ends, where it can,
+# before a single space that something follows: there PATTERN and gpt2's pattern both start a new
+# piece, so the tokens are those of the whole text. Bytes that are not UTF-8 arrive as the lone
+# surrogates U+DC80 to U+DCFF (PEP 383) and go their own way.
+_BLOCK = re.compile(
+    r"(?P<stray>[\udc80-\udcff]{1,1024})"
+    r"|[^\udc80-\udcff]{1,1024}(?= \S|[\udc80-\udcff]|\Z)"
+    r"|[^\udc80-\udcff]{1,1024}"
+)
+
+
+def load_tokenizer(name: str) -> tiktoken.Encoding:
+    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), or a rank file.
+
+    A rank file is tiktoken's own format, one `<base64 of the token> <rank>` a line. It is split by
+    PATTERN, and `<|endoftext|>` gets the id after its last rank.
+
+    Raises DataError: unknown name, malformed rank file, gpt2 not to be had.
+    """
+    if name == "gpt2":
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except Exception as error:  # whatever the network, a proxy or a full disk comes up with
+            raise DataError(
+                f"tokenizer gpt2: tiktoken cannot download it ({type(error).__name__}); load it "
+                "once on a connected machine with TIKTOKEN_CACHE_DIR=FOLDER, copy FOLDER here and "
+                "set the same variable, or give --tokenizer shipped or a rank file"
+            ) from None
+    path = SHIPPED_RANKS if name == "shipped" else Path(name)
+    ranks = _read_ranks(path)
+    return tiktoken.Encoding(
+        path.name,
+        pat_str=PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+    )
+
+
+def encode_blocks(encoding: tiktoken.Encoding, data: bytes) -> Iterator[list[int]]:
+    """The tokens of `data`, a bounded block at a time.
+
+    Nothing in `data` is special: the string `<|endoftext|>` in a text is text.
+    """
+    for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
+        if block["stray"]:
+            stray = block["stray"].encode("utf-8", "surrogateescape")
+            yield [encoding.encode_single_token(bytes([byte])) for byte in stray]
+        else:
+            yield encoding.encode_ordinary(block.group())
+
+
+def encode_bytes(encoding: tiktoken.Encoding, data: bytes) -> list[int]:
+    """The tokens of any bytes: `encoding.decode_bytes` gives exactly `data` back."""
+    return [token for block in encode_blocks(encoding, data) for token in block]
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Stricter than tiktoken's own loader: a gap or a missing byte would surface as a crash, or as
+    other tokens, at some text far into the data."""
+    if not path.is_file():
+        raise DataError(f"tokenizer {str(path)!r}: neither shipped, nor gpt2, nor a rank file")
+    ranks: dict[bytes, int] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"tokenizer {path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            encoded, rank = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(rank)
+        except ValueError:
+            raise DataError(
+                f"tokenizer {path}, line {number}: not '<base64> <rank>'; is this a tiktoken file?"
+            ) from None
+        if rank != len(ranks) or token in ranks:
+            problem = "this token again" if token in ranks else f"rank {len(ranks)} should be here"
+            raise DataError(f"tokenizer {path}, line {number}: {problem}; the file is damaged")
+        ranks[token] = rank
+    missing = sum(bytes([byte]) not in ranks for byte in range(256))
+    if missing:
+        raise DataError(
+            f"tokenizer {path}: {missing} of the 256 single bytes are missing, so that not every "
+            "text can be encoded; take a byte-level vocabulary"
+        )
+    return ranks

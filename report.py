@@ -1,0 +1,106 @@
+"""What a run says to a person: its plan at first, lines on the way, a table at the end."""
+
+from pathlib import Path
+
+from config import Config, Plan, prune_targets
+from data.loader import TokenDataset
+from model import GPTConfig
+
+
+def compact(n: float) -> str:
+    """1234567 -> '1.23M'."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """3723 -> '1h02m', 62 -> '1m02s'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def one_or_all(widths: list[int]) -> int | list[int]:
+    """A number while all layers are equally wide, else one per layer."""
+    return widths[0] if len(set(widths)) == 1 else widths
+
+
+def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machine: str) -> str:
+    full, final = plan.shapes[0][0], plan.shapes[-1][0]
+    tokens = c.max_steps * c.batch_size * c.context_length
+    seen = min(val.tokens, c.eval_tokens)
+    rows = {
+        "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size}; "
+        f"validation on {compact(seen)} of {compact(val.tokens)} tokens",
+        "model": f"{compact(full.n_parameters())} parameters: {c.n_layer} layers, d_model "
+        f"{c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
+        "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
+        f"{compact(tokens)} tokens, {tokens / data.tokens:.2g} epochs, "
+        f"{tokens / final.n_parameters():.3g} per final parameter",
+        "compute": f"{plan.flops:.3g} training FLOPs",
+        "machine": machine,
+    }
+    if plan.schedule.window:
+        first, last = plan.schedule.window
+        ways = [f"{kind} {wide} -> {slim}" for kind, (wide, slim, _) in prune_targets(c).items()]
+        rows["prune"] = (
+            f"{', '.join(ways)} in {len(plan.shapes) - 1} prunes, steps {first} to {last}; "
+            f"{compact(final.n_parameters())} parameters remain"
+        )
+        rows["compute"] += f", {1 - plan.flops / plan.enlarged_flops:.0%} less than without pruning"
+    return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
+
+
+def step_line(
+    loss: float, lr: float, speed: float, shape: GPTConfig, phase: str, left: float
+) -> str:
+    """One line on the way. speed: tokens per second; left: seconds."""
+    return (
+        f"loss {loss:.4f}  lr {lr:.2e}  {compact(speed)} tokens/s  d_ff {one_or_all(shape.d_ff)}  "
+        f"kv {one_or_all(shape.n_kv_head)}  {phase}  {clock(left)} left"
+    )
+
+
+def prune_line(
+    step: int, kind: str, before: list, after: list, loss_before: float, loss_after: float
+) -> str:
+    return (
+        f"prune    step {step}: {kind} {one_or_all(before)} -> {one_or_all(after)}, "
+        f"loss {loss_before:.4f} -> {loss_after:.4f}"
+    )
+
+
+def diverged(step: int, loss: float, norm: float, lr: float, checkpoint: Path) -> str:
+    kept = f"; {checkpoint} is untouched" if checkpoint.exists() else ""
+    return (
+        f"step {step}: loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not "
+        f"finite{kept}. Start again with a lower --learning_rate or a longer --warmup_steps"
+    )
+
+
+def summary(
+    c: Config, plan: Plan, val_loss: float, bits: float, bigram: float | None, seconds: float
+) -> str:
+    """The table at the end. bits: per byte; bigram: loss of counted token pairs, where known."""
+    full, final = plan.shapes[0][0], plan.shapes[-1][0]
+    counts = f" (token pairs counted: {bigram:.4f})" if bigram else ""
+    rows = [("parameters", f"{final.n_parameters():,}")]
+    if plan.schedule.window:
+        rows[0] = ("parameters", f"{full.n_parameters():,} enlarged, {final.n_parameters():,} now")
+    rows += [
+        ("FLOPs", f"{plan.flops:.4g}; without pruning {plan.enlarged_flops:.4g}"),
+        ("loss", f"{val_loss:.4f} nats per token on the validation split{counts}"),
+        ("bits/byte", f"{bits:.4f}"),
+        ("seconds", f"{seconds:.0f}"),
+        ("", ""),
+        ("sample", f"python -m tools.sample {c.out_dir}"),
+        ("picture", f"python -m tools.plot {c.out_dir}"),
+        ("compare", "python train.py configs/scratch.py  # the final shape from the start"),
+        (
+            "go on",
+            f"python train.py CONFIG --init_from={c.out_dir}/checkpoint.pt --out_dir=out/next",
+        ),
+    ]
+    return "\n" + "\n".join(f"{name:<11}{text}".rstrip() for name, text in rows)

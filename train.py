@@ -1,0 +1,446 @@
+"""Train an enlarged GPT, prune it step by step and let it recover, in one run, under one cosine.
+
+    python train.py CONFIG [--key=value ...]
+    torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
+
+CONFIG is a Python file of assignments, such as configs/idea.py; every knob is in config.py. The
+method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score,
+update.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from checkpoint import (
+    CheckpointError,
+    Log,
+    find_checkpoint,
+    load_checkpoint,
+    load_model,
+    load_optimizer,
+    save_checkpoint,
+    write_whole,
+)
+from config import (
+    Config,
+    ConfigError,
+    load_config,
+    make_plan,
+    match_flops,
+    model_config,
+    prune_targets,
+    take_shape,
+)
+from data import DataError
+from data.loader import TokenDataset, bigram_loss
+from data.prepare import prepare_shipped
+from model import GPT
+from prune import prune, update_scores, watch_inputs
+from report import describe, diverged, one_or_all, prune_line, step_line, summary
+
+# --------------------------------------------------------------------------------------------------
+# Setup: device, precision, ranks
+# --------------------------------------------------------------------------------------------------
+
+
+def choose_device(c: Config) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    kind = c.device if c.device != "auto" else next(k for k, there in available.items() if there)
+    if not available[kind]:
+        raise ConfigError(f"device={c.device!r}: this torch finds none; try --device=auto")
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
+    return torch.device(kind)
+
+
+def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
+    """Of the matrix products; weights, moments and scores are float32 whatever it is."""
+    if c.dtype != "auto":
+        return getattr(torch, c.dtype)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability()[0] >= 8
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return torch.bfloat16
+    return torch.float32
+
+
+def choose_compile(c: Config, device: torch.device, flops_per_shape: float) -> bool:
+    """On a CPU, compiling takes 10 to 40 seconds per shape: it pays where each is trained for
+    minutes."""
+    if c.compile != "auto" or device.type != "cpu":
+        return c.compile == "on" or (c.compile == "auto" and device.type == "cuda")
+    return flops_per_shape > CPU_COMPILE_FLOPS and shutil.which("g++") is not None
+
+
+CPU_COMPILE_FLOPS = 2e13
+
+
+class Ranks:
+    """The processes that train together: one, unless torchrun started more."""
+
+    def __init__(self, device: torch.device):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Average over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+            x /= self.size
+        return x
+
+    def from_first(self, mask: Tensor) -> Tensor:
+        """What rank 0 holds, in place: ranks that prune different units would never agree again."""
+        if self.size > 1:
+            byte = mask.byte()
+            dist.broadcast(byte, src=0)
+            mask.copy_(byte)
+        return mask
+
+
+def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
+    """The model as the loop calls it, made anew whenever its shapes change.
+
+    After a few recompilations torch falls back to eager without a word; the reset drops the graphs
+    of the shapes that are gone, and the count with them.
+    """
+    forward = model
+    if compiled:
+        torch._dynamo.reset()
+        forward = torch.compile(model)
+    if ranks.size > 1:
+        forward = DistributedDataParallel(forward, gradient_as_bucket_view=True)
+    return forward
+
+
+def make_optimizer(model: GPT, c: Config, device: torch.device) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": c.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=fused)
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT, data: TokenDataset, max_tokens: int, batch_size: int, autocast, ranks: Ranks
+) -> float:
+    """Mean loss in nats per token over the first `max_tokens` tokens of the split, shared by the
+    ranks.
+
+    It runs the model itself, not the compiled one: a last batch of another shape would recompile
+    it.
+    """
+    device = model.embed.weight.device
+    total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+    model.eval()
+    for i, (x, y) in enumerate(data.in_order(batch_size, max_tokens)):
+        if i % ranks.size == ranks.rank:
+            with autocast():
+                loss = model(x.to(device), y.to(device))
+            total += torch.tensor([loss.item() * y.numel(), y.numel()], dtype=torch.float64)
+    model.train()
+    nats, tokens = ranks.mean(total.to(device) if ranks.size > 1 else total).tolist()
+    return nats / tokens
+
+
+class Stop:
+    """SIGINT or SIGTERM asks for a stop at the step's end; a second one ends the process at
+    once."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> "Stop":
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number: int, frame) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class TrainingError(Exception):
+    """The run cannot go on: at which step, why, what to do."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+# --------------------------------------------------------------------------------------------------
+
+
+def train(c: Config, stop: Stop) -> int:
+    """Run a config from its first or its last saved step to the end; its files are in c.out_dir.
+
+    Returns the exit code: 0 when done, 128 + the signal's number when one stopped it. Raises
+    ConfigError, DataError or CheckpointError before anything is written, TrainingError later on.
+    """
+    started = time.perf_counter()
+    device = choose_device(c)
+    dtype = choose_dtype(c, device)
+    ranks = Ranks(device)
+    main = ranks.rank == 0  # the one that speaks, logs and saves
+    folder = Path(c.out_dir)
+
+    # ---- Data
+
+    if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
+        prepare_shipped(c.data_dir)
+    data = TokenDataset(c.data_dir, "train", c.context_length)
+    val = TokenDataset(c.data_dir, "val", c.context_length)
+    tokens_per_step = c.batch_size * c.context_length
+    micro_batch = c.micro_batch_size or c.batch_size // ranks.size
+
+    # ---- Plan: the whole run is known before step 1
+
+    initial = load_checkpoint(Path(c.init_from)) if c.init_from else None
+    if initial:
+        c = take_shape(c, initial, data.vocab_size)
+    c = match_flops(c, data.vocab_size)
+    plan = make_plan(c, data.vocab_size)
+    schedule, targets = plan.schedule, prune_targets(c)
+    compiled = choose_compile(c, device, plan.flops / len(plan.shapes))
+
+    # ---- Model and optimizer, fresh or from the checkpoint
+
+    state = find_checkpoint(c)
+    torch.manual_seed(c.seed)
+    source = state or initial
+    model = load_model(source) if source else GPT(model_config(c, data.vocab_size))
+    model.to(device)
+    optimizer = make_optimizer(model, c, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scores: dict[str, Tensor] = {}  # group name -> smoothed score of each unit
+    step, tokens, flops = 0, 0, 0
+    if state:
+        step, tokens, flops = state["step"], state["tokens"], state["flops"]
+        load_optimizer(optimizer, model, state)
+        scaler.load_state_dict(state["scaler"])
+        scores = {name: score.to(device) for name, score in state["scores"].items()}
+
+    def autocast():
+        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def validate(max_tokens: int) -> float:
+        return evaluate(model, val, max_tokens, micro_batch, autocast, ranks)
+
+    # ---- Output
+
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not state:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        write_whole(folder / "config.json", json.dumps(dataclasses.asdict(c), indent=1).encode())
+        log = Log(folder / "log.jsonl", step)
+    on_terminal = main and sys.stderr.isatty()
+    bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, leave=False, unit="step")
+    say = bar.write if main else lambda text: None
+
+    def write(event: str, **values) -> None:
+        if main:
+            seconds = round(log.seconds + time.perf_counter() - started, 3)
+            log.write(event, step=step, tokens=tokens, flops=flops, seconds=seconds, **values)
+
+    def save() -> None:
+        if main:
+            progress = {"step": step, "tokens": tokens, "flops": flops}
+            path = folder / "checkpoint.pt"
+            save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
+        write("save")
+
+    machine = f"{device.type}, {ranks.size} rank(s), {torch.get_num_threads()} threads each, "
+    machine += f"{dtype} products, {'compiled' if compiled else 'eager'}"
+    say(describe(c, plan, data, val, machine))
+    say(
+        f"resume   from step {step} of {folder / 'checkpoint.pt'}"
+        if state
+        else f"output   {folder}"
+    )
+    write("start", resumed=state is not None, planned_flops=plan.flops)
+
+    # ---- Loop
+
+    shape = model.shape()
+    forward = None  # the model, compiled and wrapped for DDP as the run needs it
+    inputs, hooks = {}, []  # what the activation criterion watches
+    val_loss, trained_tokens, trained_seconds = None, 0, 0.0
+    while step < c.max_steps:
+        step += 1
+        began = time.perf_counter()
+
+        # Schedule: one cosine over the whole run. Naive pipeline: a second one, no moments
+        lr = schedule.learning_rate(step)
+        if c.lr_restart and step == schedule.window[0]:
+            optimizer = make_optimizer(model, c, device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        # Prune: where the schedule's width falls, cut the weakest units out of weights and moments
+        for kind, (full, target, grid) in targets.items():
+            width, before = schedule.width(step, full, target, grid), getattr(shape, kind)
+            if width * c.n_layer == sum(before):
+                continue
+            floor = max(1, math.ceil(c.layer_floor * target / grid)) * grid
+            loss_before = validate(tokens_per_step)
+            prune(model, optimizer, scores, kind, width, c.scope, grid, floor, ranks.from_first)
+            loss_after = validate(tokens_per_step)
+            shape, forward = model.shape(), None
+            after = getattr(shape, kind)
+            write(
+                "prune",
+                group=kind,
+                width_before=one_or_all(before),
+                width_after=one_or_all(after),
+                loss_before=loss_before,
+                loss_after=loss_after,
+            )
+            say(prune_line(step, kind, before, after, loss_before, loss_after))
+        scoring = schedule.scoring(step)
+        groups = [g for g in model.groups() if g.kind in targets] if scoring else []
+        watching = scoring and c.criterion == "activation"
+        if forward is None or watching != bool(hooks):
+            for hook in hooks:
+                hook.remove()
+            inputs, hooks = watch_inputs(model, groups) if watching else ({}, [])
+            forward = wrap(model, compiled, ranks)
+
+        # Forward and backward: the gradient of the mean over micro-batches and ranks
+        x, y = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
+        micro_batches = list(zip(x.to(device).split(micro_batch), y.to(device).split(micro_batch)))
+        loss = torch.zeros((), device=device)
+        for i, (x, y) in enumerate(micro_batches, start=1):
+            waits = ranks.size > 1 and i < len(micro_batches)  # ranks average once, at the last one
+            with forward.no_sync() if waits else contextlib.nullcontext():
+                with autocast():
+                    micro_loss = forward(x, y) / len(micro_batches)
+                scaler.scale(micro_loss).backward()
+            loss += micro_loss.detach()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        facts = torch.stack([loss, norm, torch.tensor(float(stop.signal), device=device)])
+        loss, grad_norm, signalled = ranks.mean(facts).tolist()
+        overflow = scaler.is_enabled() and not math.isfinite(grad_norm)  # float16 skips such a step
+        if not (math.isfinite(loss) and (math.isfinite(grad_norm) or overflow)):
+            raise TrainingError(diverged(step, loss, grad_norm, lr, folder / "checkpoint.pt"))
+
+        # Score: how much would the loss change without each unit? Before clipping
+        if scoring and not overflow:
+            for total in inputs.values():
+                ranks.mean(total.div_(tokens_per_step // ranks.size))
+            generator = torch.Generator().manual_seed((c.seed * 1_000_003 + step) % 2**63)
+            update_scores(scores, model, groups, c.criterion, c.score_beta, inputs, generator)
+        for total in inputs.values():
+            total.zero_()
+
+        # Update
+        if c.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += tokens_per_step
+        flops += tokens_per_step * shape.flops_per_token()
+
+        # Log, validate, save, stop
+        trained_tokens += tokens_per_step
+        trained_seconds += time.perf_counter() - began
+        if step % c.log_every == 0 or step == c.max_steps:
+            speed = trained_tokens / trained_seconds  # tokens per second
+            trained_tokens, trained_seconds = 0, 0.0
+            write(
+                "step",
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                tokens_per_second=round(speed),
+                params=shape.n_parameters(),
+                d_ff=one_or_all(shape.d_ff),
+                n_kv_head=one_or_all(shape.n_kv_head),
+                phase=schedule.phase(step),
+            )
+            left = (plan.flops - flops) / (shape.flops_per_token() * speed)  # seconds
+            line = step_line(loss, lr, speed, shape, schedule.phase(step), left)
+            bar.set_postfix_str(line, refresh=False)
+            if not on_terminal:
+                say(f"step {step:6}/{c.max_steps}  {line}")
+        bar.update()
+        if step % c.eval_every == 0 or step == c.max_steps:
+            val_loss = validate(c.eval_tokens)
+            bits = val_loss / math.log(2) / val.bytes_per_token
+            write("eval", val_loss=val_loss, val_bpb=bits)
+            say(f"eval     step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
+        if step % c.save_every == 0 or step == c.max_steps or signalled:
+            save()
+        if signalled and step < c.max_steps:
+            say(f"stopped by a signal after step {step}, saved in {folder}; --resume goes on")
+            break
+    bar.close()
+    if step < c.max_steps:
+        return 128 + (stop.signal or signal.SIGTERM)
+
+    # ---- Done
+
+    if val_loss is None:  # resumed after its last step
+        val_loss = validate(c.eval_tokens)
+    bits = val_loss / math.log(2) / val.bytes_per_token
+    results = {"val_loss": val_loss, "val_bpb": bits, "params": shape.n_parameters()}
+    write("done", **results)
+    if main:
+        seconds = log.seconds + time.perf_counter() - started
+        say(summary(c, plan, val_loss, bits, bigram_loss(data, val), seconds))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(__doc__.strip())
+        print("\nEvery knob, its type, its default and its consequence:\n")
+        print(inspect.getsource(Config).partition("\n")[2])
+        return 0 if argv else 2
+    try:
+        with Stop() as stop:
+            return train(load_config(argv[0], argv[1:]), stop)
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
