@@ -29,7 +29,7 @@ from schedule import Schedule
 @dataclass
 class Config:
     # The run
-    out_dir: str = "out/idea"  # the run owns this folder: config.json, log.jsonl, checkpoint.pt
+    out_dir: str = ""  # the run owns this folder; empty: out/ and the config file's name
     resume: bool = False  # go on from out_dir's checkpoint; start afresh where there is none
     overwrite: bool = False  # replace the run that out_dir holds
     seed: int = 1  # of the initial weights and of the order of the data
@@ -134,7 +134,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(text)
         set_key(values, key, value, "command line")
-    config = Config(**values)
+    config = Config(**{"out_dir": f"out/{Path(path).stem}"} | values)
     check_config(config)
     return config
 

@@ -1,6 +1,18 @@
 # IDEA Prune on the shipped corpus: enlarge, prune, recover, under one cosine.
 
-out_dir = "out/idea"
-
+n_layer = 4
+d_model = 64
+n_head = 4
+n_kv_head = 2
 d_ff = 512  # enlarged: 2.9 times the target
 d_ff_target = 176
+
+max_steps = 600
+batch_size = 64
+context_length = 128
+learning_rate = 4e-3
+warmup_steps = 30
+
+prune_start = 0.5  # the paper's: half of the tokens go to the enlarged model
+prune_end = 0.75
+prune_every = 10

@@ -56,7 +56,7 @@ class TokenDataset:
         self._map = lru_cache(maxsize=256)(self._open_map)
 
         # An epoch reads floor((tokens - T) / T) windows of every shard, at stride T from an offset
-        # that is drawn anew. The slack is at least T, so that every start has its turn.
+        # that is drawn anew, from at least T of them (or all), so that every start has its turn.
         T = context_length
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._slack = self._sizes - 1 - windows * T
@@ -133,7 +133,7 @@ class TokenDataset:
             )
 
     def _open_map(self, shard: int) -> np.ndarray:
-        with self._paths[shard].open("rb") as file:  # np.memmap does this too, 5 times slower
+        with self._paths[shard].open("rb") as file:  # np.memmap does the same, but slowly
             return np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_READ), self._dtype)
 
     def _pairs(self) -> Iterator[np.ndarray]:

@@ -1,0 +1,5 @@
+# The usual pipeline: train the enlarged model to the end of its own cosine, prune once, train again
+# with a second warm-up and cosine and a fresh optimizer.
+from configs.oneshot import *
+
+lr_restart = True

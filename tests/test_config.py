@@ -1,0 +1,156 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from config import Config, ConfigError, load_config, make_plan, match_flops
+from train import main
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+VOCAB = 1024
+
+
+def load(name: str, *overrides: str) -> Config:
+    return load_config(str(ROOT / "configs" / f"{name}.py"), list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_loads_and_plans(name):
+    c = match_flops(load(name), VOCAB)
+    plan = make_plan(c, VOCAB)
+    assert sum(steps for _, steps in plan.shapes) == c.max_steps
+    assert c.out_dir == f"out/{name}"
+    final, idea = plan.shapes[-1][0], make_plan(load("idea"), VOCAB).shapes[-1][0]
+    assert (final == idea) == (name != "enlarged")
+
+
+def test_plan_counts_the_flops_of_every_step():
+    c = load("idea_attention")
+    plan = make_plan(c, VOCAB)
+    by_step = 0
+    for shape, steps in plan.shapes:
+        by_step += steps * c.batch_size * c.context_length * shape.flops_per_token()
+    assert plan.flops == by_step < plan.enlarged_flops
+    assert [s.d_ff[0] for s, _ in plan.shapes] == sorted((s.d_ff[0] for s, _ in plan.shapes))[::-1]
+
+
+@pytest.mark.parametrize("overrides", [(), ("--max_steps=160",)])
+def test_scratch_flops_spends_what_idea_spends_to_within_one_step(overrides):
+    idea, c = load("idea", *overrides), load("scratch_flops", *overrides)
+    c = match_flops(c, VOCAB)
+    plan = make_plan(c, VOCAB)
+    assert c.max_steps > idea.max_steps
+    assert abs(plan.flops - make_plan(idea, VOCAB).flops) < plan.flops / c.max_steps
+
+
+def test_configs_differ_from_idea_by_the_lines_that_matter():
+    differ = {
+        name: {
+            f.name
+            for f in fields(Config)
+            if getattr(load(name), f.name) != getattr(load("idea"), f.name)
+        }
+        - {"out_dir"}
+        for name in CONFIGS
+    }
+    assert differ["oneshot"] == {"prune_schedule"}
+    assert differ["naive"] == {"prune_schedule", "lr_restart"}
+    assert differ["scratch"] == {"d_ff", "d_ff_target"}
+    assert differ["enlarged"] == {"d_ff_target"}
+    assert differ["scratch_flops"] == {"d_ff", "d_ff_target", "match_flops"}
+
+
+def test_command_line_overrides_the_file_with_the_type_of_the_knob():
+    c = load("idea", "--max_steps=700", "--learning_rate=1", "--resume", "--compile=off")
+    assert (c.max_steps, c.learning_rate, c.resume, c.compile) == (700, 1.0, True, "off")
+    assert load("idea", "--resume=false", "--out_dir=1e3").out_dir == "1e3"
+
+
+BAD = {
+    "unknown key": (["--d_ff_targt=3"], ["d_ff_targt", "d_ff_target"]),
+    "not a number": (["--max_steps=abc"], ["max_steps", "abc", "int"]),
+    "a float for an int": (["--max_steps=1e3"], ["max_steps", "1000.0", "int"]),
+    "a text for a float": (["--learning_rate=high"], ["learning_rate", "high"]),
+    "a number for a bool": (["--resume=3"], ["resume", "3", "bool"]),
+    "not finite": (["--learning_rate=1e999"], ["learning_rate", "inf"]),
+    "negative": (["--seed=-1"], ["seed", "-1"]),
+    "zero": (["--batch_size=0"], ["batch_size", "0"]),
+    "no value": (["--max_steps"], ["max_steps", "VALUE"]),
+    "no dashes": (["max_steps=3"], ["max_steps=3", "--key=value"]),
+    "beta of one": (["--beta2=1.0"], ["beta2", "1.0"]),
+    "floor above one": (["--min_lr_fraction=1.5"], ["min_lr_fraction", "1.5"]),
+    "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
+    "window that ends before it starts": (["--prune_end=0.4"], ["prune_end", "0.4", "prune_start"]),
+    "window past the end": (["--prune_end=1.0"], ["prune_end", "1.0"]),
+    "window at the start": (["--prune_start=0.0"], ["prune_start", "0.0"]),
+    "target wider than the model": (["--d_ff_target=1024"], ["d_ff_target", "1024", "512"]),
+    "KV target wider": (["--n_kv_head_target=4"], ["n_kv_head_target", "4"]),
+    "target off the grid": (["--d_ff_target=170"], ["d_ff_target", "170", "176", "round_to"]),
+    "KV heads do not divide": (["--n_kv_head=3"], ["n_kv_head", "3", "n_head"]),
+    "heads do not divide": (["--n_head=6"], ["n_head", "6", "d_model"]),
+    "odd head": (["--head_dim=15"], ["head_dim", "15", "even"]),
+    "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "64"]),
+    "restart with nothing to prune": (["--lr_restart", "--d_ff_target=0"], ["lr_restart"]),
+    "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
+    "warm-up longer than the run": (["--warmup_steps=600"], ["warmup_steps", "600"]),
+    "no room for one data window": (["--context_length=9000000"], ["context_length"]),
+    "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
+    "missing checkpoint": (["--init_from=none.pt"], ["none.pt"]),
+    "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),
+    "occupied by a file": (["--out_dir=README.md"], ["README.md"]),
+    "FLOPs of a missing config": (["--d_ff_target=0", "--match_flops=x.py"], ["x.py"]),
+    "FLOPs for a run that prunes": (["--match_flops=configs/scratch.py"], ["match_flops"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides, words", BAD.values(), ids=BAD)
+def test_bad_input_ends_in_one_line_and_exit_code_2_with_nothing_written(
+    overrides, words, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    code = main(["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+    assert not out.exists()
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="batch_size=64.*3 ranks"):
+        load("idea")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("d_fff = 3", ["d_fff", "d_ff"]),
+        ("d_ff = '3'", ["d_ff", "'3'", "int"]),
+        ("d_ff = [3, 4]", ["d_ff", "int"]),
+        ("d_ff = ", ["SyntaxError"]),
+        ("1 / 0", ["ZeroDivisionError"]),
+        ("from configs.none import *", ["ModuleNotFoundError"]),
+    ],
+)
+def test_bad_config_files_end_in_one_line(text, words, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path))
+    assert all(word in str(error.value) for word in [str(path), *words])
+    assert "\n" not in str(error.value)
+
+
+def test_help_lists_every_knob_with_its_default(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for field in fields(Config):
+        assert f"{field.name}: " in text
+    assert main([]) == 2

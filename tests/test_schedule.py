@@ -1,0 +1,83 @@
+import math
+
+import pytest
+
+from schedule import Schedule
+
+
+def make(**changes) -> Schedule:
+    knobs = {
+        "max_steps": 1000,
+        "peak": 4e-3,
+        "min_lr_fraction": 0.1,
+        "warmup_steps": 50,
+        "lr_restart": False,
+        "prune_schedule": "cubic",
+        "window": (501, 751),
+        "prune_every": 10,
+        "score_steps": 34,
+    }
+    return Schedule(**knobs | changes)
+
+
+def test_one_cosine_never_rises_after_warmup_and_ends_on_the_floor_at_the_last_step():
+    s = make()
+    rates = [s.learning_rate(step) for step in range(1, 1001)]
+    assert rates[0] == pytest.approx(4e-3 / 50) and rates[49] == max(rates) == 4e-3
+    assert all(a < b for a, b in zip(rates[:49], rates[1:50]))
+    assert all(a > b for a, b in zip(rates[49:], rates[50:]))
+    assert rates[-1] == pytest.approx(4e-4, rel=1e-12) and rates[-2] > rates[-1] * (1 + 1e-7)
+
+
+def test_one_cosine_is_continuous_across_the_prune_window():
+    s = make()
+    largest = max(abs(s.learning_rate(t + 1) - s.learning_rate(t)) for t in range(50, 1000))
+    assert largest <= 4e-3 * 0.9 * math.pi / 2 / 950 * 1.001  # the cosine's steepest slope
+
+
+def test_restart_gives_each_stage_its_own_warmup_and_cosine():
+    s = make(lr_restart=True, prune_schedule="oneshot", window=(501, 501))
+    assert s.learning_rate(500) == pytest.approx(4e-4)  # the first stage ends on its floor
+    assert s.learning_rate(501) == pytest.approx(4e-3 / 50)
+    assert s.learning_rate(550) == 4e-3
+    assert s.learning_rate(1000) == pytest.approx(4e-4)
+    assert s.restart_step == 501
+
+
+@pytest.mark.parametrize("kind, power", [("cubic", 3), ("linear", 1)])
+def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
+    s = make(prune_schedule=kind)
+    widths = [s.width(step, 512, 176, 16) for step in range(1, 1001)]
+    assert set(widths[:500]) == {512} and set(widths[750:]) == {176} and widths[749] > 176
+    assert all(a >= b for a, b in zip(widths, widths[1:]))
+    assert all(w % 16 == 0 for w in widths)
+    changes = [t for t in range(2, 1001) if widths[t - 1] != widths[t - 2]]
+    assert all((t - 501) % 10 == 0 for t in changes) and len(changes) > 5
+    for step in (511, 601, 741):
+        exact = 176 + 336 * (1 - (step - 501) / 250) ** power
+        assert exact <= widths[step - 1] < exact + 16
+
+
+def test_a_width_off_the_grid_is_kept_until_the_first_prune():
+    s = make()
+    assert s.width(501, 500, 176, 16) == 500
+    assert s.width(511, 500, 176, 16) <= 496
+
+
+def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
+    s = make(prune_schedule="oneshot", window=(501, 501))
+    assert (s.width(500, 512, 170, 16), s.width(501, 512, 170, 16)) == (512, 170)
+
+
+def test_phases_and_scoring_follow_the_window():
+    s = make()
+    assert [s.phase(t) for t in (1, 500, 501, 750, 751, 1000)] == [
+        "enlarged", "enlarged", "prune", "prune", "recover", "recover",
+    ]  # fmt: skip
+    assert [t for t in range(1, 1001) if s.scoring(t)] == list(range(501 - 34, 751))
+    once = make(prune_schedule="oneshot", window=(501, 501))
+    assert [t for t in range(1, 1001) if once.scoring(t)] == list(range(467, 501))
+    assert once.phase(500) == "enlarged" and once.phase(501) == "recover"
+    never = make(window=None)
+    assert never.phase(700) == "train" and not any(map(never.scoring, range(1, 1001)))
+    assert never.width(1000, 512, 176, 16) == 512
