@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from model import GPT, GPTConfig
 FORMAT = "enlarge-prune 1"
 RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt")
 # What a resumed run may change: nothing here has a say in the weights it ends with.
-MAY_CHANGE = {"out_dir", "resume", "overwrite", "device", "compile", "init_from"}
+NOT_SAVED = {"out_dir", "resume", "overwrite"}
+MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
 
 
@@ -60,12 +62,13 @@ def save_checkpoint(
     """
     state = {
         "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": json.dumps({k: v for k, v in vars(config).items() if k not in NOT_SAVED}),
         "model_config": json.dumps(dataclasses.asdict(model.shape())),
         **progress,
         "model": dict(model.state_dict()),
         "optimizer": {
-            name: dict(optimizer.state[p])
+            # Pickle writes a string once per object: interned keys make equal runs equal bytes.
+            name: {sys.intern(key): value for key, value in optimizer.state[p].items()}
             for name, p in model.named_parameters()
             if p in optimizer.state
         },
@@ -159,7 +162,7 @@ class Log:
             for line in path.read_text().splitlines():
                 with contextlib.suppress(ValueError):  # the last line may be cut short by a kill
                     event = json.loads(line)
-                    if event["step"] <= step:
+                    if event["step"] <= step and event["event"] != "done":
                         kept.append(line)
                         self.seconds = event["seconds"]
         write_whole(path, "".join(line + "\n" for line in kept).encode())

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
@@ -22,7 +23,7 @@ def make(config: GPTConfig, dtype=torch.float32) -> GPT:
 
 
 def plain_logits(model: GPT, tokens: list[int]) -> torch.Tensor:
-    """The formulas of Llama written with loops over positions and heads: no batch, no sdpa, no view."""
+    """The formulas of Llama, with loops over positions and heads: no batch, no sdpa, no view."""
     c, w = model.config, dict(model.named_parameters(remove_duplicate=False))
 
     def norm(x, weight):
@@ -96,9 +97,9 @@ def test_no_token_sees_the_future(config):
 def test_flops_are_what_torch_counts(config):
     model = GPT(config)
     x = torch.randint(0, 50, (3, 12))
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            model(x, x).backward()
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(x, x).backward()
     assert counter.get_total_flops() == config.flops_per_token() * x.numel()
 
 

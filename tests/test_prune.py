@@ -60,7 +60,7 @@ def update(model, optimizer, seed):
 
 
 def mask_units(model, group, keep):
-    """Silence units without slicing: zero the columns that read them. Returns where weights died."""
+    """Silence units without slicing: zero all of their weights. Returns where weights died."""
     dead = {}
     for name, dim in group.members:
         weight = model.get_submodule(name).weight
@@ -239,6 +239,8 @@ def test_global_scope_ranks_across_layers_on_the_grid_above_the_floor():
     masks = choose(scores, 8, "global", round_to=4, floor=4)
     assert [int(m.sum()) for m in masks] == [16, 4, 4]
     assert masks[1].nonzero().squeeze(1).tolist() == [12, 13, 14, 15]
+    masks = choose(scores[:2], 12, "global", round_to=4, floor=4)
+    assert [int(m.sum()) for m in masks] == [16, 8]  # a layer is full: the rest goes to the other
     off_grid = [torch.ones(10), torch.ones(10) * 2]  # 10 is no multiple of 4
     assert [int(m.sum()) for m in choose(off_grid, 4, "global", 4, 0)] == [0, 8]
 

@@ -58,6 +58,11 @@ def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
         assert exact <= widths[step - 1] < exact + 16
 
 
+def test_the_target_is_met_at_the_end_of_a_window_that_the_interval_does_not_divide():
+    s = make(prune_every=7)
+    assert s.width(750, 512, 176, 16) > s.width(751, 512, 176, 16) == 176
+
+
 def test_a_width_off_the_grid_is_kept_until_the_first_prune():
     s = make()
     assert s.width(501, 500, 176, 16) == 500

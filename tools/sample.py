@@ -12,7 +12,8 @@ from torch import Tensor
 
 from checkpoint import CheckpointError, load_checkpoint, load_model
 from data import DataError
-from data.tokenizer import END_OF_TEXT, dataset_tokenizer
+from data.loader import TokenDataset
+from data.tokenizer import load_tokenizer
 from model import GPT
 
 
@@ -20,8 +21,8 @@ from model import GPT
 def generate(
     model: GPT, tokens: list[int], n: int, stop: int, temperature: float, top_k: int, seed: int
 ) -> list[int]:
-    """Up to n tokens after `tokens`, at most until `stop`. temperature 0 takes the likeliest; top_k 0
-    samples from all. The model sees the last context_length tokens.
+    """Up to n tokens after `tokens`, at most until `stop`. temperature 0 takes the likeliest;
+    top_k 0 samples from all. The model sees the last context_length tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = list(tokens)
@@ -53,11 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         state = load_checkpoint(args.out_dir / "checkpoint.pt")
-        tokenizer = dataset_tokenizer(state["config"]["data_dir"])
+        data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
+        tokenizer = load_tokenizer(data.tokenizer)
     except (CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    stop = tokenizer.encode_single_token(END_OF_TEXT)
+    stop = data.end_of_text
     start = tokenizer.encode_ordinary(args.prompt) or [stop]
     model = load_model(state).eval()
     tokens = generate(model, start, args.tokens, stop, args.temperature, args.top_k, args.seed)
