@@ -39,9 +39,8 @@ def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machi
         "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
         f"{compact(tokens)} tokens, {tokens / data.tokens:.2g} epochs, "
         f"{tokens / final.n_parameters():.3g} per final parameter",
-        "compute": f"{plan.flops:.3g} training FLOPs",
-        "machine": machine,
     }
+    saving = ""
     if plan.schedule.window:
         first, last = plan.schedule.window
         ways = [f"{kind} {wide} -> {slim}" for kind, (wide, slim, _) in prune_targets(c).items()]
@@ -49,7 +48,8 @@ def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machi
             f"{', '.join(ways)} in {len(plan.shapes) - 1} prunes, steps {first} to {last}; "
             f"{compact(final.n_parameters())} parameters remain"
         )
-        rows["compute"] += f", {1 - plan.flops / plan.enlarged_flops:.0%} less than without pruning"
+        saving = f", {1 - plan.flops / plan.enlarged_flops:.0%} less than without pruning"
+    rows |= {"compute": f"{plan.flops:.3g} training FLOPs{saving}", "machine": machine}
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
 
 
@@ -84,23 +84,21 @@ def summary(
     c: Config, plan: Plan, val_loss: float, bits: float, bigram: float | None, seconds: float
 ) -> str:
     """The table at the end. bits: per byte; bigram: loss of counted token pairs, where known."""
-    full, final = plan.shapes[0][0], plan.shapes[-1][0]
-    counts = f" (token pairs counted: {bigram:.4f})" if bigram else ""
-    rows = [("parameters", f"{final.n_parameters():,}")]
+    full, final = plan.shapes[0][0].n_parameters(), plan.shapes[-1][0].n_parameters()
+    rows = {
+        "parameters": f"{final:,}",
+        "FLOPs": f"{plan.flops:.4g}",
+        "loss": f"{val_loss:.4f} nats per token on the validation split",
+        "bits/byte": f"{bits:.4f}",
+        "seconds": f"{seconds:.0f}",
+        "sample": f"python -m tools.sample {c.out_dir}",
+        "picture": f"python -m tools.plot {c.out_dir}",
+        "compare": "python train.py configs/scratch.py  # the final shape from the start",
+        "resume": "the same command with --resume goes on with a run that was stopped",
+    }
     if plan.schedule.window:
-        rows[0] = ("parameters", f"{full.n_parameters():,} enlarged, {final.n_parameters():,} now")
-    rows += [
-        ("FLOPs", f"{plan.flops:.4g}; without pruning {plan.enlarged_flops:.4g}"),
-        ("loss", f"{val_loss:.4f} nats per token on the validation split{counts}"),
-        ("bits/byte", f"{bits:.4f}"),
-        ("seconds", f"{seconds:.0f}"),
-        ("", ""),
-        ("sample", f"python -m tools.sample {c.out_dir}"),
-        ("picture", f"python -m tools.plot {c.out_dir}"),
-        ("compare", "python train.py configs/scratch.py  # the final shape from the start"),
-        (
-            "go on",
-            f"python train.py CONFIG --init_from={c.out_dir}/checkpoint.pt --out_dir=out/next",
-        ),
-    ]
-    return "\n" + "\n".join(f"{name:<11}{text}".rstrip() for name, text in rows)
+        rows["parameters"] += f", enlarged {full:,}"
+        rows["FLOPs"] += f", without pruning {plan.enlarged_flops:.4g}"
+    if bigram:
+        rows["loss"] += f"; counted token pairs reach {bigram:.4f}"
+    return "\n" + "\n".join(f"{name:<11}{text}" for name, text in rows.items())

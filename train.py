@@ -280,8 +280,8 @@ def train(c: Config, stop: Stop) -> int:
             save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
         write("save")
 
-    machine = f"{device.type}, {ranks.size} rank(s), {torch.get_num_threads()} threads each, "
-    machine += f"{dtype} products, {'compiled' if compiled else 'eager'}"
+    machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
+    machine += f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
     say(describe(c, plan, data, val, machine))
     say(
         f"resume   from step {step} of {folder / 'checkpoint.pt'}"

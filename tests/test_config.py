@@ -86,7 +86,7 @@ BAD = {
     "beta of one": (["--beta2=1.0"], ["beta2", "1.0"]),
     "floor above one": (["--min_lr_fraction=1.5"], ["min_lr_fraction", "1.5"]),
     "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
-    "window that ends before it starts": (["--prune_end=0.4"], ["prune_end=0.4: ", "prune_start=0.5"]),
+    "window ends before it starts": (["--prune_end=0.4"], ["prune_end=0.4: ", "prune_start=0.5"]),
     "window past the end": (["--prune_end=1.0"], ["prune_end=1.0: "]),
     "window at the start": (["--prune_start=0.0"], ["prune_start", "0.0"]),
     "target wider than the model": (["--d_ff_target=1024"], ["d_ff_target", "1024", "512"]),
