@@ -107,6 +107,10 @@ class Ranks:
         if self.size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
     def mean(self, x: Tensor) -> Tensor:
         """Average over the ranks, in place."""
         if self.size > 1:
@@ -236,6 +240,7 @@ def train(c: Config, stop: Stop) -> int:
     # ---- Model and optimizer, fresh or from the checkpoint
 
     state = find_checkpoint(c)
+    ranks.wait()  # all have looked at out_dir before the first one writes there
     torch.manual_seed(c.seed)
     source = state or initial
     model = load_model(source) if source else GPT(model_config(c, data.vocab_size))

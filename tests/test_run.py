@@ -1,5 +1,6 @@
 """Whole runs of a toy: what a person gets from `python train.py CONFIG`."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train as train_module
 from checkpoint import CheckpointError, Log, load_checkpoint, load_model, write_whole
+from data.loader import TokenDataset
 from data.prepare import prepare
+from model import GPT
 from tools import sample
 
 ROOT = Path(__file__).parent.parent
@@ -177,6 +182,57 @@ def so_far(out: Path, name: str) -> int:
     return log.read_text().count(f'"event": "{name}"') if log.exists() else 0
 
 
+def test_the_loop_is_plain_adamw_and_scores_the_gradient_before_clipping(
+    toy, tmp_path, monkeypatch
+):
+    """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
+    knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
+    out = tmp_path / "run"
+    stop_at(monkeypatch, 14)
+    run(toy, out, *knobs)
+    state = load_checkpoint(out / "checkpoint.pt")
+    data = TokenDataset(state["config"]["data_dir"], "train", 16)
+
+    torch.manual_seed(1)
+    model = GPT(replace(state["model_config"], d_ff=[32] * 2, n_kv_head=[4] * 2))
+    decayed = [p for name, p in model.named_parameters() if "norm" not in name]
+    kept = [p for name, p in model.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    scores, clipped = 0.0, 0
+    for step in range(1, 15):
+        x, y = data.batch(step, 8, seed=1)
+        F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
+        ffn = model.blocks[1].ffn
+        products = [(m.weight * m.weight.grad).square() for m in (ffn.gate, ffn.up, ffn.down)]
+        s = (products[0].sum(1) + products[1].sum(1) + products[2].sum(0)).sqrt()
+        scores = 0.85 * scores + 0.15 * s
+        clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
+        for group in optimizer.param_groups:  # warm-up over 3 steps, then a cosine to step 30
+            cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)
+            group["lr"] = 2e-2 * (step / 3 if step < 3 else cosine)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert clipped > 5
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(state["model"][name], p.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["scores"]["blocks.1.d_ff"], scores, rtol=1e-3, atol=0)
+
+
+def test_validation_weighs_every_token_alike(toy, undisturbed):
+    state = load_checkpoint(undisturbed / "checkpoint.pt")
+    data = TokenDataset(state["config"]["data_dir"], "val", 16)
+    model = load_model(state)
+    losses = [
+        F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").detach()
+        for x, y in data.in_order(1)
+    ]
+    ranks = train_module.Ranks(torch.device("cpu"))
+    got = train_module.evaluate(model, data, 10**9, 8, contextlib.nullcontext, ranks)
+    assert len(losses[-1]) < 16 and sum(map(len, losses)) == data.tokens - 1
+    assert got == pytest.approx(torch.cat(losses).double().mean().item(), abs=1e-5)
+
+
 def test_resume_starts_afresh_where_there_is_nothing_and_repeats_nothing_when_done(
     toy, undisturbed, tmp_path, capsys
 ):
@@ -296,15 +352,20 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_keeps_weights_moments_and_scores_in_float32(dtype, toy, tmp_path):
+def test_lower_precision_keeps_weights_moments_and_scores_in_float32(
+    dtype, toy, undisturbed, tmp_path
+):
     assert run(toy, tmp_path / "run", f"--dtype={dtype}") == 0
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     tensors = [*state["model"].values(), *state["scores"].values()]
     tensors += [t for moments in state["optimizer"].values() for t in moments.values()]
     assert {t.dtype for t in tensors} == {torch.float32}
     assert all(t.isfinite().all() for t in tensors)
-    first, last = (events(tmp_path / "run", "step")[i]["loss"] for i in (0, -1))
-    assert last < first - 1
+    losses, exact = (
+        [e["loss"] for e in events(o, "step")] for o in (tmp_path / "run", undisturbed)
+    )
+    assert losses == pytest.approx(exact, abs=0.05)
+    assert sum(a != b for a, b in zip(losses, exact)) > 20  # the products are in lower precision
 
 
 def test_no_prune_ends_in_eager_mode(toy, tmp_path, monkeypatch):
