@@ -12,7 +12,7 @@ import math
 import os
 import runpy
 import types
-from collections import Counter
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -41,11 +41,11 @@ class Config:
     # Length
     max_steps: int = 1000  # the horizon of the schedule; the whole budget: enlarged, prune, recover
     match_flops: str = ""  # make max_steps so long that the FLOPs equal those of this config
-    batch_size: int = 64  # sequences per step, over all ranks and micro batches
+    batch_size: int = 32  # sequences per step, over all ranks and micro batches
     micro_batch_size: int = 0  # sequences per rank in one forward pass; 0: all of the rank's share
     context_length: int = 128  # tokens per sequence
     # Optimizer
-    learning_rate: float = 4e-3  # the peak
+    learning_rate: float = 8e-3  # the peak
     min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
     warmup_steps: int = 50  # linear, from 0 to the peak
     lr_restart: bool = False  # the naive pipeline: at the prune, warm up and decay a second time
@@ -71,7 +71,7 @@ class Config:
     prune_schedule: str = "cubic"  # cubic, linear or oneshot (all at prune_start)
     prune_start: float = 0.5  # the window, as fractions of max_steps: enlarged until here,
     prune_end: float = 0.75  # at the target from here on
-    prune_every: int = 10  # steps between prunes
+    prune_every: int = 20  # steps between prunes
     round_to: int = 16  # FFN widths are multiples of it: hardware likes 8 to 128
     # Look
     eval_every: int = 250  # steps between validations
@@ -151,7 +151,7 @@ def check_config(c: Config) -> None:
         if isinstance(value, float):
             need(math.isfinite(value), key, "must be finite")
         if type(value) in (int, float):
-            need(value >= 0, key, "must not be negative")
+            need(0 <= value < 2**63, key, "must lie between 0 and 2**63")
     for key in [
         "max_steps",
         "batch_size",
@@ -184,7 +184,6 @@ def check_config(c: Config) -> None:
     }.items():
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
     need(c.out_dir != "", "out_dir", "must name a folder")
-    need(c.seed < 2**63, "seed", "must be less than 2**63")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim or c.d_model % c.n_head == 0, "n_head", f"must divide d_model={c.d_model}")
     need((c.head_dim or c.d_model // c.n_head) % 2 == 0, "head_dim", "must be even")
@@ -300,18 +299,21 @@ class Plan:
 
 
 def make_plan(c: Config, vocab_size: int) -> Plan:
-    schedule = make_schedule(c)
-    targets = prune_targets(c)
-    steps_at = Counter(
-        tuple(schedule.width(step, *t) for t in targets.values())
-        for step in range(1, c.max_steps + 1)
-    )
-    tokens, step, shapes = c.batch_size * c.context_length, 0, []
-    for n_steps in steps_at.values():  # widths only fall: each shape is one stretch of steps
-        shapes.append((model_config(c, vocab_size, schedule, step + 1), n_steps))
-        step += n_steps
-    flops = sum(shape.flops_per_token() * n * tokens for shape, n in shapes)
-    enlarged = model_config(c, vocab_size).flops_per_token() * c.max_steps * tokens
+    schedule, targets = make_schedule(c), prune_targets(c).values()
+    tokens_per_step = c.batch_size * c.context_length
+
+    def removed(step: int) -> int:  # never falls, so each shape is one stretch of steps
+        return -sum(schedule.width(step, *target) for target in targets)
+
+    shapes, done = [], 0
+    while done < c.max_steps:
+        shape = model_config(c, vocab_size, schedule, done + 1)
+        steps = range(c.max_steps + 1)
+        last = bisect_right(steps, removed(done + 1), lo=done + 1, key=removed) - 1
+        shapes.append((shape, last - done))
+        done = last
+    flops = sum(shape.flops_per_token() * steps for shape, steps in shapes) * tokens_per_step
+    enlarged = model_config(c, vocab_size).flops_per_token() * c.max_steps * tokens_per_step
     return Plan(schedule, shapes, flops, enlarged)
 
 

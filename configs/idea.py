@@ -7,12 +7,12 @@ n_kv_head = 2
 d_ff = 512  # enlarged: 2.9 times the target
 d_ff_target = 176
 
-max_steps = 600
-batch_size = 64
+max_steps = 1000
+batch_size = 32
 context_length = 128
-learning_rate = 4e-3
-warmup_steps = 30
+learning_rate = 8e-3
+warmup_steps = 50
 
 prune_start = 0.5  # the paper's: half of the tokens go to the enlarged model
 prune_end = 0.75
-prune_every = 10
+prune_every = 20

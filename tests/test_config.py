@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,12 @@ def test_plan_counts_the_flops_of_every_step():
     c = load("idea_attention")
     plan = make_plan(c, VOCAB)
     by_step = 0
-    for shape, steps in plan.shapes:
-        by_step += steps * c.batch_size * c.context_length * shape.flops_per_token()
+    for step in range(1, c.max_steps + 1):
+        width, kv = plan.schedule.width(step, 512, 176, 16), plan.schedule.width(step, 4, 2)
+        shape = replace(plan.shapes[0][0], d_ff=[width] * 4, n_kv_head=[kv] * 4)
+        by_step += c.batch_size * c.context_length * shape.flops_per_token()
     assert plan.flops == by_step < plan.enlarged_flops
+    assert make_plan(load("idea", "--max_steps=1000000000000"), VOCAB).flops > 1e21
     assert [s.d_ff[0] for s, _ in plan.shapes] == sorted((s.d_ff[0] for s, _ in plan.shapes))[::-1]
 
 
@@ -95,10 +98,10 @@ BAD = {
     "KV heads do not divide": (["--n_kv_head=3"], ["n_kv_head", "3", "n_head"]),
     "heads do not divide": (["--n_head=6"], ["n_head", "6", "d_model"]),
     "odd head": (["--head_dim=15"], ["head_dim", "15", "even"]),
-    "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "64"]),
+    "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
     "restart with nothing to prune": (["--lr_restart", "--d_ff_target=0"], ["lr_restart"]),
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
-    "warm-up longer than the run": (["--warmup_steps=600"], ["warmup_steps", "600"]),
+    "warm-up longer than the run": (["--warmup_steps=1000"], ["warmup_steps", "1000"]),
     "no room for one data window": (["--context_length=9000000"], ["context_length"]),
     "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
     "missing checkpoint": (["--init_from=none.pt"], ["none.pt"]),
@@ -124,7 +127,7 @@ def test_bad_input_ends_in_one_line_and_exit_code_2_with_nothing_written(
 
 def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="batch_size=64.*3 ranks"):
+    with pytest.raises(ConfigError, match="batch_size=32.*3 ranks"):
         load("idea")
 
 
