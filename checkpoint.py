@@ -28,6 +28,18 @@ MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
 
 
+# What reading a damaged or foreign file can raise.
+DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+)
+
+
 class CheckpointError(Exception):
     """One line for a person: which file or folder, what is wrong with it, what to do."""
 
@@ -35,11 +47,15 @@ class CheckpointError(Exception):
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a kill leaves either the old content or the new, never a part."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # the rename itself is durable once the folder is flushed
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -90,19 +106,24 @@ def load_checkpoint(path: Path) -> dict:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        ours = isinstance(state, dict) and state.get("format") == FORMAT
+        if ours:
+            state["config"] = json.loads(state["config"])
+            state["model_config"] = GPTConfig(**json.loads(state["model_config"]))
+    except DAMAGE as error:
         raise CheckpointError(f"{path}: not a checkpoint of train.py, or damaged") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not ours:
         raise CheckpointError(f"{path}: not a checkpoint of this version of train.py ({FORMAT})")
-    state["config"] = json.loads(state["config"])
-    state["model_config"] = GPTConfig(**json.loads(state["model_config"]))
     return state
 
 
 def load_model(state: dict) -> GPT:
-    """The model of a checkpoint, whatever its widths."""
+    """The model of a checkpoint, whatever its widths. Raises CheckpointError if they disagree."""
     model = GPT(state["model_config"])
-    model.load_state_dict(state["model"], strict=True)
+    try:
+        model.load_state_dict(state["model"], strict=True)
+    except DAMAGE as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit its shape: {error}") from error
     return model
 
 
@@ -117,12 +138,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, state: dict) ->
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def check_same_run(config: Config, state: dict, path: Path) -> None:
+def check_same_run(config: Config, state: dict) -> None:
     """Refuse to go on with a config that contradicts the checkpoint's. Raises CheckpointError."""
     now, then = dataclasses.asdict(config), state["config"]
     changed = [k for k in now if k not in MAY_CHANGE and now[k] != then.get(k)]
     if changed:
         what = ", ".join(f"{k}={then.get(k)!r} there, {now[k]!r} here" for k in changed)
+        path = Path(config.out_dir) / "checkpoint.pt"
         raise CheckpointError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
 
 
@@ -139,9 +161,7 @@ def find_checkpoint(config: Config) -> dict | None:
         )
     path = folder / "checkpoint.pt"
     if config.resume and path.exists():
-        state = load_checkpoint(path)
-        check_same_run(config, state, path)
-        return state
+        return load_checkpoint(path)
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (config.overwrite or config.resume):
         raise CheckpointError(
@@ -149,6 +169,20 @@ def find_checkpoint(config: Config) -> dict | None:
             "replaces it, --out_dir=FOLDER writes elsewhere"
         )
     return None
+
+
+def open_out_dir(config: Config, step: int) -> "Log":
+    """Make the folder of a run that starts, or goes on, after `step`. Raises CheckpointError."""
+    folder = Path(config.out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if step == 0:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        text = json.dumps(dataclasses.asdict(config), indent=1)
+        write_whole(folder / "config.json", text.encode())
+        return Log(folder / "log.jsonl", step)
+    except OSError as error:
+        raise CheckpointError(f"out_dir={config.out_dir}: cannot write there: {error}") from error
 
 
 class Log:
@@ -160,7 +194,7 @@ class Log:
         kept, self.seconds = [], 0.0
         if step and path.exists():
             for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the last line may be cut short by a kill
+                with contextlib.suppress(ValueError, LookupError, TypeError):  # a kill cuts lines
                     event = json.loads(line)
                     if event["step"] <= step and event["event"] != "done":
                         kept.append(line)

@@ -134,7 +134,8 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(text)
         set_key(values, key, value, "command line")
-    config = Config(**{"out_dir": f"out/{Path(path).stem}"} | values)
+    values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
+    config = Config(**values)
     check_config(config)
     return config
 
@@ -183,7 +184,6 @@ def check_config(c: Config) -> None:
         "prune_schedule": ("cubic", "linear", "oneshot"),
     }.items():
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
-    need(c.out_dir != "", "out_dir", "must name a folder")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim or c.d_model % c.n_head == 0, "n_head", f"must divide d_model={c.d_model}")
     need((c.head_dim or c.d_model // c.n_head) % 2 == 0, "head_dim", "must be even")
@@ -231,11 +231,15 @@ def prune_targets(c: Config) -> dict[str, tuple[int, int, int]]:
     return {kind: t for kind, t in targets.items() if t[1] < t[0]}
 
 
+def lowest_width(c: Config, target: int, grid: int) -> int:
+    """The narrowest that scope="global" makes a layer: `layer_floor` of the target, on the grid."""
+    return max(1, math.ceil(c.layer_floor * target / grid)) * grid
+
+
 def model_config(
     c: Config, vocab_size: int, schedule: Schedule | None = None, step: int = 0
 ) -> GPTConfig:
-    """The enlarged shape; or with a schedule the one during `step`, as if all layers were equally
-    wide."""
+    """The enlarged shape; with a schedule the one during `step`, as if layers were equally wide."""
     widths = {"d_ff": c.d_ff, "n_kv_head": c.n_kv_head}
     if schedule:
         widths |= {kind: schedule.width(step, *t) for kind, t in prune_targets(c).items()}
@@ -317,18 +321,28 @@ def make_plan(c: Config, vocab_size: int) -> Plan:
     return Plan(schedule, shapes, flops, enlarged)
 
 
+# What a run that prunes may have different from the run of its final shape.
+ENLARGED = ("n_head", "n_kv_head", "head_dim", "d_ff", "d_ff_target", "n_kv_head_target")
+ENLARGED += ("prune_schedule", "prune_start", "prune_end", "prune_every", "round_to")
+
+
 def match_flops(c: Config, vocab_size: int) -> Config:
-    """With `match_flops`, the config whose max_steps cost as many FLOPs as max_steps of the other
-    one."""
+    """With `match_flops`, the config whose max_steps cost what c's would with the enlarged shape
+    and the prunes of that other config.
+    """
     if not c.match_flops:
         return c
-    length = {key: getattr(c, key) for key in ("max_steps", "batch_size", "context_length")}
-    other = replace(load_config(c.match_flops), **length)
-    per_step = model_config(c, vocab_size).flops_per_token() * c.batch_size * c.context_length
     if prune_targets(c):
         raise ConfigError(f"match_flops={c.match_flops!r}: works for runs that do not prune")
-    steps = round(make_plan(other, vocab_size).flops / per_step)
-    return replace(c, max_steps=steps)
+    path = Path(c.match_flops)
+    other = load_config(str(path if path.is_file() else Path(__file__).parent / path))
+    other = replace(c, **{key: getattr(other, key) for key in ENLARGED})
+    check_config(other)
+    per_step = model_config(c, vocab_size).flops_per_token() * c.batch_size * c.context_length
+    return replace(c, max_steps=round(make_plan(other, vocab_size).flops / per_step))
+
+
+SHAPE = ("n_layer", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings")
 
 
 def take_shape(c: Config, initial: dict, vocab_size: int) -> Config:
@@ -342,15 +356,9 @@ def take_shape(c: Config, initial: dict, vocab_size: int) -> Config:
             f"that of data_dir={c.data_dir!r} has {vocab_size}"
         )
     shape.context_length = c.context_length
-    c = replace(
-        c,
-        n_layer=shape.n_layer,
-        d_model=shape.d_model,
-        n_head=shape.n_kv_head[0] * shape.queries_per_kv,
-        n_kv_head=shape.n_kv_head[0],
-        head_dim=shape.head_dim,
-        d_ff=shape.d_ff[0],
-        tie_embeddings=shape.tie_embeddings,
-    )
+    knobs = {key: getattr(shape, key) for key in ("n_layer", "d_model", "head_dim")}
+    knobs |= {"n_kv_head": shape.n_kv_head[0], "d_ff": shape.d_ff[0]}
+    knobs |= {"n_head": shape.n_kv_head[0] * shape.queries_per_kv}
+    c = replace(c, **knobs, tie_embeddings=shape.tie_embeddings)
     check_config(c)
     return c

@@ -112,7 +112,9 @@ class Attention(nn.Module):
             for proj in (self.q, self.k, self.v)
         )
         q, k = rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        # Spelled out: not every fused kernel of every torch takes fewer KV heads than query heads.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o(y.transpose(1, 2).flatten(2))  # (B, T, d_model)
 
 

@@ -58,8 +58,8 @@ def step_line(
 ) -> str:
     """One line on the way. speed: tokens per second; left: seconds."""
     return (
-        f"loss {loss:.4f}  lr {lr:.2e}  {compact(speed)} tokens/s  d_ff {one_or_all(shape.d_ff)}  "
-        f"kv {one_or_all(shape.n_kv_head)}  {phase}  {clock(left)} left"
+        f"loss {loss:.4f} lr {lr:.1e} {compact(speed)} tok/s d_ff {one_or_all(shape.d_ff)} "
+        f"kv {one_or_all(shape.n_kv_head)} {phase} {clock(left)} left"
     )
 
 

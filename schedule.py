@@ -29,20 +29,15 @@ class Schedule:
         """
         first, last = 1, self.max_steps
         if self.lr_restart and self.window:
-            restart = self.restart_step
+            restart = self.window[0]
             first, last = (restart, last) if step >= restart else (1, restart - 1)
         done = step - first + 1  # steps of this stage, this one included
         if done < self.warmup_steps:
             return self.peak * done / self.warmup_steps
         span = last - first + 1 - self.warmup_steps
-        progress = (done - self.warmup_steps) / span if span > 0 else 1.0
+        progress = (done - self.warmup_steps) / span
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.peak * (self.min_lr_fraction + (1 - self.min_lr_fraction) * cosine)
-
-    @property
-    def restart_step(self) -> int:
-        """The first step of the second stage, when the learning rate restarts."""
-        return self.window[0]
 
     def width(self, step: int, full: int, target: int, round_to: int = 1) -> int:
         """How many units of a group are alive during `step`, on its way from `full` to `target`.

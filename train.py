@@ -11,7 +11,6 @@ update.
 import contextlib
 import dataclasses
 import inspect
-import json
 import math
 import os
 import shutil
@@ -28,18 +27,20 @@ from tqdm import tqdm
 
 from checkpoint import (
     CheckpointError,
-    Log,
+    check_same_run,
     find_checkpoint,
     load_checkpoint,
     load_model,
     load_optimizer,
+    open_out_dir,
     save_checkpoint,
-    write_whole,
 )
 from config import (
+    SHAPE,
     Config,
     ConfigError,
     load_config,
+    lowest_width,
     make_plan,
     match_flops,
     model_config,
@@ -80,11 +81,9 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability()[0] >= 8
         return torch.bfloat16 if native else torch.float16
-    if device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        return torch.bfloat16
-    return torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    pays = c.d_model >= 128  # below, casting costs what the products save
+    return torch.bfloat16 if device.type == "cpu" and native and pays else torch.float32
 
 
 def choose_compile(c: Config, device: torch.device, flops_per_shape: float) -> bool:
@@ -138,19 +137,20 @@ def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
         torch._dynamo.reset()
         forward = torch.compile(model)
     if ranks.size > 1:
-        forward = DistributedDataParallel(forward, gradient_as_bucket_view=True)
+        forward = DistributedDataParallel(
+            forward, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return forward
 
 
-def make_optimizer(model: GPT, c: Config, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(model: GPT, c: Config) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": c.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=fused)
+    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=True)
 
 
 @torch.no_grad()
@@ -200,6 +200,9 @@ class TrainingError(Exception):
     """The run cannot go on: at which step, why, what to do."""
 
 
+OVERFLOW = "the gradients overflow float16; use --dtype=bfloat16 or float32"
+
+
 # --------------------------------------------------------------------------------------------------
 # The run
 # --------------------------------------------------------------------------------------------------
@@ -213,7 +216,6 @@ def train(c: Config, stop: Stop) -> int:
     """
     started = time.perf_counter()
     device = choose_device(c)
-    dtype = choose_dtype(c, device)
     ranks = Ranks(device)
     main = ranks.rank == 0  # the one that speaks, logs and saves
     folder = Path(c.out_dir)
@@ -229,23 +231,28 @@ def train(c: Config, stop: Stop) -> int:
 
     # ---- Plan: the whole run is known before step 1
 
-    initial = load_checkpoint(Path(c.init_from)) if c.init_from else None
-    if initial:
-        c = take_shape(c, initial, data.vocab_size)
+    state = find_checkpoint(c)  # to resume from, if any
+    source = state or (load_checkpoint(Path(c.init_from)) if c.init_from else None)
+    if c.init_from and state:  # the shape that it gave then; the checkpoint may be narrower by now
+        c = dataclasses.replace(c, **{key: state["config"][key] for key in SHAPE})
+    elif c.init_from:
+        c = take_shape(c, source, data.vocab_size)
     c = match_flops(c, data.vocab_size)
+    dtype = choose_dtype(c, device)
+    c = dataclasses.replace(c, dtype=str(dtype).removeprefix("torch."))
     plan = make_plan(c, data.vocab_size)
     schedule, targets = plan.schedule, prune_targets(c)
     compiled = choose_compile(c, device, plan.flops / len(plan.shapes))
 
     # ---- Model and optimizer, fresh or from the checkpoint
 
-    state = find_checkpoint(c)
+    if state:
+        check_same_run(c, state)
     ranks.wait()  # all have looked at out_dir before the first one writes there
     torch.manual_seed(c.seed)
-    source = state or initial
     model = load_model(source) if source else GPT(model_config(c, data.vocab_size))
     model.to(device)
-    optimizer = make_optimizer(model, c, device)
+    optimizer = make_optimizer(model, c)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     scores: dict[str, Tensor] = {}  # group name -> smoothed score of each unit
     step, tokens, flops = 0, 0, 0
@@ -261,16 +268,18 @@ def train(c: Config, stop: Stop) -> int:
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch, autocast, ranks)
 
+    def bits_per_byte(nats_per_token: float) -> float:
+        return nats_per_token / math.log(2) / val.bytes_per_token
+
     # ---- Output
 
     if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not state:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        write_whole(folder / "config.json", json.dumps(dataclasses.asdict(c), indent=1).encode())
-        log = Log(folder / "log.jsonl", step)
-    on_terminal = main and sys.stderr.isatty()
-    bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, leave=False, unit="step")
+        log = open_out_dir(c, step)
+    on_terminal = main and sys.stderr.isatty() and sys.stdout.isatty()
+    bar_format = (
+        "{percentage:3.0f}%|{bar:8}|{postfix}"  # our own time left knows the prunes to come
+    )
+    bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=bar_format)
     say = bar.write if main else lambda text: None
 
     def write(event: str, **values) -> None:
@@ -286,7 +295,7 @@ def train(c: Config, stop: Stop) -> int:
         write("save")
 
     machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
-    machine += f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
+    machine += f"{c.dtype}, {'compiled' if compiled else 'eager'}"
     say(describe(c, plan, data, val, machine))
     say(
         f"resume   from step {step} of {folder / 'checkpoint.pt'}"
@@ -300,7 +309,7 @@ def train(c: Config, stop: Stop) -> int:
     shape = model.shape()
     forward = None  # the model, compiled and wrapped for DDP as the run needs it
     inputs, hooks = {}, []  # what the activation criterion watches
-    val_loss, trained_tokens, trained_seconds = None, 0, 0.0
+    val_loss, trained_tokens, trained_seconds, skipped = None, 0, 0.0, 0
     while step < c.max_steps:
         step += 1
         began = time.perf_counter()
@@ -308,7 +317,7 @@ def train(c: Config, stop: Stop) -> int:
         # Schedule: one cosine over the whole run. Naive pipeline: a second one, no moments
         lr = schedule.learning_rate(step)
         if c.lr_restart and step == schedule.window[0]:
-            optimizer = make_optimizer(model, c, device)
+            optimizer = make_optimizer(model, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
@@ -317,7 +326,9 @@ def train(c: Config, stop: Stop) -> int:
             width, before = schedule.width(step, full, target, grid), getattr(shape, kind)
             if width * c.n_layer == sum(before):
                 continue
-            floor = max(1, math.ceil(c.layer_floor * target / grid)) * grid
+            if not scores:
+                raise TrainingError(f"step {step}: {OVERFLOW}: nothing to prune by")
+            floor = lowest_width(c, target, grid)
             loss_before = validate(tokens_per_step)
             prune(model, optimizer, scores, kind, width, c.scope, grid, floor, ranks.from_first)
             loss_after = validate(tokens_per_step)
@@ -342,8 +353,8 @@ def train(c: Config, stop: Stop) -> int:
             forward = wrap(model, compiled, ranks)
 
         # Forward and backward: the gradient of the mean over micro-batches and ranks
-        x, y = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        micro_batches = list(zip(x.to(device).split(micro_batch), y.to(device).split(micro_batch)))
+        batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
+        micro_batches = list(zip(*(tokens.to(device).split(micro_batch) for tokens in batch)))
         loss = torch.zeros((), device=device)
         for i, (x, y) in enumerate(micro_batches, start=1):
             waits = ranks.size > 1 and i < len(micro_batches)  # ranks average once, at the last one
@@ -354,9 +365,13 @@ def train(c: Config, stop: Stop) -> int:
             loss += micro_loss.detach()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        facts = torch.stack([loss, norm, torch.tensor(float(stop.signal), device=device)])
-        loss, grad_norm, signalled = ranks.mean(facts).tolist()
+        signalled = torch.tensor(float(stop.signal), device=device)
+        # The one wait for the device in a step: nothing that is not finite may enter the weights
+        loss, grad_norm, signalled = ranks.mean(torch.stack([loss, norm, signalled])).tolist()
         overflow = scaler.is_enabled() and not math.isfinite(grad_norm)  # float16 skips such a step
+        skipped = skipped + 1 if overflow else 0
+        if skipped > 50:
+            raise TrainingError(f"step {step}: {OVERFLOW} for {skipped} steps")
         if not (math.isfinite(loss) and (math.isfinite(grad_norm) or overflow)):
             raise TrainingError(diverged(step, loss, grad_norm, lr, folder / "checkpoint.pt"))
 
@@ -403,7 +418,7 @@ def train(c: Config, stop: Stop) -> int:
         bar.update()
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(c.eval_tokens)
-            bits = val_loss / math.log(2) / val.bytes_per_token
+            bits = bits_per_byte(val_loss)
             write("eval", val_loss=val_loss, val_bpb=bits)
             say(f"eval     step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
         if step % c.save_every == 0 or step == c.max_steps or signalled:
@@ -419,9 +434,8 @@ def train(c: Config, stop: Stop) -> int:
 
     if val_loss is None:  # resumed after its last step
         val_loss = validate(c.eval_tokens)
-    bits = val_loss / math.log(2) / val.bytes_per_token
-    results = {"val_loss": val_loss, "val_bpb": bits, "params": shape.n_parameters()}
-    write("done", **results)
+    bits = bits_per_byte(val_loss)
+    write("done", val_loss=val_loss, val_bpb=bits, params=shape.n_parameters())
     if main:
         seconds = log.seconds + time.perf_counter() - started
         say(summary(c, plan, val_loss, bits, bigram_loss(data, val), seconds))
@@ -438,10 +452,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Stop() as stop:
             return train(load_config(argv[0], argv[1:]), stop)
-    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
+    except (ConfigError, DataError, CheckpointError, TrainingError, OSError) as error:
+        rank = int(os.environ.get("RANK", 0))
+        if rank == 0 or not isinstance(error, ConfigError):  # a wrong config is wrong on every rank
+            print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, (TrainingError, OSError)) else 2
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -103,6 +103,7 @@ BAD = {
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
     "warm-up longer than the run": (["--warmup_steps=1000"], ["warmup_steps", "1000"]),
     "no room for one data window": (["--context_length=9000000"], ["context_length"]),
+    "device that is not there": (["--device=mps"], ["device", "mps"]),
     "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
     "missing checkpoint": (["--init_from=none.pt"], ["none.pt"]),
     "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import train as train_module
-from checkpoint import CheckpointError, Log, load_checkpoint, load_model, write_whole
+from checkpoint import FORMAT, CheckpointError, Log, load_checkpoint, load_model, write_whole
 from data.loader import TokenDataset
 from data.prepare import prepare
 from model import GPT
@@ -120,35 +120,39 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(toy, undisturb
     assert run(toy, tmp_path / "b", "--seed=2") == 0 and not same_end(tmp_path / "b", undisturbed)
 
 
-def stop_at(monkeypatch, step: int) -> None:
-    """Send ourselves a real SIGTERM while the log line of `step` is written."""
+def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send ourselves a real signal during `step`."""
     write = Log.write
 
     def write_and_signal(self, event, **values):
         write(self, event, **values)
         if event == "step" and values["step"] == step - 1:  # it is heeded at the end of `step`
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Log, "write", write_and_signal)
 
 
-@pytest.mark.parametrize("step", [7, 11, 18, 28], ids=["enlarged", "scoring", "prune", "recover"])
-def test_a_stop_saves_and_resume_is_bitwise(step, toy, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "step, number",
+    [(7, signal.SIGTERM), (11, signal.SIGINT), (18, signal.SIGTERM), (28, signal.SIGINT)],
+    ids=["enlarged", "scoring", "prune", "recover"],
+)
+def test_a_stop_saves_and_resume_is_bitwise(step, number, toy, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        stop_at(patched, step)
-        assert run(toy, out) == 128 + signal.SIGTERM
+        stop_at(patched, step, number)
+        assert run(toy, out) == 128 + number
     assert load_checkpoint(out / "checkpoint.pt")["step"] == step
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
     assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("criterion", ["activation", "random"])
-def test_resume_is_bitwise_for_other_criteria_and_uneven_layers(
-    criterion, toy, tmp_path, monkeypatch
+@pytest.mark.parametrize("other", ["criterion=activation", "criterion=random", "dtype=float16"])
+def test_resume_is_bitwise_for_other_criteria_precisions_and_uneven_layers(
+    other, toy, tmp_path, monkeypatch
 ):
-    knobs = [f"--criterion={criterion}", "--scope=global", "--layer_floor=0.5"]
+    knobs = [f"--{other}", "--scope=global", "--layer_floor=0.5"]
     assert run(toy, tmp_path / "whole", *knobs) == 0
     with monkeypatch.context() as patched:
         stop_at(patched, 18)
@@ -182,14 +186,15 @@ def so_far(out: Path, name: str) -> int:
     return log.read_text().count(f'"event": "{name}"') if log.exists() else 0
 
 
+@pytest.mark.parametrize("criterion", ["sensitivity", "activation", "magnitude"])
 def test_the_loop_is_plain_adamw_and_scores_the_gradient_before_clipping(
-    toy, tmp_path, monkeypatch
+    criterion, toy, tmp_path, monkeypatch
 ):
     """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
     out = tmp_path / "run"
     stop_at(monkeypatch, 14)
-    run(toy, out, *knobs)
+    run(toy, out, f"--criterion={criterion}", *knobs)
     state = load_checkpoint(out / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "train", 16)
 
@@ -199,13 +204,20 @@ def test_the_loop_is_plain_adamw_and_scores_the_gradient_before_clipping(
     kept = [p for name, p in model.named_parameters() if "norm" in name]
     groups = [{"params": decayed, "weight_decay": 0.3}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    scores, clipped = 0.0, 0
+    scores, clipped, read = 0.0, 0, []
+    ffn = model.blocks[1].ffn
+    ffn.down.register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
-        ffn = model.blocks[1].ffn
-        products = [(m.weight * m.weight.grad).square() for m in (ffn.gate, ffn.up, ffn.down)]
-        s = (products[0].sum(1) + products[1].sum(1) + products[2].sum(0)).sqrt()
+        weights = [m.weight.detach().clone() for m in (ffn.gate, ffn.up, ffn.down)]
+        if criterion == "activation":
+            s = read[-1].square().mean((0, 1)).sqrt() * weights[2].norm(dim=0)
+        else:
+            if criterion == "sensitivity":
+                for w, m in zip(weights, (ffn.gate, ffn.up, ffn.down)):
+                    w *= m.weight.grad
+            s = sum(w.square().sum(dim) for w, dim in zip(weights, (1, 1, 0))).sqrt()
         scores = 0.85 * scores + 0.15 * s
         clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
         for group in optimizer.param_groups:  # warm-up over 3 steps, then a cosine to step 30
@@ -291,18 +303,21 @@ class Malicious:
         return (Path.touch, (Path(self.victim),))
 
 
-def test_a_malicious_pickle_is_refused_and_not_executed(toy, tmp_path, capsys):
+def test_a_malicious_pickle_is_refused_and_not_executed(toy, undisturbed, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
-    for content in ({"model": Malicious(tmp_path / "victim")}, {"model": torch.zeros(2)}, [1]):
+    crafted = {"format": FORMAT, "config": "{}", "model_config": '{"d_ff": 3}'}
+    foreign = ({"model": Malicious(tmp_path / "victim")}, {"model": torch.zeros(2)}, [1], crafted)
+    for content in foreign:
         torch.save(content, out / "checkpoint.pt")
         assert run(toy, out, "--resume") == 2
         assert str(out / "checkpoint.pt") in capsys.readouterr().err
     assert not (tmp_path / "victim").exists()
-    whole = b"PK" + bytes(1000)
-    (out / "checkpoint.pt").write_bytes(whole)
-    with pytest.raises(CheckpointError, match="checkpoint.pt"):
-        load_checkpoint(out / "checkpoint.pt")
+    whole = (undisturbed / "checkpoint.pt").read_bytes()
+    for damaged in (b"PK" + bytes(1000), b"", whole[:-100], whole[: len(whole) // 2]):
+        (out / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="checkpoint.pt"):
+            load_checkpoint(out / "checkpoint.pt")
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_file_whole(tmp_path, monkeypatch):
@@ -342,12 +357,14 @@ def test_micro_batches_change_nothing_but_rounding(toy, undisturbed, tmp_path):
 
 def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     out = tmp_path / "run"
-    assert run(toy, out, "--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0") == 0
+    knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
+    assert run(toy, out, *knobs, "--save_every=7") == 0
     rates = {e["step"]: e["lr"] for e in events(out, "step")}
     assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]
     (event,) = events(out, "prune")
     assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
     state = load_checkpoint(out / "checkpoint.pt")
+    assert state["step"] == 30  # the last step is saved whatever the interval
     assert {m["step"].item() for m in state["optimizer"].values()} == {30 - 12}
 
 
@@ -366,6 +383,30 @@ def test_lower_precision_keeps_weights_moments_and_scores_in_float32(
     )
     assert losses == pytest.approx(exact, abs=0.05)
     assert sum(a != b for a, b in zip(losses, exact)) > 20  # the products are in lower precision
+
+
+def test_gradients_that_always_overflow_float16_stop_the_run(toy, tmp_path, monkeypatch, capsys):
+    total_norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda g: total_norm(g) * torch.inf)
+    assert run(toy, tmp_path / "run", "--dtype=float16", "--max_steps=90") == 1
+    assert "overflow float16" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(toy, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    fsync = os.fsync
+    calls = iter(range(1000))
+
+    def full_after_some(descriptor):
+        if next(calls) > 10:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_some)
+    assert run(toy, out) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert load_checkpoint(out / "checkpoint.pt")["step"] > 0
+    assert not list(out.glob("*.tmp"))
 
 
 def test_no_prune_ends_in_eager_mode(toy, tmp_path, monkeypatch):
@@ -402,6 +443,7 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--learning_rate=1e-5", "--warmup_steps=0"]
     start = f"--init_from={undisturbed / 'checkpoint.pt'}"
     assert run(toy, tmp_path / "run", start, *knobs) == 0
+    assert run(toy, tmp_path / "run", start + "-gone", *knobs, "--resume") == 0  # needed once only
     first, last = events(tmp_path / "run", "step")[0], events(tmp_path / "run", "step")[-1]
     assert (first["d_ff"], first["n_kv_head"], last["d_ff"]) == (8, 1, 4)
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)

@@ -87,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"error: {error.filename}: no such log; give the out_dir of a run", file=sys.stderr)
         return 2
+    except KeyError as error:
+        print(f"error: a log without any {error} event yet; nothing to draw", file=sys.stderr)
+        return 2
     print(to)
     return 0
 

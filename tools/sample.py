@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     except (CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if min(args.temperature, args.top_k, args.tokens) < 0:
+        parser.error("--temperature, --top_k and --tokens must not be negative")
     stop = data.end_of_text
     start = tokenizer.encode_ordinary(args.prompt) or [stop]
     model = load_model(state).eval()
