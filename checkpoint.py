@@ -23,9 +23,9 @@ from model import GPT, GPTConfig
 FORMAT = "enlarge-prune 1"
 RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt")
 # What a resumed run may change: nothing here has a say in the weights it ends with.
-NOT_SAVED = {"out_dir", "resume", "overwrite"}
+NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "stop_after"}
 
 
 # What reading a damaged or foreign file can raise.

@@ -78,6 +78,7 @@ class Config:
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
     save_every: int = 250  # steps between checkpoints; the last step is always saved
     log_every: int = 10  # steps between lines of the log
+    stop_after: int = 0  # save and stop after this step, to be resumed later; 0: run to the end
 
 
 class ConfigError(Exception):
@@ -207,6 +208,7 @@ def check_config(c: Config) -> None:
             need(c.prune_start < c.prune_end < 1, "prune_end", window)
     else:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
+    need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     need(c.batch_size % world_size == 0, "batch_size", f"must divide by the {world_size} ranks")
     share = c.batch_size // world_size

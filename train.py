@@ -309,7 +309,8 @@ def train(c: Config, stop: Stop) -> int:
     forward = None  # the model, compiled and wrapped for DDP as the run needs it
     inputs, hooks = {}, []  # what the activation criterion watches
     val_loss, trained_tokens, trained_seconds, skipped = None, 0, 0.0, 0
-    while step < c.max_steps:
+    last_step = c.stop_after or c.max_steps
+    while step < last_step:
         step += 1
         began = time.perf_counter()
 
@@ -420,14 +421,14 @@ def train(c: Config, stop: Stop) -> int:
             bits = bits_per_byte(val_loss)
             write("eval", val_loss=val_loss, val_bpb=bits)
             say(f"eval     step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
-        if step % c.save_every == 0 or step == c.max_steps or signalled:
+        if step % c.save_every == 0 or step == last_step or signalled:
             save()
-        if signalled and step < c.max_steps:
-            say(f"stopped by a signal after step {step}, saved in {folder}; --resume goes on")
+        if signalled:
             break
     bar.close()
     if step < c.max_steps:
-        return 128 + (stop.signal or signal.SIGTERM)
+        say(f"stopped after step {step}, saved in {folder}; --resume goes on")
+        return 0 if step == c.stop_after else 128 + (stop.signal or signal.SIGTERM)
 
     # ---- Done
 

@@ -1,0 +1,125 @@
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
+
+from checkpoint import load_checkpoint
+from config import ConfigError
+from tools import compare, results
+
+ARMS = {
+    "idea": "",
+    "oneshot": "prune_schedule = 'oneshot'",
+    "enlarged": "d_ff_target = 0; n_kv_head_target = 0",
+    "scratch_flops": "d_ff = 8; n_head = 1; n_kv_head = 1; head_dim = 4; "
+    "d_ff_target = 0; n_kv_head_target = 0; match_flops = r'{folder}/idea.py'",
+}
+
+
+@pytest.fixture(scope="module")
+def arms(toy, tmp_path_factory) -> list[str]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("arms")
+    for name, lines in ARMS.items():
+        text = toy.read_text() + "score_beta = 0.0\n" + lines.format(folder=folder) + "\n"
+        (folder / f"{name}.py").write_text(text)
+    return [str(folder / f"{name}.py") for name in ARMS]
+
+
+def tool(arms: list[str], tmp_path: Path) -> list[str]:
+    where = [f"--out={tmp_path / 'results'}", f"--runs={tmp_path / 'runs'}"]
+    return [*arms, *where, "--seeds=1", "--jobs=2", "--eval_every=5"]
+
+
+def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path):
+    command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
+        deadline = time.monotonic() + 60
+        while not (trunk / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(trunk / "checkpoint.pt")["step"] < 13  # it stopped before the prune
+    for name in ("idea", "oneshot"):
+        straight = tmp_path / name
+        config = next(a for a in arms if Path(a).stem == name)
+        assert run(config, straight, "--eval_every=5") == 0
+        assert same_end(tmp_path / "runs" / name / "1", straight)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
+    assert compare.main(tool(arms, tmp_path)) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
+
+    rows = results.read_csv(tmp_path / "results" / "runs.csv")
+    assert [row["arm"] for row in rows] == list(ARMS)
+    flops = {row["arm"]: row["flops"] for row in rows}
+    steps = load_checkpoint(tmp_path / "runs" / "scratch_flops" / "1" / "checkpoint.pt")["step"]
+    assert abs(flops["scratch_flops"] - flops["idea"]) < flops["scratch_flops"] / steps
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("runs.csv", "curves.csv"):
+        shutil.copy(tmp_path / "results" / name, copy)
+    assert results.main([str(copy)]) == 0
+    assert (copy / "table.md").read_bytes() == (tmp_path / "results" / "table.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line, word", [("d_ff_target = 16", "parameters"), ("max_steps = 40", "tokens")]
+)
+def test_arms_that_cannot_be_compared_are_refused_by_name(line, word, arms, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(Path(arms[0]).read_text() + line + "\n")
+    with pytest.raises(ConfigError, match=f"other.py.*{word}.*not comparable"):
+        compare.load_arms([arms[0], str(other)], [], "idea")
+
+
+def test_only_runs_that_learn_alike_share_a_stretch(arms, tmp_path):
+    naive = tmp_path / "naive.py"
+    naive.write_text(Path(arms[1]).read_text() + "lr_restart = True\n")
+    loaded = {a.name: a for a in compare.load_arms([*arms, str(naive)], [], "idea")}
+    shared = lambda a, b: compare.shared_steps(loaded[a], loaded[b])  # noqa: E731
+    assert shared("enlarged", "scratch_flops") == 0
+    assert shared("idea", "oneshot") == shared("idea", "enlarged") == 13 - 5 - 1
+    assert shared("enlarged", "enlarged") == 30
+    assert shared("naive", "idea") == 3  # another cosine: only the warm-up is the same
+
+
+@pytest.mark.parametrize(
+    "differences, p",
+    [
+        ([1.0, 3.0], 0.29516723530086653),  # t = 2, one degree of freedom: 1 - 2 atan(2) / pi
+        ([1.0, 2.0, 3.0], 0.07417990022744858),  # t = 2 sqrt(3), two: 1 - t / sqrt(2 + t^2)
+        ([-1.0, -2.0, -3.0], 0.07417990022744858),
+        ([1.0, -1.0], 1.0),
+        ([0.5, 0.5, 0.5], 0.0),
+    ],
+)
+def test_p_values_match_closed_forms(differences, p):
+    assert results.t_test(differences) == pytest.approx(p, abs=1e-9)
+    assert math.isnan(results.t_test([1.0]))
+
+
+def test_p_value_matches_the_table_of_student():
+    """The two-sided 5% point at 4 degrees of freedom is 2.776445."""
+    t, n = 2.776445105, 5
+    shape = [-2.0, -1.0, 0.0, 1.0, 2.0]  # mean 0, standard deviation sqrt(2.5)
+    shift = t * math.sqrt(2.5 / n)
+    assert results.t_test([x + shift for x in shape]) == pytest.approx(0.05, abs=1e-8)
+
+
+def test_table_holds_mean_spread_and_paired_difference():
+    row = dict.fromkeys(results.RUN_COLUMNS, 1.0)
+    losses = {"idea": [3.0, 3.2], "naive": [3.1, 3.4]}
+    rows = [
+        row | {"arm": arm, "seed": seed, "val_loss": loss}
+        for arm, values in losses.items()
+        for seed, loss in enumerate(values, start=1)
+    ]
+    lines = results.table(rows, "idea").splitlines()
+    assert lines[2].startswith("| idea | 2 | 3.1000 ± 0.1414 |")
+    assert lines[3].startswith("| naive | 2 | 3.2500 ± 0.2121 | 1.0000 | +0.1500 (0.2) |")

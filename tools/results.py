@@ -1,0 +1,153 @@
+"""Table and figure of a comparison, from its csv files: python -m tools.results results/NAME
+
+runs.csv has a row a run, curves.csv one a validation. table.md comes out of them byte for byte.
+"""
+
+import argparse
+import csv
+import io
+import math
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from checkpoint import write_whole
+
+RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
+CURVE_COLUMNS = ["arm", "seed", "tokens", "flops", "val_loss", "params", "lr"]
+
+
+def write(folder: Path, runs: list[dict], curves: list[dict]) -> None:
+    """runs.csv and curves.csv in the folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, columns, rows in (("runs", RUN_COLUMNS, runs), ("curves", CURVE_COLUMNS, curves)):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(folder / f"{name}.csv", text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return [
+            {k: v if k == "arm" else float(v) for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def t_test(differences: list[float]) -> float:
+    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance alone.
+
+    Student's t density integrated by Simpson's rule, exact to about 1e-9. nan for fewer than 2.
+    """
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    if variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    t, df = abs(mean) / math.sqrt(variance / n), n - 1
+    # With x = sqrt(df) tan(a) the density becomes c cos(a)^(df-1), for a up to atan(t / sqrt(df))
+    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    end, parts = math.atan(t / math.sqrt(df)), 2000
+    weights = [1 if i in (0, parts) else 4 if i % 2 else 2 for i in range(parts + 1)]
+    inside = sum(w * math.cos(end * i / parts) ** (df - 1) for i, w in enumerate(weights))
+    return max(0.0, 1 - 2 * c * inside * end / parts / 3)
+
+
+def table(rows: list[dict], reference: str) -> str:
+    """A Markdown table of the arms, best first: mean and standard deviation over seeds, and the
+    difference to the reference on the seeds that both have, with its p-value.
+    """
+    by_arm: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], {})[int(row["seed"])] = row
+    lines = [
+        f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
+        "| parameters | tokens | FLOPs | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    base = by_arm[reference]
+
+    def of(runs: dict[int, dict], key: str) -> list[float]:
+        return [run[key] for run in runs.values()]
+
+    for arm, runs in sorted(by_arm.items(), key=lambda pair: mean(of(pair[1], "val_loss"))):
+        loss, bits = of(runs, "val_loss"), of(runs, "val_bpb")
+        spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
+        pairs = [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
+        against = ""
+        if arm != reference and pairs:
+            p = t_test(pairs)
+            against = f"{mean(pairs):+.4f}" + ("" if math.isnan(p) else f" ({p:.2g})")
+        lines.append(
+            f"| {arm} | {len(loss)} | {mean(loss):.4f}{spread} | {mean(bits):.4f} | {against} "
+            f"| {mean(of(runs, 'params')):,.0f} | {mean(of(runs, 'tokens')):,.0f} "
+            f"| {mean(of(runs, 'flops')):.3g} | {mean(of(runs, 'seconds')):.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(curves: list[dict], folder: Path) -> None:
+    """Loss over tokens and over FLOPs, parameters and learning rate beneath: mean over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "0", "font.size": 9})  # the same bytes every time
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        3, 2, sharex="col", sharey="row", figsize=(10, 7.5), height_ratios=(3, 1, 1),
+        constrained_layout=True,
+    )  # fmt: skip
+    final = min(row["val_loss"] for row in curves)
+    for i, arm in enumerate(dict.fromkeys(row["arm"] for row in curves)):
+        points: dict[float, list[dict]] = {}
+        for row in curves:
+            if row["arm"] == arm:
+                points.setdefault(row["tokens"], []).append(row)
+        for column, x in enumerate(("tokens", "flops")):
+            xs = [mean([r[x] for r in rows]) for rows in points.values()]
+            for line, key in enumerate(("val_loss", "params", "lr")):
+                ys = [mean([r[key] for r in rows]) for rows in points.values()]
+                axes[line, column].plot(xs, ys, color=f"C{i}", lw=1.2, label=arm)
+            axes[2, column].set_xlabel("training " + {"tokens": "tokens", "flops": "FLOPs"}[x])
+    axes[0, 0].set_ylim(final - 0.05, final + 0.8)
+    for line, label in enumerate(("validation loss, nats/token", "parameters", "learning rate")):
+        axes[line, 0].set_ylabel(label)
+    axes[0, 1].legend(frameon=False, fontsize=8)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, lw=0.5)
+    figure.savefig(folder / "curves.png", dpi=110)
+    figure.savefig(folder / "curves.svg", metadata={"Date": None})
+
+
+def report(folder: Path, reference: str) -> None:
+    """table.md and the figure, from the two .csv files alone."""
+    text = table(read_csv(folder / "runs.csv"), reference)
+    write_whole(folder / "table.md", text.encode())
+    print(text)
+    try:
+        draw(read_csv(folder / "curves.csv"), folder)
+    except ModuleNotFoundError as error:
+        print(f"no figure: {error}; pip install matplotlib", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="results/NAME")
+    parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
+    args = parser.parse_args(argv)
+    try:
+        report(args.folder, args.reference)
+    except (OSError, KeyError) as error:
+        print(f"error: {args.folder}: no results of a comparison ({error})", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
