@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -136,9 +136,15 @@ class Runs:
     folder: Path
     overrides: list[str]  # --key=value for train.py
     threads: int
+    trunk_of: dict[str, Arm] = field(default_factory=dict)  # arm name -> where its run begins
 
     def out_dir(self, arm: Arm, seed: int) -> Path:
         return self.folder / arm.name / str(seed)
+
+    def trunk_dir(self, arm: Arm, seed: int) -> Path:
+        """Where the stretch that the arm starts from is trained, if it shares one."""
+        trunk = self.trunk_of.get(arm.name, arm)
+        return self.folder / "trunks" / trunk.name / str(seed)
 
     def train(self, arm: Arm, seed: int, out_dir: Path, *extra: str) -> None:
         """Run train.py, or go on with it. Raises RuntimeError with its last words if it fails."""
@@ -157,7 +163,7 @@ class Runs:
 
     def stretch(self, trunk: Arm, arms: list[tuple[Arm, int]], seed: int) -> None:
         """Train a trunk; where an arm leaves it, stop and begin that arm's run from there."""
-        here = self.folder / "trunks" / trunk.name / str(seed)
+        here = self.trunk_dir(trunk, seed)
         for n in sorted({n for _, n in arms}):
             new = [a for a, m in arms if m == n and not read_log(self.out_dir(a, seed))]
             if new and max((e["step"] for e in read_log(here)), default=0) <= n:
@@ -173,6 +179,7 @@ class Runs:
             tqdm(total=total, unit="FLOP", unit_scale=True) as bar,
         ):
             trunks = find_trunks(arms)
+            self.trunk_of = {arm.name: trunk for trunk, forks in trunks for arm, _ in forks}
             shared = [pool.submit(self.stretch, *trunk, s) for s in seeds for trunk in trunks]
             self.watch(shared, arms, seeds, bar)
             runs = [(arm, s, self.out_dir(arm, s)) for s in seeds for arm in arms]
@@ -181,7 +188,11 @@ class Runs:
     def watch(self, futures: list, arms: list[Arm], seeds: range, bar: tqdm) -> None:
         """Show how far the runs are until all these have ended; then raise what one raised."""
         while wait(futures, timeout=2).not_done:
-            logs = [read_log(self.out_dir(arm, seed)) for arm in arms for seed in seeds]
+            logs = [
+                read_log(self.out_dir(arm, seed)) or read_log(self.trunk_dir(arm, seed))
+                for arm in arms
+                for seed in seeds
+            ]
             bar.update(sum(log[-1]["flops"] for log in logs if log) - bar.n)
         for future in futures:
             future.result()

@@ -1,6 +1,6 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE.png]
 
-Loss, parameters and learning rate over tokens, one colour a run; a run alone has its phases shaded.
+Loss, FFN width and learning rate over tokens, one colour a run; a run alone has its phases shaded.
 The picture goes to the first OUT_DIR's run.png unless --to names another file (.png or .svg).
 """
 
@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 
 def read_log(out_dir: Path) -> dict[str, list[dict]]:
@@ -42,7 +43,8 @@ def draw(out_dirs: list[Path], to: Path) -> None:
             ms=3,
             label=f"{out_dir.name}: {evals[-1]['val_loss']:.3f}",
         )
-        size.step(tokens, [e["params"] / 1e6 for e in steps], where="pre", color=color)
+        widths = [mean(e["d_ff"]) if isinstance(e["d_ff"], list) else e["d_ff"] for e in steps]
+        size.step(tokens, widths, where="pre", color=color)
         rate.plot(tokens, [e["lr"] for e in steps], color=color)
     if len(logs) == 1:
         shade_phases((loss, size, rate), logs[0]["step"])
@@ -50,7 +52,7 @@ def draw(out_dirs: list[Path], to: Path) -> None:
     loss.set_ylim(final - 0.15, final + 1.6)
     loss.set_ylabel("loss, nats per token\n(line: training, dots: validation)")
     loss.legend(frameon=False, title="validation loss at the end", loc="upper right")
-    size.set_ylabel("parameters, M")
+    size.set_ylabel("FFN width")
     size.set_ylim(bottom=0)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
