@@ -1,18 +1,20 @@
 """What a run leaves in its out_dir, and how it comes back: config.json, log.jsonl, checkpoint.pt.
 
 A checkpoint holds tensors and plain containers only, so loading one cannot run code. It is written
-aside, flushed and renamed: a kill at any moment leaves the old one or the new one, whole. Nothing
-in it depends on the clock, so two equal runs leave equal bytes.
+aside, flushed and renamed, and the one before is kept: a kill at any moment leaves a whole one, and
+a checksum tells a damaged one. Nothing in it depends on the clock, so equal runs leave equal bytes.
 """
 
 import contextlib
 import dataclasses
-import io
+import hashlib
 import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import torch
 from torch import Tensor
@@ -20,46 +22,81 @@ from torch import Tensor
 from config import Config
 from model import GPT, GPTConfig
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: no lock, two runs in one out_dir are the user's to avoid
+    fcntl = None
+
 FORMAT = "enlarge-prune 1"
-RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt")
+PREVIOUS = "checkpoint.prev.pt"
+RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", PREVIOUS)
 # What a resumed run may change: nothing here has a say in the weights it ends with.
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
-MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from"}
+MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "on_nonfinite"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "stop_after"}
 
 
 # What reading a damaged or foreign file can raise.
-DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-)
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
+DAMAGE += (LookupError, ValueError, TypeError)
 
 
 class CheckpointError(Exception):
     """One line for a person: which file or folder, what is wrong with it, what to do."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a kill leaves either the old content or the new, never a part."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
+    """Fill a file by `write(file)` so that a kill leaves the old content or the new, never a part.
+
+    `keep` is where the old file goes, just before the new one takes its place.
+    """
     aside = path.with_name(path.name + ".tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(aside, path)
-    except OSError:
+    except (OSError, RuntimeError) as error:
         aside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself is durable once the folder is flushed
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"{path}: {error}") from error  # torch.save hides the one in the other
+    if os.name == "posix":  # a rename is durable once the folder is flushed
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def checksum(state: dict) -> str:
+    """sha256 over names, values, dtypes, shapes and bytes: what a flipped bit cannot keep."""
+    sha = hashlib.sha256()
+
+    def feed(x: object) -> None:
+        if isinstance(x, dict):
+            for key, value in x.items():
+                feed(key)
+                feed(value)
+        elif isinstance(x, Tensor):
+            sha.update(f"{x.dtype} {tuple(x.shape)}".encode())
+            sha.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            sha.update(repr(x).encode())
+
+    feed(state)
+    return sha.hexdigest()
+
+
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Write a checkpoint; the one before it is kept as checkpoint.prev.pt."""
+    state = state | {"checksum": checksum(state)}
+    write_whole(path, lambda file: torch.save(state, file), keep=path.with_name(PREVIOUS))
 
 
 def save_checkpoint(
@@ -71,10 +108,9 @@ def save_checkpoint(
     scores: dict[str, Tensor],
     progress: dict[str, int],
 ) -> None:
-    """Save all that the next step depends on. The order of the data needs no state
-    (data/loader.py).
+    """Save all that the next step depends on. The order of the data needs none (data/loader.py).
 
-    progress: step, tokens and flops so far. Optimizer state is keyed by parameter name.
+    progress: step, tokens, flops and skipped so far. Optimizer state is keyed by parameter name.
     """
     state = {
         "format": FORMAT,
@@ -91,9 +127,7 @@ def save_checkpoint(
         "scaler": scaler.state_dict(),
         "scores": scores,
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(path, buffer.getbuffer())
+    write_checkpoint(path, state)
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -108,6 +142,8 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         ours = isinstance(state, dict) and state.get("format") == FORMAT
         if ours:
+            if state.pop("checksum") != checksum(state):
+                raise ValueError("the checksum differs")
             state["config"] = json.loads(state["config"])
             state["model_config"] = GPTConfig(**json.loads(state["model_config"]))
     except DAMAGE as error:
@@ -130,9 +166,7 @@ def load_model(state: dict) -> GPT:
 def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, state: dict) -> None:
     """Give the optimizer the moments that a checkpoint holds for each parameter name."""
     name_of = {p: name for name, p in model.named_parameters()}
-    held = [
-        p for group in optimizer.param_groups for p in group["params"]
-    ]  # torch counts in this order
+    held = [p for group in optimizer.param_groups for p in group["params"]]  # as torch counts
     moments = {i: state["optimizer"][name_of[p]] for i, p in enumerate(held)}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -159,9 +193,16 @@ def find_checkpoint(config: Config) -> dict | None:
         raise CheckpointError(
             f"out_dir={config.out_dir}: cannot write in {nearest}; choose another"
         )
-    path = folder / "checkpoint.pt"
-    if config.resume and path.exists():
-        return load_checkpoint(path)
+    saved = [folder / name for name in ("checkpoint.pt", PREVIOUS) if (folder / name).exists()]
+    if config.resume and saved:
+        try:
+            return load_checkpoint(saved[0])
+        except CheckpointError as error:
+            if saved[0] == saved[-1]:
+                raise
+            state = load_checkpoint(saved[-1])
+            print(f"{error}; going on from {saved[-1]}, step {state['step']}", file=sys.stderr)
+            return state
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (config.overwrite or config.resume):
         raise CheckpointError(
@@ -172,15 +213,23 @@ def find_checkpoint(config: Config) -> dict | None:
 
 
 def open_out_dir(config: Config, step: int) -> "Log":
-    """Make the folder of a run that starts, or goes on, after `step`. Raises CheckpointError."""
+    """Make the folder of a run that starts, or goes on, after `step`. Raises CheckpointError, also
+    where another process runs there: its lock is the system's, and ends with it however it ends.
+    """
     folder = Path(config.out_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if step == 0:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        text = json.dumps(dataclasses.asdict(config), indent=1)
-        write_whole(folder / "config.json", text.encode())
-        return Log(folder / "log.jsonl", step)
+            for name in ("checkpoint.pt", PREVIOUS):
+                (folder / name).unlink(missing_ok=True)
+        write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1))
+        return Log(folder / "log.jsonl", step, lock)
+    except BlockingIOError as error:
+        message = f"out_dir={config.out_dir}: another process is running there; choose another"
+        raise CheckpointError(message) from error
     except OSError as error:
         raise CheckpointError(f"out_dir={config.out_dir}: cannot write there: {error}") from error
 
@@ -188,20 +237,27 @@ def open_out_dir(config: Config, step: int) -> "Log":
 class Log:
     """log.jsonl: one JSON object a line, written at once. Opening it drops what came after `step`,
     the steps that the resumed run does again; `seconds` is the time that those before it took.
+    What a full disk does not take is written with a later line. Holds the out_dir's lock.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int, lock: TextIO):
         kept, self.seconds = [], 0.0
         if step and path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, LookupError, TypeError):  # a kill cuts lines
                     event = json.loads(line)
                     if event["step"] <= step and event["event"] != "done":
-                        kept.append(line)
+                        kept.append(line + "\n")
                         self.seconds = event["seconds"]
-        write_whole(path, "".join(line + "\n" for line in kept).encode())
-        self.file = open(path, "a")  # noqa: SIM115
+        write_text(path, "".join(kept))
+        self.lock, self.file = lock, open(path, "ab", buffering=0)  # noqa: SIM115
+        self.waiting = b""
 
     def write(self, event: str, **values) -> None:
-        self.file.write(json.dumps({"event": event, **values}) + "\n")
-        self.file.flush()
+        self.waiting += json.dumps({"event": event, **values}).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self.waiting = self.waiting[self.file.write(self.waiting) :]
+
+    def close(self) -> None:
+        self.file.close()
+        self.lock.close()

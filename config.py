@@ -8,6 +8,7 @@ configs.idea import *`. `load_config` reads one, `check_config` refuses what no 
 import ast
 import contextlib
 import difflib
+import errno
 import math
 import os
 import runpy
@@ -53,6 +54,7 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.95
     grad_clip: float = 1.0  # on the norm of all gradients; 0: off
+    on_nonfinite: str = "stop"  # or skip: go on without a step whose loss is not finite, 50 at most
     # Model, enlarged
     n_layer: int = 4
     d_model: int = 64
@@ -90,16 +92,30 @@ class ConfigError(Exception):
 # --------------------------------------------------------------------------------------------------
 
 
+PATHS = ("out_dir", "data_dir", "init_from", "match_flops")
+
+
+def shown(value: object) -> str:
+    """A value of any kind, short enough for a line."""
+    try:
+        text = repr(value)
+    except Exception:  # thousands of digits, or an object that cannot say what it is
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
 def set_key(values: dict, key: str, value: object, where: str) -> None:
     hints = get_type_hints(Config)
     if key not in hints:
         near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{where}: unknown key '{key}'; the nearest is '{near}' (all: --help)")
-    if hints[key] is float and type(value) is int:
+        raise ConfigError(
+            f"{where}: unknown key {shown(key)}; the nearest is '{near}' (all: --help)"
+        )
+    if hints[key] is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if type(value) is not hints[key]:
         kind = hints[key].__name__
-        raise ConfigError(f"{where}: {key}={value!r} is not of type {kind}; see --help")
+        raise ConfigError(f"{where}: {key}={shown(value)} is not of type {kind}; see --help")
     values[key] = value
 
 
@@ -107,35 +123,34 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Run a config file and apply `--key=value` overrides. Raises ConfigError. Names that start
     with an underscore, modules and functions are the file's own business.
     """
-    values = {}
-    if not Path(path).is_file():
+    values, hints = {}, get_type_hints(Config)
+    if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/")
     try:
         names = runpy.run_path(path)
-    except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # sys.exit() too: a config has no say in how the run ends
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{path}: {what}") from error
     for key, value in names.items():
-        if (
-            not key.startswith("_")
-            and not isinstance(value, types.ModuleType)
-            and not callable(value)
-        ):
+        own = isinstance(value, types.ModuleType) or callable(value)
+        if not key.startswith("_") and (key in hints or not own):
             set_key(values, key, value, path)
     for argument in overrides:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
-            raise ConfigError(f"command line: '{argument}' is not of the form --key=value")
-        kind = get_type_hints(Config).get(key)
+            raise ConfigError(f"command line: {shown(argument)} is not of the form --key=value")
+        kind = hints.get(key)
         if kind is bool:
             text = text.capitalize() if equals else "True"
         elif not equals and kind:
             raise ConfigError(f"command line: --{key} needs a value, as in --{key}=VALUE")
         value = text
         if kind is not str:
-            with contextlib.suppress(ValueError, SyntaxError):
+            with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
                 value = ast.literal_eval(text)
         set_key(values, key, value, "command line")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
+    values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
     config = Config(**values)
     check_config(config)
     return config
@@ -147,13 +162,22 @@ def check_config(c: Config) -> None:
 
     def need(ok: bool, key: str, remedy: str) -> None:
         if not ok:
-            raise ConfigError(f"{key}={getattr(c, key)!r}: {remedy}")
+            raise ConfigError(f"{key}={shown(getattr(c, key))}: {remedy}")
 
     for key, value in vars(c).items():
         if isinstance(value, float):
             need(math.isfinite(value), key, "must be finite")
         if type(value) in (int, float):
-            need(0 <= value < 2**63, key, "must lie between 0 and 2**63")
+            need(0 <= value < 2**62, key, "must lie between 0 and 2**62")
+        if isinstance(value, str):
+            need(value.isprintable(), key, "must have no line end or other control character")
+    for key in PATHS:
+        try:
+            os.stat(getattr(c, key))
+        except OSError as error:  # most need not exist
+            need(error.errno != errno.ENAMETOOLONG, key, "is too long for a path")
+    need(c.data_dir != "", "data_dir", "must be a folder that data.prepare made")
+    need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
     for key in [
         "max_steps",
         "batch_size",
@@ -174,20 +198,25 @@ def check_config(c: Config) -> None:
         need(getattr(c, key) > 0, key, "must be greater than 0")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
-    for key in ("min_lr_fraction", "layer_floor"):
+    for key in ("learning_rate", "min_lr_fraction", "layer_floor"):
         need(getattr(c, key) <= 1, key, "must be at most 1")
+    decayed = f"must be at most 1 / learning_rate = {1 / c.learning_rate:.3g}, or weights turn over"
+    need(c.weight_decay * c.learning_rate <= 1, "weight_decay", decayed)
     for key, choices in {
         "device": ("auto", "cpu", "cuda", "mps"),
         "dtype": ("auto", "float32", "bfloat16", "float16"),
         "compile": ("auto", "on", "off"),
         "criterion": tuple(CRITERIA),
         "scope": ("layer", "global"),
+        "on_nonfinite": ("stop", "skip"),
         "prune_schedule": ("cubic", "linear", "oneshot"),
     }.items():
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim or c.d_model % c.n_head == 0, "n_head", f"must divide d_model={c.d_model}")
-    need((c.head_dim or c.d_model // c.n_head) % 2 == 0, "head_dim", "must be even")
+    need(c.head_dim % 2 == 0, "head_dim", "must be even")
+    even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
+    need(c.head_dim or c.d_model // c.n_head % 2 == 0, "d_model", even)
     need(c.d_ff_target <= c.d_ff, "d_ff_target", f"is wider than the model, d_ff={c.d_ff}")
     need(
         c.n_kv_head_target <= c.n_kv_head,
@@ -206,6 +235,9 @@ def check_config(c: Config) -> None:
         if c.prune_schedule != "oneshot":
             window = f"must lie between prune_start={c.prune_start} and 1"
             need(c.prune_start < c.prune_end < 1, "prune_end", window)
+        memory = round(1 / (1 - c.score_beta))
+        within = f"averages over {memory} steps, more than max_steps={c.max_steps}"
+        need(memory <= c.max_steps, "score_beta", within)
     else:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
     need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")
@@ -257,6 +289,33 @@ def model_config(
     )
 
 
+def least_memory(c: Config, vocab_size: int) -> int:
+    """Bytes that a rank needs at the very least, whatever torch saves by fusing and recomputing."""
+    one, two = (model_config(replace(c, n_layer=n), vocab_size).n_parameters() for n in (1, 2))
+    parameters = one + (c.n_layer - 1) * (two - one)
+    share = c.batch_size // int(os.environ.get("WORLD_SIZE", 1)) * c.context_length  # tokens
+    micro_batch = min(c.micro_batch_size * c.context_length or share, share)
+    per_token = 4 * c.n_layer * (c.d_model + c.d_ff) + 4 * vocab_size  # activations and logits
+    # Weight, gradient and two moments in float32; two int64 per token of the batch.
+    return 16 * parameters + 16 * share + micro_batch * per_token
+
+
+def check_memory(c: Config, vocab_size: int, available: int) -> None:
+    """Refuse what cannot fit into `available` bytes. Raises ConfigError with the key to blame: the
+    one whose default would bring the need down the most.
+    """
+    needed = least_memory(c, vocab_size)
+    if needed > available:
+        keys = ("d_model", "n_layer", "d_ff", "head_dim", "n_head", "n_kv_head", "batch_size")
+        keys += ("context_length", "micro_batch_size")
+        by_default = {k: replace(c, **{k: getattr(Config, k)}) for k in keys}
+        key = min(keys, key=lambda k: least_memory(by_default[k], vocab_size))
+        raise ConfigError(
+            f"{key}={getattr(c, key)}: the run needs at least {needed / 2**30:,.0f} GiB of memory; "
+            f"there are {available / 2**30:,.0f} GiB"
+        )
+
+
 def make_schedule(c: Config) -> Schedule:
     """The config's schedule, in steps. Raises ConfigError where a run of max_steps has no room for
     it."""
@@ -270,6 +329,11 @@ def make_schedule(c: Config) -> Schedule:
                 f"max_steps={c.max_steps}: too few for the window from prune_start={c.prune_start}"
                 + ("" if oneshot else f" to prune_end={c.prune_end}")
             )
+        if not oneshot and c.prune_every > last - first:
+            raise ConfigError(
+                f"prune_every={c.prune_every}: longer than the window of {last - first} steps; "
+                "prune_schedule='oneshot' prunes once"
+            )
         window = (first, last)
     schedule = Schedule(
         max_steps=c.max_steps,
@@ -280,9 +344,7 @@ def make_schedule(c: Config) -> Schedule:
         prune_schedule=c.prune_schedule,
         window=window,
         prune_every=c.prune_every,
-        score_steps=math.ceil(
-            5 / (1 - c.score_beta)
-        ),  # five time constants: what came before is 1%
+        score_steps=math.ceil(5 / (1 - c.score_beta)),  # what came before them is 1%
     )
     shortest = c.max_steps
     if c.lr_restart:
@@ -337,11 +399,17 @@ def match_flops(c: Config, vocab_size: int) -> Config:
     if prune_targets(c):
         raise ConfigError(f"match_flops={c.match_flops!r}: works for runs that do not prune")
     path = Path(c.match_flops)
-    other = load_config(str(path if path.is_file() else Path(__file__).parent / path))
-    other = replace(c, **{key: getattr(other, key) for key in ENLARGED})
-    check_config(other)
+    try:
+        other = load_config(str(path if path.is_file() else Path(__file__).parent / path))
+        other = replace(c, **{key: getattr(other, key) for key in ENLARGED})
+        check_config(other)
+        flops = make_plan(other, vocab_size).flops
+    except ConfigError as error:
+        raise ConfigError(f"match_flops={c.match_flops!r}: {error}") from error
     per_step = model_config(c, vocab_size).flops_per_token() * c.batch_size * c.context_length
-    return replace(c, max_steps=round(make_plan(other, vocab_size).flops / per_step))
+    c = replace(c, max_steps=round(flops / per_step))
+    check_config(c)
+    return c
 
 
 SHAPE = ("n_layer", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings")

@@ -72,11 +72,11 @@ def prune_line(
     )
 
 
-def diverged(step: int, loss: float, norm: float, lr: float, checkpoint: Path) -> str:
+def diverged(loss: float, norm: float, lr: float, checkpoint: Path) -> str:
     kept = f"; {checkpoint} is untouched" if checkpoint.exists() else ""
     return (
-        f"step {step}: loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not "
-        f"finite{kept}. Start again with a lower --learning_rate or a longer --warmup_steps"
+        f"loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not finite{kept}. Start "
+        "again with a lower --learning_rate, a longer --warmup_steps, or --on_nonfinite=skip"
     )
 
 

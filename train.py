@@ -13,7 +13,6 @@ import dataclasses
 import inspect
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -39,6 +38,7 @@ from config import (
     SHAPE,
     Config,
     ConfigError,
+    check_memory,
     load_config,
     lowest_width,
     make_plan,
@@ -50,79 +50,14 @@ from config import (
 from data import DataError
 from data.loader import TokenDataset, bigram_loss
 from data.prepare import prepare_shipped
+from machine import Ranks, Stop, choose_compile, choose_device, choose_dtype, device_memory
 from model import GPT
 from prune import prune, update_scores, watch_inputs
 from report import describe, diverged, one_or_all, prune_line, step_line, summary
 
 # --------------------------------------------------------------------------------------------------
-# Setup: device, precision, ranks
+# Parts of the loop
 # --------------------------------------------------------------------------------------------------
-
-
-def choose_device(c: Config) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    kind = c.device if c.device != "auto" else next(k for k, there in available.items() if there)
-    if not available[kind]:
-        raise ConfigError(f"device={c.device!r}: this torch finds none; try --device=auto")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
-    return torch.device(kind)
-
-
-def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
-    """Of the matrix products; weights, moments and scores are float32 whatever it is."""
-    if c.dtype != "auto":
-        return getattr(torch, c.dtype)
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability()[0] >= 8
-        return torch.bfloat16 if native else torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.type == "cpu" and native else torch.float32
-
-
-def choose_compile(c: Config, device: torch.device, flops_per_shape: float) -> bool:
-    """On a CPU, compiling a shape takes half a minute and makes its steps 1.3 times faster: it pays
-    from about 3e13 FLOPs per shape (measured on two cores, d_model 64 and 256).
-    """
-    if c.compile != "auto":
-        return c.compile == "on"
-    has_compiler = shutil.which("g++") is not None
-    on_cpu = device.type == "cpu" and has_compiler and flops_per_shape > 3e13
-    return device.type == "cuda" or on_cpu
-
-
-class Ranks:
-    """The processes that train together: one, unless torchrun started more."""
-
-    def __init__(self, device: torch.device):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        if self.size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Average over the ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(x)
-            x /= self.size
-        return x
-
-    def from_first(self, mask: Tensor) -> Tensor:
-        """What rank 0 holds, in place: ranks that prune different units would never agree again."""
-        if self.size > 1:
-            byte = mask.byte()
-            dist.broadcast(byte, src=0)
-            mask.copy_(byte)
-        return mask
 
 
 def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
@@ -175,24 +110,18 @@ def evaluate(
     return nats / tokens
 
 
-class Stop:
-    """SIGINT or SIGTERM asks for a stop at the step's end; a second one ends the process at
-    once."""
-
-    def __init__(self):
-        self.signal = 0
-
-    def __enter__(self) -> "Stop":
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def ask(self, number: int, frame) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+@contextlib.contextmanager
+def explain_memory(micro_batch: int, share: int):
+    """Say which micro batch to try when one of `micro_batch` of a rank's sequences does not fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        smaller = [n for n in range(1, micro_batch // 2 + 1) if share % n == 0]
+        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
+        message = f"out of memory with micro batches of {micro_batch} sequences; try {way}"
+        raise TrainingError(message) from error
 
 
 class TrainingError(Exception):
@@ -236,6 +165,8 @@ def train(c: Config, stop: Stop) -> int:
         c = dataclasses.replace(c, **{key: state["config"][key] for key in SHAPE})
     elif c.init_from:
         c = take_shape(c, source, data.vocab_size)
+    if not state:  # what has run may be narrower by now
+        check_memory(c, data.vocab_size, device_memory(device))
     c = match_flops(c, data.vocab_size)
     dtype = choose_dtype(c, device)
     c = dataclasses.replace(c, dtype=str(dtype).removeprefix("torch."))
@@ -254,9 +185,10 @@ def train(c: Config, stop: Stop) -> int:
     optimizer = make_optimizer(model, c)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     scores: dict[str, Tensor] = {}  # group name -> smoothed score of each unit
-    step, tokens, flops = 0, 0, 0
+    step = tokens = flops = skipped = 0
     if state:
         step, tokens, flops = state["step"], state["tokens"], state["flops"]
+        skipped = state["skipped"]
         load_optimizer(optimizer, model, state)
         scaler.load_state_dict(state["scaler"])
         scores = {name: score.to(device) for name, score in state["scores"].items()}
@@ -286,12 +218,20 @@ def train(c: Config, stop: Stop) -> int:
             seconds = round(log.seconds + time.perf_counter() - started, 3)
             log.write(event, step=step, tokens=tokens, flops=flops, seconds=seconds, **values)
 
-    def save() -> None:
-        if main:
-            progress = {"step": step, "tokens": tokens, "flops": flops}
-            path = folder / "checkpoint.pt"
-            save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
-        write("save")
+    def save(last: bool) -> None:
+        """A failed save costs the run nothing but the last one: it goes on, and tries again."""
+        progress = {"step": step, "tokens": tokens, "flops": flops, "skipped": skipped}
+        path = folder / "checkpoint.pt"
+        try:
+            if main:
+                save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
+            write("save")
+        except OSError as error:
+            write("save", error=str(error))
+            message = f"step {step}: cannot save {path}: {error}; what was saved before is whole"
+            if last:
+                raise TrainingError(message) from error
+            say(f"save     {message}; trying again at the next save")
 
     machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
     machine += f"{c.dtype}, {'compiled' if compiled else 'eager'}"
@@ -308,7 +248,7 @@ def train(c: Config, stop: Stop) -> int:
     shape = model.shape()
     forward = None  # the model, compiled and wrapped for DDP as the run needs it
     inputs, hooks = {}, []  # what the activation criterion watches
-    val_loss, trained_tokens, trained_seconds, skipped = None, 0, 0.0, 0
+    val_loss, trained_tokens, trained_seconds, skipped_in_a_row = None, 0, 0.0, 0
     last_step = c.stop_after or c.max_steps
     while step < last_step:
         step += 1
@@ -327,7 +267,7 @@ def train(c: Config, stop: Stop) -> int:
             if width * c.n_layer == sum(before):
                 continue
             if not scores:
-                raise TrainingError(f"step {step}: {OVERFLOW}: nothing to prune by")
+                raise TrainingError(f"step {step}: no step was finite enough to score: {OVERFLOW}")
             floor = lowest_width(c, target, grid)
             loss_before = validate(tokens_per_step)
             prune(model, optimizer, scores, kind, width, c.scope, grid, floor, ranks.from_first)
@@ -356,27 +296,30 @@ def train(c: Config, stop: Stop) -> int:
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         micro_batches = list(zip(*(tokens.to(device).split(micro_batch) for tokens in batch)))
         loss = torch.zeros((), device=device)
-        for i, (x, y) in enumerate(micro_batches, start=1):
-            waits = ranks.size > 1 and i < len(micro_batches)  # ranks average once, at the last one
-            with forward.no_sync() if waits else contextlib.nullcontext():
-                with autocast():
-                    micro_loss = forward(x, y) / len(micro_batches)
-                scaler.scale(micro_loss).backward()
-            loss += micro_loss.detach()
+        with explain_memory(micro_batch, c.batch_size // ranks.size):
+            for i, (x, y) in enumerate(micro_batches, start=1):
+                waits = ranks.size > 1 and i < len(micro_batches)  # average once, at the last one
+                with forward.no_sync() if waits else contextlib.nullcontext():
+                    with autocast():
+                        micro_loss = forward(x, y) / len(micro_batches)
+                    scaler.scale(micro_loss).backward()
+                loss += micro_loss.detach()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         signalled = torch.tensor(float(stop.signal), device=device)
         # The one wait for the device in a step: nothing that is not finite may enter the weights
         loss, grad_norm, signalled = ranks.mean(torch.stack([loss, norm, signalled])).tolist()
-        overflow = scaler.is_enabled() and not math.isfinite(grad_norm)  # float16 skips such a step
-        skipped = skipped + 1 if overflow else 0
-        if skipped > 50:
-            raise TrainingError(f"step {step}: {OVERFLOW} for {skipped} steps")
-        if not (math.isfinite(loss) and (math.isfinite(grad_norm) or overflow)):
-            raise TrainingError(diverged(step, loss, grad_norm, lr, folder / "checkpoint.pt"))
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+        skipped += not finite
+        overflow = scaler.is_enabled() and math.isfinite(loss)  # at home in float16, now and then
+        may_skip = overflow or c.on_nonfinite == "skip"
+        if not finite and (not may_skip or skipped_in_a_row > 50):
+            why = OVERFLOW if overflow else diverged(loss, grad_norm, lr, folder / "checkpoint.pt")
+            raise TrainingError(f"step {step}: {why}")
 
         # Score: how much would the loss change without each unit? Before clipping
-        if scoring and not overflow:
+        if scoring and finite:
             for total in inputs.values():
                 ranks.mean(total.div_(tokens_per_step // ranks.size))
             generator = torch.Generator().manual_seed((c.seed * 1_000_003 + step) % 2**63)
@@ -387,8 +330,9 @@ def train(c: Config, stop: Stop) -> int:
         # Update
         if c.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
-        scaler.step(optimizer)
-        scaler.update()
+        if finite or scaler.is_enabled():  # the scaler looks for itself, and scales down
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad(set_to_none=True)
         tokens += tokens_per_step
         flops += tokens_per_step * shape.flops_per_token()
@@ -409,6 +353,7 @@ def train(c: Config, stop: Stop) -> int:
                 d_ff=one_or_all(shape.d_ff),
                 n_kv_head=one_or_all(shape.n_kv_head),
                 phase=schedule.phase(step),
+                skipped=skipped,
             )
             left = (plan.flops - flops) / (shape.flops_per_token() * speed)  # seconds
             line = step_line(loss, lr, speed, shape, schedule.phase(step), left)
@@ -422,7 +367,7 @@ def train(c: Config, stop: Stop) -> int:
             write("eval", val_loss=val_loss, val_bpb=bits)
             say(f"eval     step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
         if step % c.save_every == 0 or step == last_step or signalled:
-            save()
+            save(last=step == last_step or bool(signalled))
         if signalled:
             break
     bar.close()
@@ -453,9 +398,9 @@ def main(argv: list[str] | None = None) -> int:
         with Stop() as stop:
             return train(load_config(argv[0], argv[1:]), stop)
     except (ConfigError, DataError, CheckpointError, TrainingError, OSError) as error:
-        rank = int(os.environ.get("RANK", 0))
+        rank, line = int(os.environ.get("RANK", 0)), " ".join(str(error).split())
         if rank == 0 or not isinstance(error, ConfigError):  # a wrong config is wrong on every rank
-            print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
+            print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, OSError)) else 2
     finally:
         if dist.is_initialized():

@@ -8,7 +8,6 @@ and the figure (tools/results.py). A --key=value that is not listed is a knob fo
 
 import argparse
 import dataclasses
-import io
 import json
 import os
 import subprocess
@@ -17,10 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from checkpoint import CheckpointError, load_checkpoint, write_whole
+from checkpoint import CheckpointError, load_checkpoint, write_checkpoint, write_text
 from config import Config, ConfigError, Plan, load_config, make_plan, match_flops
 from data import DataError
 from data.loader import TokenDataset
@@ -214,11 +212,9 @@ def fork(trunk: Path, arm: Arm, seed: int, out_dir: Path) -> None:
     state["config"] = json.dumps({key: getattr(config, key) for key in saved})
     state["model_config"] = json.dumps(dataclasses.asdict(state["model_config"]))
     out_dir.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(out_dir / "checkpoint.pt", buffer.getbuffer())
+    write_checkpoint(out_dir / "checkpoint.pt", state)
     log = [json.dumps(e) + "\n" for e in read_log(trunk) if e["step"] <= state["step"]]
-    write_whole(out_dir / "log.jsonl", "".join(log).encode())
+    write_text(out_dir / "log.jsonl", "".join(log))
 
 
 def collect(arms: list[Arm], seeds: range, runs: Runs) -> tuple[list[dict], list[dict]]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from checkpoint import write_whole
+from checkpoint import write_text
 
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
 CURVE_COLUMNS = ["arm", "seed", "tokens", "flops", "val_loss", "params", "lr"]
@@ -25,7 +25,7 @@ def write(folder: Path, runs: list[dict], curves: list[dict]) -> None:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(folder / f"{name}.csv", text.getvalue().encode())
+        write_text(folder / f"{name}.csv", text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -128,7 +128,7 @@ def draw(curves: list[dict], folder: Path) -> None:
 def report(folder: Path, reference: str) -> None:
     """table.md and the figure, from the two .csv files alone."""
     text = table(read_csv(folder / "runs.csv"), reference)
-    write_whole(folder / "table.md", text.encode())
+    write_text(folder / "table.md", text)
     print(text)
     try:
         draw(read_csv(folder / "curves.csv"), folder)

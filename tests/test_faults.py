@@ -1,0 +1,265 @@
+"""Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_run import ROOT, events, run, same_end, stop_at, toy, undisturbed  # noqa: F401
+
+import train as train_module
+from checkpoint import CheckpointError, load_checkpoint
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def start(toy: Path, out: Path, launcher=(sys.executable,), *more: str) -> subprocess.Popen:  # noqa: F811
+    command = [*launcher, "train.py", str(toy), f"--out_dir={out}", "--resume", *more]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen, out: Path, name: str, count: int) -> None:
+    """Until so many events more than now stand in the log, or the process has ended."""
+    log = out / "log.jsonl"
+
+    def so_far() -> int:
+        return log.read_text(errors="replace").count(f'"event": "{name}"') if log.exists() else 0
+
+    deadline, first = time.monotonic() + 60, None
+    while process.poll() is None and time.monotonic() < deadline:
+        first = so_far() if first is None else min(first, so_far())  # a resumed run cuts its log
+        if so_far() >= first + count:
+            return
+        time.sleep(0.001)
+
+
+def kill_until_done(toy: Path, out: Path, kills: int, launcher=(sys.executable,)) -> int:  # noqa: F811
+    """SIGKILL at random moments: start-up, steps, prunes, saves, validations. Returns the kills."""
+    chance = random.Random(1)
+    for done in range(kills):
+        process = start(toy, out, launcher)
+        if chance.random() < 0.25:
+            time.sleep(chance.uniform(0, 3))  # anywhere, often in the start-up
+        else:
+            name = chance.choice(["step", "prune", "save", "eval"])
+            wait_for(process, out, name, chance.randint(1, 2))
+            time.sleep(chance.uniform(0, 0.02))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if events_or_none(out, "done"):
+            return done
+    assert start(toy, out, launcher).wait() == 0
+    return kills
+
+
+def events_or_none(out: Path, name: str) -> bool:
+    log = out / "log.jsonl"
+    return log.exists() and f'"event": "{name}"' in log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(
+    kills, toy, undisturbed, tmp_path  # noqa: F811
+):  # fmt: skip
+    survived, round = 0, 0
+    while survived < kills:
+        out = tmp_path / f"run{round}"
+        survived += kill_until_done(toy, out, kills - survived)
+        round += 1
+        if not events_or_none(out, "done"):
+            assert start(toy, out).wait() == 0
+        assert same_end(out, undisturbed)
+        assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
+        assert len(events(out, "done")) == 1
+
+
+def test_a_killed_rank_stops_the_other_and_resuming_ends_in_the_same_bytes(toy, tmp_path):  # noqa: F811
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert start(toy, whole, TORCHRUN).wait() == 0
+    process = start(toy, out, TORCHRUN)
+    wait_for(process, out, "save", 2)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    victim = int(Path(children).read_text().split()[-1])
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert start(toy, out, TORCHRUN).wait() == 0
+    assert same_end(out, whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    toy, undisturbed, tmp_path, monkeypatch, capsys  # noqa: F811
+):  # fmt: skip
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(patched, 18)
+        run(toy, out)
+    path = out / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert run(toy, out, "--resume") == 0
+    error = capsys.readouterr().err
+    assert str(path) in error and "checkpoint.prev.pt, step 15" in error
+    assert same_end(out, undisturbed)
+    assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (out / name).write_bytes(b"nothing")
+    assert run(toy, out, "--resume") == 2
+
+
+def test_a_flipped_bit_is_found(undisturbed, tmp_path):  # noqa: F811
+    whole = (undisturbed / "checkpoint.pt").read_bytes()
+    expected = load_checkpoint(undisturbed / "checkpoint.pt")
+    path, chance, refused = tmp_path / "checkpoint.pt", random.Random(2), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+            continue
+        for name, weight in expected["model"].items():  # the bit was padding, or a date
+            assert torch.equal(state["model"][name], weight)
+    assert refused > 40
+
+
+def file_size_limit(size: int) -> None:
+    """A disk that is full, as far as a process can tell: no file may grow past `size` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def small_disk_between(monkeypatch):
+    """From one step of the run to another no file may grow past 40 kB, so no checkpoint fits."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def between(first: int, last: int) -> None:
+        save = train_module.save_checkpoint
+
+        def limited(*args):
+            if first <= args[-1]["step"] <= last:
+                file_size_limit(40_000)
+            try:
+                save(*args)
+            finally:
+                file_size_limit(resource.RLIM_INFINITY)
+
+        monkeypatch.setattr(train_module, "save_checkpoint", limited)
+
+    yield between
+    file_size_limit(resource.RLIM_INFINITY)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
+    toy, undisturbed, tmp_path, small_disk_between, capsys  # noqa: F811
+):  # fmt: skip
+    out = tmp_path / "run"
+    small_disk_between(10, 20)
+    assert run(toy, out) == 0
+    assert same_end(out, undisturbed)
+    saves = events(out, "save")
+    assert [e["step"] for e in saves if "error" in e] == [10, 15, 20]
+    assert "trying again" in capsys.readouterr().out
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_last_save_that_fails_is_exit_1_and_the_one_before_stays(
+    toy, tmp_path, small_disk_between, capsys  # noqa: F811
+):  # fmt: skip
+    out = tmp_path / "run"
+    small_disk_between(26, 30)
+    assert run(toy, out) == 1
+    assert str(out / "checkpoint.pt") in capsys.readouterr().err
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 25
+
+
+def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "run"
+    process = start(toy, out, (sys.executable,), "--max_steps=100000")
+    wait_for(process, out, "step", 1)
+    log = (out / "log.jsonl").read_bytes()
+    assert run(toy, out, "--max_steps=100000", "--resume") == 2
+    assert "another process" in capsys.readouterr().err
+    assert (out / "log.jsonl").read_bytes().startswith(log)
+    process.kill()
+    process.wait()
+    assert run(toy, out, "--overwrite") == 0  # the lock died with its holder
+    assert same_end(out, undisturbed)
+
+
+def test_a_second_signal_leaves_at_once_and_the_checkpoint_is_whole(toy, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    process = start(toy, out, (sys.executable,), "--max_steps=100000", "--save_every=5")
+    wait_for(process, out, "save", 2)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert load_checkpoint(out / "checkpoint.pt")["step"] >= 5
+
+
+def diverge_at(monkeypatch, bad_steps: set[int]) -> None:
+    forward, calls = train_module.GPT.forward, iter(range(1, 10_000))
+
+    def diverge(self, tokens, targets=None):
+        loss = forward(self, tokens, targets)
+        return loss * torch.nan if self.training and next(calls) in bad_steps else loss
+
+    monkeypatch.setattr(train_module.GPT, "forward", diverge)
+
+
+def test_skipped_steps_are_counted_logged_and_leave_the_weights_alone(toy, tmp_path, monkeypatch):  # noqa: F811
+    out = tmp_path / "run"
+    diverge_at(monkeypatch, {4, 9, 20})
+    assert run(toy, out, "--on_nonfinite=skip") == 0
+    assert [e["skipped"] for e in events(out, "step")] == [0] * 3 + [1] * 5 + [2] * 11 + [3] * 11
+    state = load_checkpoint(out / "checkpoint.pt")
+    assert state["skipped"] == 3
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert {m["step"].item() for m in state["optimizer"].values()} == {27}
+
+
+def test_skipping_is_bounded(toy, tmp_path, monkeypatch, capsys):  # noqa: F811
+    diverge_at(monkeypatch, set(range(5, 1000)))
+    assert run(toy, tmp_path / "run", "--on_nonfinite=skip", "--max_steps=200") == 1
+    assert "step 55" in capsys.readouterr().err
+
+
+def test_out_of_memory_names_the_micro_batch_to_try(toy, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def full(self, tokens, targets=None):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.setattr(train_module.GPT, "forward", full)
+    assert run(toy, tmp_path / "run", "--micro_batch_size=8") == 1
+    assert "--micro_batch_size=4" in capsys.readouterr().err
+
+
+def test_memory_and_file_handles_stay_flat(toy, tmp_path):  # noqa: F811
+    """50 saves, 100 validations and 20 prunes in a run, against the same run a fifth as long."""
+
+    def cost(steps: int) -> tuple[int, int]:
+        knobs = [f"--max_steps={steps}", "--d_ff=88", "--prune_every=1", "--n_kv_head_target=0"]
+        knobs += ["--eval_every=5", "--save_every=10", f"--out_dir={tmp_path / str(steps)}"]
+        code = (
+            "import os, resource, sys, train\n"
+            f"assert train.main([{str(toy)!r}, *{knobs!r}]) == 0\n"
+            "pages = int(open('/proc/self/statm').read().split()[1])\n"
+            "print('cost', pages * resource.getpagesize(), len(os.listdir('/proc/self/fd')))\n"
+        )
+        output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+        return tuple(int(n) for n in output.split()[-2:])
+
+    (memory, handles), (more_memory, more_handles) = cost(100), cost(500)
+    assert len(events(tmp_path / "500", "save")) == 50
+    assert len(events(tmp_path / "500", "prune")) >= 20
+    assert more_handles == handles
+    assert more_memory < memory + 10_000_000
