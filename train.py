@@ -91,11 +91,10 @@ def make_optimizer(model: GPT, c: Config) -> torch.optim.AdamW:
 def evaluate(
     model: GPT, data: TokenDataset, max_tokens: int, batch_size: int, autocast, ranks: Ranks
 ) -> float:
-    """Mean loss in nats per token over the first `max_tokens` tokens of the split, shared by the
-    ranks.
+    """Mean loss in nats per token over the first `max_tokens` tokens of the split, shared by ranks.
 
-    It runs the model itself, not the compiled one: a last batch of another shape would recompile
-    it.
+    It runs the model itself, not the compiled one, which a last batch of another shape would
+    recompile.
     """
     device = model.embed.weight.device
     total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
@@ -145,7 +144,7 @@ def train(c: Config, stop: Stop) -> int:
     started = time.perf_counter()
     device = choose_device(c)
     ranks = Ranks(device)
-    main = ranks.rank == 0  # the one that speaks, logs and saves
+    is_main = ranks.rank == 0  # the one that speaks, logs and saves
     folder = Path(c.out_dir)
 
     # ---- Data
@@ -204,17 +203,15 @@ def train(c: Config, stop: Stop) -> int:
 
     # ---- Output
 
-    if main:
+    if is_main:
         log = open_out_dir(c, step)
-    on_terminal = main and sys.stderr.isatty() and sys.stdout.isatty()
-    bar_format = (
-        "{percentage:3.0f}%|{bar:8}|{postfix}"  # our own time left knows the prunes to come
-    )
+    on_terminal = is_main and sys.stderr.isatty() and sys.stdout.isatty()
+    bar_format = "{percentage:3.0f}%|{bar:8}|{postfix}"  # our time left knows the prunes to come
     bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=bar_format)
-    say = bar.write if main else lambda text: None
+    say = bar.write if is_main else lambda text: None
 
     def write(event: str, **values) -> None:
-        if main:
+        if is_main:
             seconds = round(log.seconds + time.perf_counter() - started, 3)
             log.write(event, step=step, tokens=tokens, flops=flops, seconds=seconds, **values)
 
@@ -223,7 +220,7 @@ def train(c: Config, stop: Stop) -> int:
         progress = {"step": step, "tokens": tokens, "flops": flops, "skipped": skipped}
         path = folder / "checkpoint.pt"
         try:
-            if main:
+            if is_main:
                 save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
             write("save")
         except OSError as error:
@@ -236,11 +233,7 @@ def train(c: Config, stop: Stop) -> int:
     machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
     machine += f"{c.dtype}, {'compiled' if compiled else 'eager'}"
     say(describe(c, plan, data, val, machine))
-    say(
-        f"resume   from step {step} of {folder / 'checkpoint.pt'}"
-        if state
-        else f"output   {folder}"
-    )
+    say(f"output   {folder}" + (f", going on from step {step}" if state else ""))
     write("start", resumed=state is not None, planned_flops=plan.flops)
 
     # ---- Loop
@@ -249,7 +242,7 @@ def train(c: Config, stop: Stop) -> int:
     forward = None  # the model, compiled and wrapped for DDP as the run needs it
     inputs, hooks = {}, []  # what the activation criterion watches
     val_loss, trained_tokens, trained_seconds, skipped_in_a_row = None, 0, 0.0, 0
-    last_step = c.stop_after or c.max_steps
+    last_step, signalled = c.stop_after or c.max_steps, 0.0
     while step < last_step:
         step += 1
         began = time.perf_counter()
@@ -373,7 +366,7 @@ def train(c: Config, stop: Stop) -> int:
     bar.close()
     if step < c.max_steps:
         say(f"stopped after step {step}, saved in {folder}; --resume goes on")
-        return 0 if step == c.stop_after else 128 + (stop.signal or signal.SIGTERM)
+        return 128 + (stop.signal or signal.SIGTERM) if signalled else 0
 
     # ---- Done
 
@@ -381,7 +374,7 @@ def train(c: Config, stop: Stop) -> int:
         val_loss = validate(c.eval_tokens)
     bits = bits_per_byte(val_loss)
     write("done", val_loss=val_loss, val_bpb=bits, params=shape.n_parameters())
-    if main:
+    if is_main:
         seconds = log.seconds + time.perf_counter() - started
         say(summary(c, plan, val_loss, bits, bigram_loss(data, val), seconds))
     return 0
