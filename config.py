@@ -170,7 +170,8 @@ def check_config(c: Config) -> None:
         if type(value) in (int, float):
             need(0 <= value < 2**62, key, "must lie between 0 and 2**62")
         if isinstance(value, str):
-            need(value.isprintable(), key, "must have no line end or other control character")
+            plain = value.isprintable() and value == value.strip()
+            need(plain, key, "must have no control character, and no blank at its ends")
     for key in PATHS:
         try:
             os.stat(getattr(c, key))
@@ -331,8 +332,8 @@ def make_schedule(c: Config) -> Schedule:
             )
         if not oneshot and c.prune_every > last - first:
             raise ConfigError(
-                f"prune_every={c.prune_every}: longer than the window of {last - first} steps; "
-                "prune_schedule='oneshot' prunes once"
+                f"prune_every={c.prune_every}: longer than the window, {last - first} steps of "
+                f"max_steps={c.max_steps}; prune_schedule='oneshot' prunes once"
             )
         window = (first, last)
     schedule = Schedule(
