@@ -243,12 +243,14 @@ def test_out_of_memory_names_the_micro_batch_to_try(toy, tmp_path, monkeypatch, 
     assert "--micro_batch_size=4" in capsys.readouterr().err
 
 
-def test_memory_and_file_handles_stay_flat(toy, tmp_path):  # noqa: F811
-    """50 saves, 100 validations and 20 prunes in a run, against the same run a fifth as long."""
+@pytest.mark.parametrize("steps", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_memory_and_file_handles_stay_flat(steps, toy, tmp_path):  # noqa: F811
+    """50 saves, 100 validations and 20 prunes in a run, against the same run half as long."""
 
-    def cost(steps: int) -> tuple[int, int]:
+    def cost(steps: int, interval: int) -> tuple[int, int]:
         knobs = [f"--max_steps={steps}", "--d_ff=88", "--prune_every=1", "--n_kv_head_target=0"]
-        knobs += ["--eval_every=5", "--save_every=10", f"--out_dir={tmp_path / str(steps)}"]
+        knobs += [f"--eval_every={interval}", f"--save_every={2 * interval}"]
+        knobs += [f"--out_dir={tmp_path / str(steps)}"]
         code = (
             "import os, resource, sys, train\n"
             f"assert train.main([{str(toy)!r}, *{knobs!r}]) == 0\n"
@@ -258,8 +260,12 @@ def test_memory_and_file_handles_stay_flat(toy, tmp_path):  # noqa: F811
         output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
         return tuple(int(n) for n in output.split()[-2:])
 
-    (memory, handles), (more_memory, more_handles) = cost(100), cost(500)
-    assert len(events(tmp_path / "500", "save")) == 50
-    assert len(events(tmp_path / "500", "prune")) >= 20
+    interval = steps // 100
+    (memory, handles), (more_memory, more_handles) = (
+        cost(n, interval) for n in (steps // 2, steps)
+    )
+    assert len(events(tmp_path / str(steps), "save")) == 50
+    assert len(events(tmp_path / str(steps), "eval")) == 100
+    assert len(events(tmp_path / str(steps), "prune")) >= 18
     assert more_handles == handles
     assert more_memory < memory + 10_000_000
