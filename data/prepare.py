@@ -135,8 +135,9 @@ def _read_items(paths: list[Path], bar: tqdm) -> Iterator[tuple[bytes, bool]]:
                     yield item
                     bar.update(before + raw.tell() - bar.n)  # compressed bytes: their sum is known
                 before += raw.tell()
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{path}: cannot be read to its end: {error}") from None
+        except (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError) as error:
+            what = str(error) or type(error).__name__
+            raise DataError(f"{path}: cannot be read to its end: {what}") from None
 
 
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +414,36 @@ def test_a_line_longer_than_memory_allows_is_refused(tmp_path, monkeypatch):
         prepare([tmp_path / "bomb.jsonl.xz"], "shipped", tmp_path / "out")
 
 
+def test_a_line_of_megabytes_is_a_document_like_any_other(tmp_path, encoding):
+    text = "A line of many bytes, and no end to it. " * 50_000
+    meta = prepare(
+        [write_jsonl(tmp_path / "a.jsonl", [text, "b"] * 2)], "shipped", tmp_path / "o", 0.5
+    )
+    assert meta["train"]["bytes"] + meta["val"]["bytes"] == 2 * len(text) + 2
+    tokens = read_tokens(tmp_path / "o", "train") + read_tokens(tmp_path / "o", "val")
+    assert encoding.decode(tokens).count(text) == 2
+
+
+def test_an_archive_that_asks_for_gigabytes_is_refused_in_one_line(tmp_path):
+    """An .xz of a few bytes that names a dictionary of 4 GiB, under a limit of 3 GiB."""
+    content = bytearray(lzma.compress(b"A line.\n" * 50_000))
+    content[16] = 40  # the block header, from byte 12: size, flags, filter, size, dictionary; CRC
+    size = (content[12] + 1) * 4
+    crc = zlib.crc32(content[12 : 12 + size - 4])
+    content[12 + size - 4 : 12 + size] = crc.to_bytes(4, "little")
+    (tmp_path / "a.txt.xz").write_bytes(content)
+    script = (
+        "import resource, sys, data.prepare as p; "
+        "resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30)); sys.exit(p.main("
+        "['--input', sys.argv[1], '--tokenizer', 'shipped', '--out', sys.argv[2]]))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.txt.xz"), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "a.txt.xz: cannot be read to its end" in result.stderr
+    assert os.listdir(tmp_path) == ["a.txt.xz"]
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -675,6 +706,12 @@ def swap_splits(folder: Path) -> None:
     edit_meta(folder, lambda meta: meta.update(train=meta["val"], val=meta["train"]))
 
 
+def swap_files(folder: Path) -> None:
+    (folder / "train_000.bin").rename(folder / "aside.bin")
+    (folder / "val_000.bin").rename(folder / "train_000.bin")
+    (folder / "aside.bin").rename(folder / "val_000.bin")
+
+
 @pytest.mark.parametrize(
     "damage, problem",
     [
@@ -706,6 +743,7 @@ def swap_splits(folder: Path) -> None:
         (set_shard("tokens", 199), "train.tokens"),
         (set_shard("sha256", 5), "sha256"),
         (swap_splits, "shards[0].file"),
+        (swap_files, "has 200 bytes"),
     ],
 )
 def test_damaged_or_foreign_data_is_refused_in_one_line(tmp_path, damage, problem):
@@ -728,6 +766,21 @@ def test_a_token_past_the_vocabulary_is_refused_before_the_model_sees_it(tmp_pat
     ):
         with pytest.raises(DataError, match="vocabulary of 50"):
             read()
+
+
+def test_splits_of_one_size_that_changed_places_are_refused(tmp_path):
+    folder = token_folder(tmp_path / "d", train=[range(100)], val=[range(100, 200)])
+    swap_files(folder)
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match="altered"):
+            TokenDataset(folder, split, T)
+
+
+def test_one_token_is_no_split(tmp_path):
+    folder = token_folder(tmp_path / "d", train=[[5]], val=[[5]])
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match="has 1 tokens, fewer than one window"):
+            TokenDataset(folder, split, 1)
 
 
 def test_a_split_without_room_for_one_window_is_refused(tmp_path):
