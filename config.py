@@ -330,11 +330,6 @@ def make_schedule(c: Config) -> Schedule:
                 f"max_steps={c.max_steps}: too few for the window from prune_start={c.prune_start}"
                 + ("" if oneshot else f" to prune_end={c.prune_end}")
             )
-        if not oneshot and c.prune_every > last - first:
-            raise ConfigError(
-                f"prune_every={c.prune_every}: longer than the window, {last - first} steps of "
-                f"max_steps={c.max_steps}; prune_schedule='oneshot' prunes once"
-            )
         window = (first, last)
     schedule = Schedule(
         max_steps=c.max_steps,
