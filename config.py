@@ -347,7 +347,8 @@ def make_schedule(c: Config) -> Schedule:
         shortest = min(window[0] - 1, c.max_steps - window[0] + 1)
     if c.warmup_steps >= shortest:
         raise ConfigError(
-            f"warmup_steps={c.warmup_steps}: must be less than the {shortest} steps it opens"
+            f"warmup_steps={c.warmup_steps}: must be less than the {shortest} steps it opens, of "
+            f"max_steps={c.max_steps}"
         )
     return schedule
 
