@@ -63,7 +63,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise
-        raise OSError(f"{path}: {error}") from error  # torch.save hides the one in the other
+        hidden = error.__context__  # torch.save ends in a RuntimeError of its own
+        raise hidden if isinstance(hidden, OSError) else OSError(f"{path}: {error}") from error
     if os.name == "posix":  # a rename is durable once the folder is flushed
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
