@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -38,7 +39,7 @@ MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "stop_aft
 
 # What reading a damaged or foreign file can raise.
 DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
-DAMAGE += (LookupError, ValueError, TypeError)
+DAMAGE += (LookupError, ValueError, TypeError, zipfile.BadZipFile)
 
 
 class CheckpointError(Exception):
@@ -140,6 +141,9 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch packs nothing: a bomb is as large as it is
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         ours = isinstance(state, dict) and state.get("format") == FORMAT
         if ours:

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,23 @@ def test_a_flipped_bit_is_found(undisturbed, tmp_path):  # noqa: F811
         for name, weight in expected["model"].items():  # the bit was padding, or a date
             assert torch.equal(state["model"][name], weight)
     assert refused > 40
+
+
+def test_a_compressed_bomb_is_refused_unopened(undisturbed, tmp_path):  # noqa: F811
+    path = tmp_path / "checkpoint.pt"
+    with (
+        zipfile.ZipFile(undisturbed / "checkpoint.pt") as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in whole.namelist():
+            bomb.writestr(part, whole.read(part))
+        bomb.writestr("checkpoint/data/9999", bytes(50_000_000))
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="checkpoint.pt"):
+        load_checkpoint(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 def file_size_limit(size: int) -> None:
