@@ -31,11 +31,11 @@ except ModuleNotFoundError:  # Windows: no lock, two runs in one out_dir are the
 FORMAT = "enlarge-prune 1"
 PREVIOUS = "checkpoint.prev.pt"
 RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", PREVIOUS)
-# What a resumed run may change: nothing here has a say in the weights it ends with.
+# What a resumed run may change: it moves the weights by no more than rounding (device, compile,
+# micro batches), or only says what to do with a step that is not finite.
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "on_nonfinite"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "stop_after"}
-
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
 
 # What reading a damaged or foreign file can raise.
 DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
