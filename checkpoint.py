@@ -231,12 +231,27 @@ def open_out_dir(config: Config, step: int) -> "Log":
             for name in ("checkpoint.pt", PREVIOUS):
                 (folder / name).unlink(missing_ok=True)
         write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1))
-        return Log(folder / "log.jsonl", step, lock)
+        return Log(folder, step, lock)
     except BlockingIOError as error:
         message = f"out_dir={config.out_dir}: another process is running there; choose another"
         raise CheckpointError(message) from error
     except OSError as error:
         raise CheckpointError(f"out_dir={config.out_dir}: cannot write there: {error}") from error
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The events of a run so far, in order; [] where there is no log. A kill or a full disk may
+    have cut a line: it is left out.
+    """
+    path, events = folder / "log.jsonl", []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                whole = isinstance(event, dict) and {"event", "seconds"} <= event.keys()
+                if whole and isinstance(event.get("step"), int):
+                    events.append(event)
+    return events
 
 
 class Log:
@@ -245,16 +260,12 @@ class Log:
     What a full disk does not take is written with a later line. Holds the out_dir's lock.
     """
 
-    def __init__(self, path: Path, step: int, lock: TextIO):
-        kept, self.seconds = [], 0.0
-        if step and path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, LookupError, TypeError):  # a kill cuts lines
-                    event = json.loads(line)
-                    if event["step"] <= step and event["event"] != "done":
-                        kept.append(line + "\n")
-                        self.seconds = event["seconds"]
-        write_text(path, "".join(kept))
+    def __init__(self, folder: Path, step: int, lock: TextIO):
+        events = read_log(folder) if step else []
+        kept = [e for e in events if e["step"] <= step and e["event"] != "done"]
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        path = folder / "log.jsonl"
+        write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
         self.lock, self.file = lock, open(path, "ab", buffering=0)  # noqa: SIM115
         self.waiting = b""
 

@@ -10,6 +10,7 @@ from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
 
 from checkpoint import load_checkpoint
 from config import ConfigError
+from tools import arms as arms_tool
 from tools import compare, results
 
 ARMS = {
@@ -75,14 +76,14 @@ def test_arms_that_cannot_be_compared_are_refused_by_name(line, word, arms, tmp_
     other = tmp_path / "other.py"
     other.write_text(Path(arms[0]).read_text() + line + "\n")
     with pytest.raises(ConfigError, match=f"other.py.*{word}.*not comparable"):
-        compare.load_arms([arms[0], str(other)], [], "idea")
+        arms_tool.load_arms([arms[0], str(other)], [], "idea")
 
 
 def test_only_runs_that_learn_alike_share_a_stretch(arms, tmp_path):
     naive = tmp_path / "naive.py"
     naive.write_text(Path(arms[1]).read_text() + "lr_restart = True\n")
-    loaded = {a.name: a for a in compare.load_arms([*arms, str(naive)], [], "idea")}
-    shared = lambda a, b: compare.shared_steps(loaded[a], loaded[b])  # noqa: E731
+    loaded = {a.name: a for a in arms_tool.load_arms([*arms, str(naive)], [], "idea")}
+    shared = lambda a, b: arms_tool.shared_steps(loaded[a], loaded[b])  # noqa: E731
     assert shared("enlarged", "scratch_flops") == 0
     assert shared("idea", "oneshot") == shared("idea", "enlarged") == 13 - 5 - 1
     assert shared("enlarged", "enlarged") == 30

@@ -18,113 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import CheckpointError, load_checkpoint, write_checkpoint, write_text
-from config import Config, ConfigError, Plan, load_config, make_plan, match_flops
+from checkpoint import CheckpointError, load_checkpoint, read_log, write_checkpoint, write_text
+from config import ConfigError
 from data import DataError
-from data.loader import TokenDataset
-from data.prepare import prepare_shipped
+from tools.arms import Arm, find_trunks, load_arms
 from tools.results import CURVE_COLUMNS, RUN_COLUMNS, report, write
-
-# Knobs with no say in a step before the first prune is near.
-PRUNE_KNOBS = {"d_ff_target", "n_kv_head_target", "criterion", "score_beta", "scope", "layer_floor"}
-PRUNE_KNOBS |= {"prune_schedule", "prune_start", "prune_end", "prune_every", "round_to"}
-PRUNE_KNOBS |= {"lr_restart", "max_steps", "out_dir"}
-
-
-@dataclass
-class Arm:
-    name: str
-    path: str
-    config: Config  # with max_steps as match_flops makes it
-    plan: Plan
-    kind: str  # "same tokens", "same FLOPs" or "ceiling", seen from the reference
-
-
-# --------------------------------------------------------------------------------------------------
-# Arms, and what they share
-# --------------------------------------------------------------------------------------------------
-
-
-def load_arms(paths: list[str], overrides: list[str], reference: str) -> list[Arm]:
-    """The arms, checked to be comparable with the reference. Raises ConfigError naming those that
-    are not: all end in its shape on its tokens or its FLOPs; one that keeps its enlarged shape to
-    the end is the ceiling.
-    """
-    arms = []
-    for path in paths:
-        c = load_config(path, overrides)
-        if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
-            prepare_shipped(Path(c.data_dir))
-        vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-        equal_flops = c.match_flops != ""
-        c = match_flops(c, vocab_size)
-        kind = "same FLOPs" if equal_flops else "same tokens"
-        arms.append(Arm(Path(path).stem, path, c, make_plan(c, vocab_size), kind))
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two arms of one name among {', '.join(names)}: rename a config")
-    if reference not in names:
-        raise ConfigError(f"--reference={reference}: not among the arms {', '.join(names)}")
-    base = arms[names.index(reference)]
-    for arm in arms:
-        first, last = arm.plan.shapes[0][0], arm.plan.shapes[-1][0]
-        if first == last == base.plan.shapes[0][0] != base.plan.shapes[-1][0]:
-            arm.kind = "ceiling"
-        elif last != base.plan.shapes[-1][0]:
-            raise ConfigError(
-                f"{arm.path}: ends with {last.n_parameters():,} parameters, {base.path} with "
-                f"{base.plan.shapes[-1][0].n_parameters():,}, or in another shape: not comparable"
-            )
-        if arm.kind == "same FLOPs":
-            one_step = arm.plan.flops / arm.config.max_steps
-            same, what = abs(arm.plan.flops - base.plan.flops) < one_step, "FLOPs"
-        else:
-            same, what = tokens_of(arm) == tokens_of(base), "tokens"
-        if not same:
-            raise ConfigError(f"{arm.path}: not on as many {what} as {base.path}: not comparable")
-    return arms
-
-
-def tokens_of(arm: Arm) -> int:
-    return arm.config.max_steps * arm.config.batch_size * arm.config.context_length
-
-
-def shared_steps(a: Arm, b: Arm) -> int:
-    """How many steps from the first on are the same in both, bit for bit."""
-    differ = {key for key, value in vars(a.config).items() if value != vars(b.config)[key]}
-    if differ - PRUNE_KNOBS or a.plan.shapes[0][0] != b.plan.shapes[0][0]:
-        return 0
-    one, two = a.plan.schedule, b.plan.schedule
-    for step in range(1, min(a.config.max_steps, b.config.max_steps) + 1):
-        prunes = any(s.scoring(step) or s.phase(step) not in START for s in (one, two))
-        if prunes or one.learning_rate(step) != two.learning_rate(step):
-            return step - 1
-    return step
-
-
-START = ("train", "enlarged")  # the phases before the first prune
-
-
-def find_trunks(arms: list[Arm]) -> list[tuple[Arm, list[tuple[Arm, int]]]]:
-    """Who starts from a stretch of whom: (trunk, [(arm, steps), ...]), the trunk itself among them,
-    for stretches of at least a tenth of the run. The arm that shares most is the trunk.
-    """
-    trunks, left = [], list(arms)
-    while left:
-        shares = [[(a, shared_steps(t, a)) for a in left if a is not t] for t in left]
-        shares = [[(a, n) for a, n in share if n * 10 >= a.config.max_steps] for share in shares]
-        trunk, share = max(zip(left, shares), key=lambda pair: sum(n for _, n in pair[1]))
-        if share:
-            share.append((trunk, max(n for _, n in share)))
-            trunks.append((trunk, share))
-        taken = {a.name for a, _ in share} | {trunk.name}
-        left = [a for a in left if a.name not in taken]
-    return trunks
-
-
-# --------------------------------------------------------------------------------------------------
-# Runs
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -194,12 +92,6 @@ class Runs:
             bar.update(sum(log[-1]["flops"] for log in logs if log) - bar.n)
         for future in futures:
             future.result()
-
-
-def read_log(out_dir: Path) -> list[dict]:
-    """The events of a run so far; its last line may be half written."""
-    path = out_dir / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def fork(trunk: Path, arm: Arm, seed: int, out_dir: Path) -> None:

@@ -5,18 +5,20 @@ The picture goes to the first OUT_DIR's run.png unless --to names another file (
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
+from checkpoint import read_log
 
-def read_log(out_dir: Path) -> dict[str, list[dict]]:
-    """The events of a run's log.jsonl, by name. Raises FileNotFoundError where there is none."""
-    events: dict[str, list[dict]] = {}
-    for line in (out_dir / "log.jsonl").read_text().splitlines():
-        event = json.loads(line)
+
+def by_name(out_dir: Path) -> dict[str, list[dict]]:
+    """The events of a run, by name. Raises FileNotFoundError where nothing can be drawn yet."""
+    events: dict[str, list[dict]] = {"step": [], "eval": []}
+    for event in read_log(out_dir):
         events.setdefault(event["event"], []).append(event)
+    if not (events["step"] and events["eval"]):
+        raise FileNotFoundError(f"{out_dir}: no run that was validated yet; nothing to draw")
     return events
 
 
@@ -30,7 +32,7 @@ def draw(out_dirs: list[Path], to: Path) -> None:
     figure, (loss, size, rate) = plt.subplots(
         3, 1, sharex=True, figsize=(8, 6.4), height_ratios=(3, 1.3, 1.3), constrained_layout=True
     )
-    logs = [read_log(out_dir) for out_dir in out_dirs]
+    logs = [by_name(out_dir) for out_dir in out_dirs]
     for i, (out_dir, events) in enumerate(zip(out_dirs, logs)):
         steps, evals, color = events["step"], events["eval"], f"C{i}"
         tokens = [e["tokens"] for e in steps]
@@ -86,11 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error}; pip install matplotlib", file=sys.stderr)
         return 2
-    except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such log; give the out_dir of a run", file=sys.stderr)
-        return 2
-    except KeyError as error:
-        print(f"error: a log without any {error} event yet; nothing to draw", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(to)
     return 0
