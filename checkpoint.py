@@ -35,6 +35,7 @@ RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", PREVIOUS)
 # micro batches), or only says what to do with a step that is not finite.
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "on_nonfinite"}
+MAY_CHANGE |= {"recompute", "shard_optimizer", "rank_timeout"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
 
 # What reading a damaged or foreign file can raise.
@@ -105,14 +106,14 @@ def save_checkpoint(
     path: Path,
     config: Config,
     model: GPT,
-    optimizer: torch.optim.Optimizer,
+    moments: dict[str, dict[str, Tensor]],
     scaler: torch.amp.GradScaler,
     scores: dict[str, Tensor],
     progress: dict[str, int],
 ) -> None:
     """Save all that the next step depends on. The order of the data needs none (data/loader.py).
 
-    progress: step, tokens, flops and skipped so far. Optimizer state is keyed by parameter name.
+    moments: parameter name -> AdamW state. progress: step, tokens, flops and skipped so far.
     """
     state = {
         "format": FORMAT,
@@ -122,9 +123,9 @@ def save_checkpoint(
         "model": dict(model.state_dict()),
         "optimizer": {
             # Pickle writes a string once per object: interned keys make equal runs equal bytes.
-            name: {sys.intern(key): value for key, value in optimizer.state[p].items()}
-            for name, p in model.named_parameters()
-            if p in optimizer.state
+            name: {sys.intern(key): value for key, value in moments[name].items()}
+            for name, _ in model.named_parameters()
+            if name in moments
         },
         "scaler": scaler.state_dict(),
         "scores": scores,

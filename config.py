@@ -45,11 +45,15 @@ class Config:
     batch_size: int = 32  # sequences per step, over all ranks and micro batches
     micro_batch_size: int = 0  # sequences per rank in one forward pass; 0: all of the rank's share
     context_length: int = 128  # tokens per sequence
+    recompute: bool = False  # activations in the backward pass: a third more work, less memory
+    shard_optimizer: bool = False  # a rank holds moments of only its share of the weights (ZeRO-1)
+    rank_timeout: int = 600  # seconds that a rank waits for the others before it gives up
     # Optimizer
     learning_rate: float = 8e-3  # the peak
     min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
     warmup_steps: int = 50  # linear, from 0 to the peak
     lr_restart: bool = False  # the naive pipeline: at the prune, warm up and decay a second time
+    restart_fraction: float = 1.0  # ... to this fraction of the peak
     weight_decay: float = 0.1  # on matrices only
     beta1: float = 0.9
     beta2: float = 0.95
@@ -195,12 +199,15 @@ def check_config(c: Config) -> None:
         "eval_tokens",
         "save_every",
         "log_every",
+        "rank_timeout",
     ]:
         need(getattr(c, key) > 0, key, "must be greater than 0")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
-    for key in ("learning_rate", "min_lr_fraction", "layer_floor"):
+    for key in ("learning_rate", "min_lr_fraction", "restart_fraction", "layer_floor"):
         need(getattr(c, key) <= 1, key, "must be at most 1")
+    climbs = f"must not lie below the floor, min_lr_fraction={c.min_lr_fraction}"
+    need(c.restart_fraction >= c.min_lr_fraction, "restart_fraction", climbs)
     decayed = f"must be at most 1 / learning_rate = {1 / c.learning_rate:.3g}, or weights turn over"
     need(c.weight_decay * c.learning_rate <= 1, "weight_decay", decayed)
     for key, choices in {
@@ -337,6 +344,7 @@ def make_schedule(c: Config) -> Schedule:
         min_lr_fraction=c.min_lr_fraction,
         warmup_steps=c.warmup_steps,
         lr_restart=c.lr_restart,
+        restart_fraction=c.restart_fraction,
         prune_schedule=c.prune_schedule,
         window=window,
         prune_every=c.prune_every,

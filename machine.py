@@ -1,5 +1,6 @@
 """What a run computes on: device, precision, the ranks that train together, signals to stop."""
 
+import datetime
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, ConfigError
 
@@ -59,13 +60,21 @@ def choose_compile(c: Config, device: torch.device, flops_per_shape: float) -> b
 
 
 class Ranks:
-    """The processes that train together: one, unless torchrun started more."""
+    """The processes that train together: one, unless torchrun started more.
 
-    def __init__(self, device: torch.device):
+    Where one of them dies, the others raise a RuntimeError within `timeout` seconds.
+    """
+
+    def __init__(self, device: torch.device, timeout: int = 600):
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            wait = datetime.timedelta(seconds=timeout)
+            store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+            # torchrun --max-restarts keeps the store, and in it the addresses of ranks that died
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
 
     def wait(self) -> None:
         if self.size > 1:
@@ -85,6 +94,78 @@ class Ranks:
             dist.broadcast(byte, src=0)
             mask.copy_(byte)
         return mask
+
+    def alike(self, x: Tensor) -> bool:
+        """Whether x, integers of one shape everywhere, is the same on all ranks."""
+        lowest, highest = x.clone(), x.clone()
+        if self.size > 1:
+            dist.all_reduce(lowest, dist.ReduceOp.MIN)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+        return torch.equal(lowest, highest)
+
+    # Optimizer state shared out (ZeRO-1, 1910.02054): each parameter has one rank that holds its
+    # moments and updates it, and then sends the new weights to the others.
+
+    def owners(self, model: nn.Module, shard: bool) -> dict[str, int]:
+        """Parameter name -> the rank that updates it, in shares of about equal size; without
+        `shard` every rank updates all of them.
+        """
+        owner, load = {}, [0] * self.size
+        for name, p in sorted(model.named_parameters(), key=lambda pair: -pair[1].numel()):
+            owner[name] = load.index(min(load)) if shard else self.rank
+            load[owner[name]] += p.numel()
+        return owner
+
+    def share_weights(self, model: nn.Module, owner: dict[str, int]) -> None:
+        sent = [
+            dist.broadcast(p.detach(), src=owner[name], async_op=True)
+            for name, p in model.named_parameters()
+        ]
+        for handle in sent:
+            handle.wait()
+
+    def gather_moments(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, owner: dict[str, int], shard: bool
+    ) -> dict[str, dict[str, Tensor]]:
+        """Parameter name -> its AdamW state, complete on rank 0 (elsewhere what the rank has)."""
+        moments = {
+            name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state
+        }
+        for name, p in model.named_parameters() if shard else ():
+            has = torch.tensor([name in moments], device=p.device, dtype=torch.uint8)
+            dist.broadcast(has, src=owner[name])
+            if not has:
+                continue
+            state = moments.get(name) or {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.empty_like(p),
+                "exp_avg_sq": torch.empty_like(p),
+            }
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = state[key].to(p.device)
+                dist.broadcast(value, src=owner[name])
+                state = state | {key: value}
+            if self.rank == 0:
+                moments[name] = {key: value.cpu() for key, value in state.items()}
+        return moments
+
+
+def fingerprint(model: nn.Module) -> Tensor:
+    """int64: the shape of every weight, and the sum over its bits, each times its place."""
+    parts = []
+    for p in model.parameters():
+        bits = p.detach().contiguous().view(torch.int32).flatten().long()
+        places = torch.arange(1, len(bits) + 1, device=p.device)
+        parts += [torch.tensor(p.shape, device=p.device), (bits * places).sum().view(1)]
+    return torch.cat(parts)
+
+
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "timeout", "NCCL", "gloo")
+
+
+def another_rank_died(error: RuntimeError) -> bool:
+    """Whether this is how the backend says that a rank no longer answers."""
+    return dist.is_initialized() and any(words in str(error) for words in LOST)
 
 
 class Stop:

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -148,6 +149,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.recompute = False  # each block's activations in the backward pass, instead of storing
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -183,7 +185,10 @@ class GPT(nn.Module):
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.embed(tokens)  # (B, T, d_model)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin)
         logits = self.unembed(self.norm(x))  # (B, T, vocab_size)
         if targets is None:
             return logits

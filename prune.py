@@ -169,12 +169,12 @@ def slice_group(model: nn.Module, optimizer: torch.optim.Optimizer, group, keep:
             }
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Our own invariant: the optimizer holds exactly the model's parameters, and moments of their
-    shapes."""
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    """Our own invariant: the optimizer holds `count` of the model's parameters (all, unless ranks
+    share them out), none twice, none dead, and moments of their shapes."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(held) == len({id(p) for p in held})
-    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert len(held) == len({id(p) for p in held}) == count
+    assert {id(p) for p in held} <= {id(p) for p in model.parameters()}
     assert {id(p) for p in optimizer.state} <= {id(p) for p in held}
     for parameter, state in optimizer.state.items():
         for key in ("exp_avg", "exp_avg_sq"):
@@ -197,10 +197,11 @@ def prune(
 
     The scores are cut with the units. `agree(mask)` returns the mask of rank 0 on every rank.
     """
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
     groups = [g for g in model.groups() if g.kind == kind]
     masks = choose([scores[g.name] for g in groups], width, scope, round_to, floor)
     for group, mask in zip(groups, masks):
         mask = agree(mask)
         slice_group(model, optimizer, group, mask)
         scores[group.name] = scores[group.name][mask]
-    check_optimizer(model, optimizer)
+    check_optimizer(model, optimizer, count)

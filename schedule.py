@@ -16,6 +16,7 @@ class Schedule:
     min_lr_fraction: float
     warmup_steps: int
     lr_restart: bool
+    restart_fraction: float  # the second stage's peak, as a fraction of the first's
     prune_schedule: str  # "cubic", "linear" or "oneshot"
     window: tuple[int, int] | None  # first and last step of the prune window; None: never prune
     prune_every: int
@@ -25,19 +26,24 @@ class Schedule:
         """Linear warm-up, then one cosine to exactly `min_lr_fraction` of the peak at the last
         step.
 
-        With `lr_restart` the run has two such stages that meet at the start of the prune window.
+        With `lr_restart` the run has two such stages that meet at the start of the prune window,
+        and the second climbs to `restart_fraction` of the peak.
         """
-        first, last = 1, self.max_steps
+        first, last, peak = 1, self.max_steps, self.peak
+        floor = self.min_lr_fraction * peak
         if self.lr_restart and self.window:
             restart = self.window[0]
-            first, last = (restart, last) if step >= restart else (1, restart - 1)
+            if step >= restart:
+                first, peak = restart, self.restart_fraction * peak
+            else:
+                last = restart - 1
         done = step - first + 1  # steps of this stage, this one included
         if done < self.warmup_steps:
-            return self.peak * done / self.warmup_steps
+            return peak * done / self.warmup_steps
         span = last - first + 1 - self.warmup_steps
         progress = (done - self.warmup_steps) / span
         cosine = (1 + math.cos(math.pi * progress)) / 2
-        return self.peak * (self.min_lr_fraction + (1 - self.min_lr_fraction) * cosine)
+        return floor + (peak - floor) * cosine
 
     def width(self, step: int, full: int, target: int, round_to: int = 1) -> int:
         """How many units of a group are alive during `step`, on its way from `full` to `target`.

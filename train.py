@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -50,7 +51,16 @@ from config import (
 from data import DataError
 from data.loader import TokenDataset, bigram_loss
 from data.prepare import prepare_shipped
-from machine import Ranks, Stop, choose_compile, choose_device, choose_dtype, device_memory
+from machine import (
+    Ranks,
+    Stop,
+    another_rank_died,
+    choose_compile,
+    choose_device,
+    choose_dtype,
+    device_memory,
+    fingerprint,
+)
 from model import GPT
 from prune import prune, update_scores, watch_inputs
 from report import describe, diverged, one_or_all, prune_line, step_line, summary
@@ -71,18 +81,20 @@ def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
         torch._dynamo.reset()
         forward = torch.compile(model)
     if ranks.size > 1:
-        forward = DistributedDataParallel(
-            forward, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            forward = DistributedDataParallel(
+                forward, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
     return forward
 
 
-def make_optimizer(model: GPT, c: Config) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+def make_optimizer(model: GPT, c: Config, names: set[str]) -> torch.optim.AdamW:
+    """AdamW for the parameters of these names: all of them, or this rank's share."""
+    mine = [p for name, p in model.named_parameters() if name in names]
     groups = [
-        {"params": matrices, "weight_decay": c.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in mine if p.dim() >= 2], "weight_decay": c.weight_decay},
+        {"params": [p for p in mine if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=True)
 
@@ -123,6 +135,15 @@ def explain_memory(micro_batch: int, share: int):
         raise TrainingError(message) from error
 
 
+def check_ranks(model: GPT, ranks: Ranks, step: int) -> None:
+    """Ranks with different weights would go on without a word, and train no model at all."""
+    if ranks.size > 1 and not ranks.alike(fingerprint(model)):
+        raise TrainingError(
+            f"step {step}: the ranks hold different weights; --resume goes on from the last "
+            "checkpoint. Should it happen again, a GPU or the network may be faulty"
+        )
+
+
 class TrainingError(Exception):
     """The run cannot go on: at which step, why, what to do."""
 
@@ -143,7 +164,7 @@ def train(c: Config, stop: Stop) -> int:
     """
     started = time.perf_counter()
     device = choose_device(c)
-    ranks = Ranks(device)
+    ranks = Ranks(device, c.rank_timeout)
     is_main = ranks.rank == 0  # the one that speaks, logs and saves
     folder = Path(c.out_dir)
 
@@ -169,6 +190,8 @@ def train(c: Config, stop: Stop) -> int:
     c = match_flops(c, data.vocab_size)
     dtype = choose_dtype(c, device)
     c = dataclasses.replace(c, dtype=str(dtype).removeprefix("torch."))
+    if c.shard_optimizer and dtype == torch.float16:
+        raise ConfigError("shard_optimizer=True: needs dtype=bfloat16 or float32")
     plan = make_plan(c, data.vocab_size)
     schedule, targets = plan.schedule, prune_targets(c)
     compiled = choose_compile(c, device, plan.flops / len(plan.shapes))
@@ -181,7 +204,11 @@ def train(c: Config, stop: Stop) -> int:
     torch.manual_seed(c.seed)
     model = load_model(source) if source else GPT(model_config(c, data.vocab_size))
     model.to(device)
-    optimizer = make_optimizer(model, c)
+    model.recompute = c.recompute
+    shard = c.shard_optimizer and ranks.size > 1
+    owner = ranks.owners(model, shard)  # parameter name -> the rank that updates it
+    mine = {name for name, rank in owner.items() if rank == ranks.rank}
+    optimizer = make_optimizer(model, c, mine)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     scores: dict[str, Tensor] = {}  # group name -> smoothed score of each unit
     step = tokens = flops = skipped = 0
@@ -191,6 +218,9 @@ def train(c: Config, stop: Stop) -> int:
         load_optimizer(optimizer, model, state)
         scaler.load_state_dict(state["scaler"])
         scores = {name: score.to(device) for name, score in state["scores"].items()}
+    if not ranks.alike(torch.tensor([step, c.max_steps], device=device)):
+        way = "give all of them one out_dir, on a disk that they share"
+        raise TrainingError(f"this rank starts after step {step}, another elsewhere; {way}")
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -219,9 +249,10 @@ def train(c: Config, stop: Stop) -> int:
         """A failed save costs the run nothing but the last one: it goes on, and tries again."""
         progress = {"step": step, "tokens": tokens, "flops": flops, "skipped": skipped}
         path = folder / "checkpoint.pt"
+        moments = ranks.gather_moments(model, optimizer, owner, shard)
         try:
             if is_main:
-                save_checkpoint(path, c, model, optimizer, scaler, scores, progress)
+                save_checkpoint(path, c, model, moments, scaler, scores, progress)
             write("save")
         except OSError as error:
             write("save", error=str(error))
@@ -250,7 +281,7 @@ def train(c: Config, stop: Stop) -> int:
         # Schedule: one cosine over the whole run. Naive pipeline: a second one, no moments
         lr = schedule.learning_rate(step)
         if c.lr_restart and step == schedule.window[0]:
-            optimizer = make_optimizer(model, c)
+            optimizer = make_optimizer(model, c, mine)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
@@ -264,6 +295,7 @@ def train(c: Config, stop: Stop) -> int:
             floor = lowest_width(c, target, grid)
             loss_before = validate(tokens_per_step)
             prune(model, optimizer, scores, kind, width, c.scope, grid, floor, ranks.from_first)
+            check_ranks(model, ranks, step)
             loss_after = validate(tokens_per_step)
             shape, forward = model.shape(), None
             after = getattr(shape, kind)
@@ -313,8 +345,9 @@ def train(c: Config, stop: Stop) -> int:
 
         # Score: how much would the loss change without each unit? Before clipping
         if scoring and finite:
+            seen = tokens_per_step // ranks.size * (2 if c.recompute else 1)
             for total in inputs.values():
-                ranks.mean(total.div_(tokens_per_step // ranks.size))
+                ranks.mean(total.div_(seen))
             generator = torch.Generator().manual_seed((c.seed * 1_000_003 + step) % 2**63)
             update_scores(scores, model, groups, c.criterion, c.score_beta, inputs, generator)
         for total in inputs.values():
@@ -326,7 +359,9 @@ def train(c: Config, stop: Stop) -> int:
         if finite or scaler.is_enabled():  # the scaler looks for itself, and scales down
             scaler.step(optimizer)
             scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+            if shard:
+                ranks.share_weights(model, owner)
+        model.zero_grad(set_to_none=True)
         tokens += tokens_per_step
         flops += tokens_per_step * shape.flops_per_token()
 
@@ -395,6 +430,13 @@ def main(argv: list[str] | None = None) -> int:
         if rank == 0 or not isinstance(error, ConfigError):  # a wrong config is wrong on every rank
             print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, OSError)) else 2
+    except RuntimeError as error:
+        if not another_rank_died(error):
+            raise
+        way = "--resume goes on from the last checkpoint"
+        rank = os.environ["RANK"]
+        print(f"rank {rank}: error: another rank no longer answers; {way}", file=sys.stderr)
+        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -21,10 +21,10 @@ from checkpoint import CheckpointError, load_checkpoint
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def start(toy: Path, out: Path, launcher=(sys.executable,), *more: str) -> subprocess.Popen:  # noqa: F811
-    command = [*launcher, "train.py", str(toy), f"--out_dir={out}", "--resume", *more]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+def start(toy: Path, out: Path, launcher=(sys.executable,), stderr=subprocess.DEVNULL):  # noqa: F811
+    command = [*launcher, "train.py", str(toy), f"--out_dir={out}", "--resume"]
+    out_err = {"stdout": subprocess.DEVNULL, "stderr": stderr}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **out_err)
 
 
 def wait_for(process: subprocess.Popen, out: Path, name: str, count: int) -> None:
@@ -80,19 +80,6 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(
         assert same_end(out, undisturbed)
         assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
         assert len(events(out, "done")) == 1
-
-
-def test_a_killed_rank_stops_the_other_and_resuming_ends_in_the_same_bytes(toy, tmp_path):  # noqa: F811
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    assert start(toy, whole, TORCHRUN).wait() == 0
-    process = start(toy, out, TORCHRUN)
-    wait_for(process, out, "save", 2)
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
-    victim = int(Path(children).read_text().split()[-1])
-    os.kill(victim, signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
-    assert start(toy, out, TORCHRUN).wait() == 0
-    assert same_end(out, whole)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(

@@ -149,7 +149,7 @@ def test_after_every_prune_the_optimizer_holds_exactly_the_models_parameters():
     stranger = torch.nn.Parameter(torch.zeros(2))
     optimizer.param_groups[0]["params"].append(stranger)
     with pytest.raises(AssertionError):
-        check_optimizer(model, optimizer)
+        check_optimizer(model, optimizer, len(list(model.parameters())))
 
 
 def score(model, criterion, beta=0.0, scores=None, inputs=None, generator=None):

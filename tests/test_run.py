@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -423,22 +421,6 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     first, last = events(tmp_path / "run", "step")[0], events(tmp_path / "run", "step")[-1]
     assert (first["d_ff"], first["n_kv_head"], last["d_ff"]) == (8, 1, 4)
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
-
-
-def test_two_ranks_train_like_one(toy, undisturbed, tmp_path):
-    out = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, "train.py", str(toy), f"--out_dir={out}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    a, b = events(undisturbed, "step"), events(out, "step")
-    assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-4)
-    assert [e["d_ff"] for e in a] == [e["d_ff"] for e in b]
-    assert len(events(out, "done")) == 1
-    one, two = (load_checkpoint(o / "checkpoint.pt")["model"] for o in (undisturbed, out))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4)
 
 
 def test_a_run_can_be_sampled_and_drawn(undisturbed, tmp_path, capsys):

@@ -12,6 +12,7 @@ def make(**changes) -> Schedule:
         "min_lr_fraction": 0.1,
         "warmup_steps": 50,
         "lr_restart": False,
+        "restart_fraction": 1.0,
         "prune_schedule": "cubic",
         "window": (501, 751),
         "prune_every": 10,
@@ -41,6 +42,10 @@ def test_restart_gives_each_stage_its_own_warmup_and_cosine():
     assert s.learning_rate(501) == pytest.approx(4e-3 / 50)
     assert s.learning_rate(550) == 4e-3
     assert s.learning_rate(1000) == pytest.approx(4e-4)
+    gentle = make(lr_restart=True, restart_fraction=0.3, window=(501, 501))
+    assert gentle.learning_rate(500) == s.learning_rate(500)
+    assert gentle.learning_rate(550) == pytest.approx(0.3 * 4e-3)
+    assert gentle.learning_rate(1000) == pytest.approx(4e-4)
 
 
 @pytest.mark.parametrize("kind, power", [("cubic", 3), ("linear", 1)])

@@ -10,7 +10,7 @@ from data.prepare import prepare_shipped
 # Knobs with no say in a step before the first prune is near.
 PRUNE_KNOBS = {"d_ff_target", "n_kv_head_target", "criterion", "score_beta", "scope", "layer_floor"}
 PRUNE_KNOBS |= {"prune_schedule", "prune_start", "prune_end", "prune_every", "round_to"}
-PRUNE_KNOBS |= {"lr_restart", "max_steps", "out_dir"}
+PRUNE_KNOBS |= {"lr_restart", "restart_fraction", "max_steps", "out_dir"}
 
 
 @dataclass

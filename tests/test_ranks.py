@@ -1,0 +1,139 @@
+"""Two gloo ranks under torchrun: they train like one, prune alike, and fail together."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from test_faults import TORCHRUN, start, wait_for
+from test_run import ROOT, events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
+
+from checkpoint import load_checkpoint
+
+# As train.py, but rank 1 scores units upside down; with LOCAL=1 it prunes what it chose itself.
+DISSENT = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import machine, train
+if os.environ["RANK"] == "1":
+    agreed = train.update_scores
+    def reversed_scores(scores, *arguments):
+        agreed(scores, *arguments)
+        for name in scores:
+            scores[name] = -scores[name]
+    train.update_scores = reversed_scores
+if os.environ.get("LOCAL"):
+    machine.Ranks.from_first = lambda self, mask: mask
+sys.exit(train.main())
+"""
+
+
+def two_ranks(config: Path, out: Path, *arguments: str, script="train.py", **environment):
+    command = [*TORCHRUN, str(script), str(config), f"--out_dir={out}", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def assert_close(one: Path, other: Path, tolerance: float) -> None:
+    """The same weights, moments and scores, to within rounding."""
+    a, b = (load_checkpoint(out / "checkpoint.pt") for out in (one, other))
+    assert a["step"] == b["step"] and a["optimizer"].keys() == b["optimizer"].keys()
+    a["optimizer"], b["optimizer"] = (
+        {
+            f"{name}.{key}": value
+            for name, state in s["optimizer"].items()
+            for key, value in state.items()
+        }
+        for s in (a, b)
+    )
+    for part in ("model", "optimizer", "scores"):
+        assert a[part].keys() == b[part].keys()
+        for name, value in a[part].items():
+            torch.testing.assert_close(b[part][name], value, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def pair(toy, tmp_path_factory) -> Path:  # noqa: F811
+    out = tmp_path_factory.mktemp("pair") / "run"
+    result = two_ranks(toy, out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_two_ranks_train_like_one(undisturbed, pair):  # noqa: F811
+    a, b = events(undisturbed, "step"), events(pair, "step")
+    assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
+    assert [(e["d_ff"], e["n_kv_head"]) for e in a] == [(e["d_ff"], e["n_kv_head"]) for e in b]
+    assert len(events(pair, "done")) == 1
+    assert_close(undisturbed, pair, 1e-5)
+
+
+def test_shared_out_moments_and_recomputed_activations_change_no_bit(toy, pair, tmp_path):  # noqa: F811
+    result = two_ranks(toy, tmp_path / "run", "--shard_optimizer", "--recompute")
+    assert result.returncode == 0, result.stderr
+    assert_close(pair, tmp_path / "run", 0.0)
+
+
+def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    assert run(toy, out, "--stop_after=8") == 0
+    result = two_ranks(toy, out, "--resume", "--stop_after=21", "--shard_optimizer")
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 21
+    assert run(toy, out, "--resume") == 0
+    assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
+    assert_close(undisturbed, out, 1e-5)
+
+
+def test_activations_are_averaged_over_ranks_and_counted_once_when_recomputed(toy, tmp_path):  # noqa: F811
+    knobs = ["--criterion=activation", "--stop_after=20", "--micro_batch_size=2"]
+    assert run(toy, tmp_path / "one", *knobs) == 0
+    result = two_ranks(toy, tmp_path / "two", *knobs, "--recompute")
+    assert result.returncode == 0, result.stderr
+    assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_all_ranks_prune_what_the_first_one_chose(toy, pair, tmp_path):  # noqa: F811
+    script = tmp_path / "dissent.py"
+    script.write_text(DISSENT)
+    result = two_ranks(toy, tmp_path / "run", script=script)
+    assert result.returncode == 0, result.stderr
+    assert same_end(tmp_path / "run", pair)
+
+
+def test_ranks_that_differ_after_a_prune_stop_the_run(toy, tmp_path):  # noqa: F811
+    script = tmp_path / "dissent.py"
+    script.write_text(DISSENT)
+    result = two_ranks(toy, tmp_path / "run", script=script, LOCAL="1")
+    assert result.returncode == 1
+    assert "error: step 15: the ranks hold different weights" in result.stderr
+    assert events(tmp_path / "run", "step")[-1]["step"] == 14
+
+
+def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  # noqa: F811
+    """As on two machines whose out_dir is not the same disk."""
+    script = tmp_path / "own_disk.py"
+    script.write_text(
+        "import os, sys; sys.path.insert(0, os.getcwd()); import train\n"
+        "sys.argv[2] += os.environ['RANK']\n"
+        "sys.exit(train.main())\n"
+    )
+    assert run(toy, tmp_path / "run0", "--stop_after=8") == 0
+    result = two_ranks(toy, tmp_path / "run", "--resume", script=script)
+    assert result.returncode == 1
+    assert "error: this rank starts after step 8, another elsewhere" in result.stderr
+
+
+def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(toy, pair, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    process = start(toy, out, [*TORCHRUN, "--max-restarts=1"], stderr=subprocess.PIPE)
+    wait_for(process, out, "save", 2)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    os.kill(int(Path(children).read_text().split()[-1]), signal.SIGKILL)
+    error = process.communicate(timeout=90)[1].decode()
+    assert process.returncode == 0, error
+    assert "error: another rank no longer answers; --resume goes on" in error
+    assert same_end(out, pair)
+    assert [e["resumed"] for e in events(out, "start")] == [False, True]
