@@ -67,6 +67,7 @@ class Config:
     head_dim: int = 0  # 0: d_model / n_head
     d_ff: int = 512  # FFN neurons per layer
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
+    round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
     n_kv_head_target: int = 0  # KV groups per layer at the end; 0: not pruned
@@ -195,6 +196,7 @@ def check_config(c: Config) -> None:
         "d_ff",
         "prune_every",
         "round_to",
+        "round_vocab_to",
         "eval_every",
         "eval_tokens",
         "save_every",
@@ -204,6 +206,7 @@ def check_config(c: Config) -> None:
         need(getattr(c, key) > 0, key, "must be greater than 0")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
+    need(c.round_vocab_to <= 4096, "round_vocab_to", "must be at most 4096")
     for key in ("learning_rate", "min_lr_fraction", "restart_fraction", "layer_floor"):
         need(getattr(c, key) <= 1, key, "must be at most 1")
     climbs = f"must not lie below the floor, min_lr_fraction={c.min_lr_fraction}"
@@ -271,6 +274,10 @@ def prune_targets(c: Config) -> dict[str, tuple[int, int, int]]:
         "n_kv_head": (c.n_kv_head, c.n_kv_head_target or c.n_kv_head, 1),
     }
     return {kind: t for kind, t in targets.items() if t[1] < t[0]}
+
+
+def padded_vocab(c: Config, vocab_size: int) -> int:
+    return -(-vocab_size // c.round_vocab_to) * c.round_vocab_to
 
 
 def lowest_width(c: Config, target: int, grid: int) -> int:

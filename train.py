@@ -45,6 +45,7 @@ from config import (
     make_plan,
     match_flops,
     model_config,
+    padded_vocab,
     prune_targets,
     take_shape,
 )
@@ -179,20 +180,21 @@ def train(c: Config, stop: Stop) -> int:
 
     # ---- Plan: the whole run is known before step 1
 
+    vocab_size = padded_vocab(c, data.vocab_size)
     state = find_checkpoint(c)  # to resume from, if any
     source = state or (load_checkpoint(Path(c.init_from)) if c.init_from else None)
     if c.init_from and state:  # the shape that it gave then; the checkpoint may be narrower by now
         c = dataclasses.replace(c, **{key: state["config"][key] for key in SHAPE})
     elif c.init_from:
-        c = take_shape(c, source, data.vocab_size)
+        c = take_shape(c, source, vocab_size)
     if not state:  # what has run may be narrower by now
-        check_memory(c, data.vocab_size, device_memory(device))
-    c = match_flops(c, data.vocab_size)
+        check_memory(c, vocab_size, device_memory(device))
+    c = match_flops(c, vocab_size)
     dtype = choose_dtype(c, device)
     c = dataclasses.replace(c, dtype=str(dtype).removeprefix("torch."))
     if c.shard_optimizer and dtype == torch.float16:
         raise ConfigError("shard_optimizer=True: needs dtype=bfloat16 or float32")
-    plan = make_plan(c, data.vocab_size)
+    plan = make_plan(c, vocab_size)
     schedule, targets = plan.schedule, prune_targets(c)
     compiled = choose_compile(c, device, plan.flops / len(plan.shapes))
 
@@ -202,7 +204,7 @@ def train(c: Config, stop: Stop) -> int:
         check_same_run(c, state)
     ranks.wait()  # all have looked at out_dir before the first one writes there
     torch.manual_seed(c.seed)
-    model = load_model(source) if source else GPT(model_config(c, data.vocab_size))
+    model = load_model(source) if source else GPT(model_config(c, vocab_size))
     model.to(device)
     model.recompute = c.recompute
     shard = c.shard_optimizer and ranks.size > 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, ConfigError, Plan, load_config, make_plan, match_flops
+from config import Config, ConfigError, Plan, load_config, make_plan, match_flops, padded_vocab
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 
@@ -17,26 +17,34 @@ PRUNE_KNOBS |= {"lr_restart", "restart_fraction", "max_steps", "out_dir"}
 class Arm:
     name: str
     path: str
+    knobs: list[str]  # --key=value for train.py
     config: Config  # with max_steps as match_flops makes it
     plan: Plan
     kind: str  # "same tokens", "same FLOPs" or "ceiling", seen from the reference
 
 
-def load_arms(paths: list[str], overrides: list[str], reference: str) -> list[Arm]:
+def load_arms(
+    paths: list[str], overrides: list[str], reference: str, shorter: int = 1
+) -> list[Arm]:
     """The arms, checked to be comparable with the reference. Raises ConfigError naming those that
     are not: all end in its shape on its tokens or its FLOPs; one that keeps its enlarged shape to
-    the end is the ceiling.
+    the end is the ceiling. Runs and warm-ups are `shorter` times shorter than the configs say.
     """
     arms = []
     for path in paths:
-        c = load_config(path, overrides)
+        c, knobs = load_config(path, overrides), overrides
+        if shorter > 1:
+            lengths = {key: vars(c)[key] // shorter for key in ("max_steps", "warmup_steps")}
+            knobs = [*overrides, *(f"--{key}={value}" for key, value in lengths.items())]
+            c = load_config(path, knobs)
         if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
             prepare_shipped(Path(c.data_dir))
-        vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
+        data = TokenDataset(c.data_dir, "train", c.context_length)
+        vocab_size = padded_vocab(c, data.vocab_size)
         equal_flops = c.match_flops != ""
         c = match_flops(c, vocab_size)
         kind = "same FLOPs" if equal_flops else "same tokens"
-        arms.append(Arm(Path(path).stem, path, c, make_plan(c, vocab_size), kind))
+        arms.append(Arm(Path(path).stem, path, knobs, c, make_plan(c, vocab_size), kind))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms of one name among {', '.join(names)}: rename a config")

@@ -4,6 +4,9 @@ Every config is an arm, every arm and seed a run of train.py in --runs (out/NAME
 not run again, and a stretch that arms share is trained once: arms that differ only from their first
 prune on start from one enlarged checkpoint. The results go to --out: runs.csv, curves.csv, table.md
 and the figure (tools/results.py). A --key=value that is not listed is a knob for every arm.
+
+--quick shows in minutes what the tool does: one seed, an eighth of the steps. It proves nothing.
+--plan SPEED says what the comparison costs at SPEED FLOP/s (of all jobs together) and runs nothing.
 """
 
 import argparse
@@ -21,7 +24,8 @@ from tqdm import tqdm
 from checkpoint import CheckpointError, load_checkpoint, read_log, write_checkpoint, write_text
 from config import ConfigError
 from data import DataError
-from tools.arms import Arm, find_trunks, load_arms
+from report import compact
+from tools.arms import Arm, find_trunks, load_arms, tokens_of
 from tools.results import CURVE_COLUMNS, RUN_COLUMNS, report, write
 
 
@@ -30,7 +34,6 @@ class Runs:
     """Where and how the runs of a comparison are made."""
 
     folder: Path
-    overrides: list[str]  # --key=value for train.py
     threads: int
     trunk_of: dict[str, Arm] = field(default_factory=dict)  # arm name -> where its run begins
 
@@ -47,7 +50,7 @@ class Runs:
         if any(event["event"] == "done" for event in read_log(out_dir)):
             return
         out_dir.mkdir(parents=True, exist_ok=True)
-        knobs = [*self.overrides, f"--seed={seed}", f"--out_dir={out_dir}", "--resume", *extra]
+        knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume", *extra]
         train = Path(__file__).parent.parent / "train.py"
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with open(out_dir / "output.txt", "a") as output:
@@ -127,6 +130,29 @@ def collect(arms: list[Arm], seeds: range, runs: Runs) -> tuple[list[dict], list
     return rows, curves
 
 
+def print_plan(arms: list[Arm], n_seeds: int, speed: float) -> None:
+    trunks = find_trunks(arms)
+    saved = 0  # FLOPs of the stretches that need not be trained again
+    for trunk, forks in trunks:
+        of_stretch = trunk.plan.shapes[0][0].flops_per_token() * tokens_of(trunk)
+        per_step = of_stretch / trunk.config.max_steps
+        saved += per_step * (sum(n for _, n in forks) - max(n for _, n in forks))
+    for arm in arms:
+        first, last = (arm.plan.shapes[i][0].n_parameters() for i in (0, -1))
+        size = compact(first) + (f" -> {compact(last)}" if last != first else "")
+        print(
+            f"{arm.name:<16}{size:>18} parameters {compact(tokens_of(arm)):>7} tokens "
+            f"{arm.plan.flops:.3g} FLOPs"
+        )
+    total = (sum(arm.plan.flops for arm in arms) - saved) * n_seeds
+    hours = total / speed / 3600
+    shared = f"{saved * n_seeds:.2g} less for shared stretches"
+    print(f"{n_seeds} seeds: {total:.3g} FLOPs ({shared}); {hours:.3g} hours at {speed:.3g} FLOP/s")
+
+
+QUICK = "A quick look, an eighth of the steps with one seed: it shows the tool and proves nothing."
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
@@ -136,14 +162,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
+    parser.add_argument("--quick", action="store_true", help="one seed, an eighth of the steps")
+    parser.add_argument("--plan", type=float, metavar="SPEED", help="only say what it costs")
     args, overrides = parser.parse_known_args(argv)
+    n_seeds, shorter, out = args.seeds, 1, args.out
+    if args.quick:
+        n_seeds, shorter, out = 1, 8, out.with_name(out.name + "-quick")
     try:
-        arms = load_arms(args.configs, overrides, args.reference)
-        runs = Runs(args.runs or Path("out") / args.out.name, overrides, args.threads)
-        seeds = range(1, args.seeds + 1)
+        arms = load_arms(args.configs, overrides, args.reference, shorter)
+        if args.plan:
+            print_plan(arms, n_seeds, args.plan)
+            return 0
+        runs = Runs(args.runs or Path("out") / out.name, args.threads)
+        seeds = range(1, n_seeds + 1)
         runs.everything(arms, seeds, args.jobs)
-        write(args.out, *collect(arms, seeds, runs))
-        report(args.out, args.reference)
+        write(out, *collect(arms, seeds, runs))
+        report(out, args.reference)
+        if args.quick:
+            print(QUICK)
     except (ConfigError, DataError, CheckpointError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

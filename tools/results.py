@@ -87,6 +87,8 @@ def table(rows: list[dict], reference: str) -> str:
             f"| {mean(of(runs, 'params')):,.0f} | {mean(of(runs, 'tokens')):,.0f} "
             f"| {mean(of(runs, 'flops')):.3g} | {mean(of(runs, 'seconds')):.0f} |"
         )
+    if all(len(runs) == 1 for runs in by_arm.values()):
+        lines += ["", "One seed: no difference in this table proves anything."]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,14 @@ from model import GPT
 
 @torch.no_grad()
 def generate(
-    model: GPT, tokens: list[int], n: int, stop: int, temperature: float, top_k: int, seed: int
+    model: GPT,
+    tokens: list[int],
+    n: int,
+    vocab_size: int,
+    stop: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
 ) -> list[int]:
     """Up to n tokens after `tokens`, at most until `stop`. temperature 0 takes the likeliest;
     top_k 0 samples from all. The model sees the last context_length tokens.
@@ -28,7 +35,7 @@ def generate(
     tokens = list(tokens)
     for _ in range(n):
         window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
-        logits: Tensor = model(window)[0, -1]  # (vocab_size,)
+        logits: Tensor = model(window)[0, -1, :vocab_size]  # what is past it only pads
         if temperature == 0:
             chosen = int(logits.argmax())
         else:
@@ -64,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     stop = data.end_of_text
     start = tokenizer.encode_ordinary(args.prompt) or [stop]
     model = load_model(state).eval()
-    tokens = generate(model, start, args.tokens, stop, args.temperature, args.top_k, args.seed)
+    choice = (args.temperature, args.top_k, args.seed)
+    tokens = generate(model, start, args.tokens, data.vocab_size, stop, *choice)
     print(tokenizer.decode(tokens))
     return 0
 

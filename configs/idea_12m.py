@@ -1,0 +1,14 @@
+# A 12M-parameter model cut to a third of its FFN: large enough to show what hardware can do.
+# python -m tools.bench configs/idea_12m.py
+from configs.idea import *
+
+n_layer = 6
+d_model = 256
+n_head = 4
+n_kv_head = 4
+d_ff = 2048
+d_ff_target = 688
+round_vocab_to = 4096
+context_length = 256
+batch_size = 16
+learning_rate = 2e-3
