@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ CHUNK_TOKENS = 2**22  # what a pass over a whole split holds at a time
 class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made.
 
-    The files are memory-mapped, so a corpus may be far larger than memory. Their sizes are checked
-    always; their sha256 when the split is at most 1 GiB, beyond which starting would take minutes;
-    token ids against the vocabulary whenever they are read.
+    Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of
+    files are checked always; their sha256 when the split is at most 1 GiB, beyond which starting
+    would take minutes; token ids against the vocabulary whenever they are read.
 
     Attributes: `tokens`, `bytes` (of the text, as UTF-8), `documents`, `bytes_per_token`,
     `vocab_size`, `end_of_text` (its id), `tokenizer` (what load_tokenizer takes).
@@ -52,8 +52,8 @@ class TokenDataset:
         self._paths = [self.data_dir / shard["file"] for shard in shards]
         self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
         _check_files(self.data_dir, shards, self._dtype.itemsize)
-        # A map keeps a file handle, of which a process may have about a thousand.
-        self._map = lru_cache(maxsize=256)(self._open_map)
+        # A process may have about a thousand files open.
+        self._open = lru_cache(maxsize=256)(self._open_shard)
 
         # An epoch reads floor((tokens - T) / T) windows of every shard, at stride T from an offset
         # that is drawn anew, from at least T of them (or all), so that every start has its turn.
@@ -94,7 +94,7 @@ class TokenDataset:
         length = self.context_length + 1
         tokens = np.empty((rows, length), np.int64)
         for row, (s, t) in enumerate(zip(shard.tolist(), start.tolist(), strict=True)):
-            tokens[row] = self._map(s)[t : t + length]
+            tokens[row] = self._read(s, t, length)
         self._check_ids(tokens)
         return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
 
@@ -118,7 +118,7 @@ class TokenDataset:
                 if rows == 0:
                     return
                 end = start + rows * length
-                tokens = self._map(shard)[start : end + 1].astype(np.int64)
+                tokens = self._read(shard, start, end + 1 - start)
                 self._check_ids(tokens)
                 x, y = tokens[:-1].copy(), tokens[1:].copy()
                 yield torch.from_numpy(x).view(rows, -1), torch.from_numpy(y).view(rows, -1)
@@ -132,15 +132,26 @@ class TokenDataset:
                 f"{self.vocab_size:,}; make it again with: python -m data.prepare"
             )
 
-    def _open_map(self, shard: int) -> np.ndarray:
-        with self._paths[shard].open("rb") as file:  # np.memmap does the same, but slowly
-            return np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_READ), self._dtype)
+    def _open_shard(self, shard: int) -> BinaryIO:
+        return self._paths[shard].open("rb", buffering=0)
+
+    def _read(self, shard: int, start: int, count: int) -> np.ndarray:
+        """int64 (count,): the shard's tokens from `start` on. A read, not a memory map: mapping one
+        of thousands of shards and faulting its page in costs more than reading a window of it.
+        """
+        file, size = self._open(shard), count * self._dtype.itemsize
+        file.seek(start * self._dtype.itemsize)
+        data = file.read(size)
+        if len(data) < size:
+            path = self._paths[shard]
+            raise DataError(f"{path}: became shorter while it was in use; prepare it again")
+        return np.frombuffer(data, self._dtype).astype(np.int64)
 
     def _pairs(self) -> Iterator[np.ndarray]:
         """All adjacent pairs within shards as first * vocab_size + second, a chunk at a time."""
         for shard, size in enumerate(self._sizes.tolist()):
             for start in range(0, size - 1, CHUNK_TOKENS):
-                tokens = self._map(shard)[start : start + CHUNK_TOKENS + 1].astype(np.int64)
+                tokens = self._read(shard, start, min(CHUNK_TOKENS + 1, size - start))
                 self._check_ids(tokens)
                 yield tokens[:-1] * self.vocab_size + tokens[1:]
 

@@ -47,9 +47,7 @@ def test_recomputing_keeps_a_block_and_one_input_per_layer():
     whole = plan.memory_of(SHAPE, 7, False, torch.float32, ranks=1, shard=False)
     less = plan.memory_of(SHAPE, 7, True, torch.float32, ranks=1, shard=False)
     kept = kept_for_backward(SHAPE, 7, True, torch.float32)
-    one_block = (
-        whole.activations - kept_for_backward(replace_layers(0), 7, False, torch.float32)
-    ) / 5
+    one_block = (whole.activations - kept_for_backward(layers(0), 7, False, torch.float32)) / 5
     assert less.activations + less.casts == pytest.approx(kept + one_block, rel=0.05)
     assert less.activations < whole.activations / 2
 

@@ -547,6 +547,32 @@ def test_batch_is_a_pure_function_of_seed_and_step(counting):
     assert not torch.equal(counting.batch(1, 8, seed=-3)[0], expected[1][0])
 
 
+def test_a_batch_of_a_vast_corpus_reads_its_own_windows_and_nothing_else(tmp_path, monkeypatch):
+    folder = token_folder(tmp_path / "vast", 2000, train=[range(100)] * 300)  # more than stay open
+    size, meta = 2**28, json.loads((folder / "meta.json").read_text())
+    for shard in meta["train"]["shards"]:
+        os.truncate(folder / shard["file"], 2 * size)  # sparse: takes no room
+        shard["tokens"] = size
+    meta["train"]["tokens"] = 300 * size
+    (folder / "meta.json").write_text(json.dumps(meta))
+    dataset, reads = TokenDataset(folder, "train", T), []
+    read = dataset._read
+    monkeypatch.setattr(dataset, "_read", lambda *a: reads.append(a) or read(*a))
+    for step in (1, 10**6, 10**12):
+        dataset.batch(step, 400, seed=1)
+    assert len(reads) == 3 * 400 and {count for _, _, count in reads} == {T + 1}
+    assert len({shard for shard, _, _ in reads}) > 256
+    if os.path.isdir("/proc/self/fd"):
+        assert len(os.listdir("/proc/self/fd")) < 400
+
+
+def test_a_shard_that_shrinks_while_in_use_is_named(counting):
+    path = counting.data_dir / "train_000.bin"
+    os.truncate(path, 0)
+    with pytest.raises(DataError, match=f"{path}.*shorter"):
+        [counting.batch(step, 8, seed=3) for step in range(1, 20)]
+
+
 def test_each_window_comes_once_per_epoch_also_when_batches_straddle_epochs(counting):
     assert counting.windows_per_epoch == (1000 - T) // T + (500 - T) // T
     for epoch in range(5):
