@@ -36,7 +36,7 @@ def tool(arms: list[str], tmp_path: Path) -> list[str]:
     return [*arms, *where, "--seeds=1", "--jobs=2", "--eval_every=5"]
 
 
-def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path):
+def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, capsys):
     command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
@@ -67,6 +67,49 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path):
         shutil.copy(tmp_path / "results" / name, copy)
     assert results.main([str(copy)]) == 0
     assert (copy / "table.md").read_bytes() == (tmp_path / "results" / "table.md").read_bytes()
+
+    edited = [str(tmp_path / Path(arm).name) for arm in arms]
+    for arm, path in zip(arms, edited):
+        Path(path).write_text(Path(arm).read_text() + "weight_decay = 0.2\n")
+    assert compare.main(tool(edited, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "made by another config (weight_decay=0.1 there, 0.2 in" in error
+
+
+def test_the_results_hold_every_seed_that_is_done(arms, tmp_path):
+    path = [a for a in arms if Path(a).stem == "idea"]
+    knobs = ["--stop_after=0", "--max_steps=20", "--warmup_steps=2", f"--out={tmp_path / 'r'}"]
+    for seeds in (2, 1):
+        assert compare.main([*path, *knobs, f"--runs={tmp_path / 'runs'}", f"--seeds={seeds}"]) == 0
+    rows = results.read_csv(tmp_path / "r" / "runs.csv")
+    assert [row["seed"] for row in rows] == [1, 2]
+
+
+def test_quick_shortens_runs_and_warmups_and_keeps_arms_comparable(arms):
+    whole = {a.name: a for a in arms_tool.load_arms(arms, [], "idea")}
+    quick = {a.name: a for a in arms_tool.load_arms(arms, ["--seed=7"], "idea", shorter=2)}
+    for name in ("idea", "oneshot", "enlarged"):
+        assert quick[name].config.max_steps == whole[name].config.max_steps // 2 == 15
+        assert quick[name].knobs == ["--seed=7", "--max_steps=15", "--warmup_steps=1"]
+    one_step = quick["scratch_flops"].plan.flops / quick["scratch_flops"].config.max_steps
+    assert abs(quick["scratch_flops"].plan.flops - quick["idea"].plan.flops) < one_step
+
+
+def test_the_plan_counts_a_shared_stretch_once(arms, capsys, tmp_path):
+    assert compare.main([*arms, "--out=x", f"--runs={tmp_path / 'runs'}", "--plan=1e9"]) == 0
+    text = capsys.readouterr().out
+    loaded = {a.name: a for a in arms_tool.load_arms(arms, [], "idea")}
+    whole = 3 * sum(a.plan.flops for a in loaded.values())
+    enlarged = loaded["enlarged"]
+    twice = 3 * 2 * 7 * enlarged.plan.flops / enlarged.config.max_steps  # steps 1 to 7, three arms
+    assert f"3 seeds: {whole - twice:.3g} FLOPs" in text
+    assert f"{(whole - twice) / 1e9 / 3600:.3g} hours" in text and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in (ROOT / "results").glob("*/runs.csv")))
+def test_committed_tables_come_out_of_their_runs_byte_for_byte(folder):
+    rows = results.read_csv(folder / "runs.csv")
+    assert results.table(rows, "idea") == (folder / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from config import Config, ConfigError, load_config, make_plan, match_flops
+from tools.arms import load_arms
 from train import main
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,24 @@ def test_every_config_loads_and_plans(name):
     assert c.out_dir == f"out/{name}"
     final, idea = plan.shapes[-1][0], make_plan(load("idea"), VOCAB).shapes[-1][0]
     assert (final == idea) == (name not in ("enlarged", *OTHER_SIZES))
+
+
+LABORATORIES = {
+    folder: sorted((ROOT / "configs" / folder).glob("*.py"))
+    for folder in ("compare", "ablations", "compare_gpu")
+}
+
+
+@pytest.mark.parametrize("folder", LABORATORIES)
+def test_every_laboratory_compares_what_can_be_compared(folder):
+    paths = [str(path) for path in LABORATORIES[folder]]
+    if folder == "ablations":
+        paths.append(str(ROOT / "configs" / "compare" / "idea.py"))
+    arms = load_arms(paths, ["--data_dir=data/sotu"], "idea")  # raises where they cannot
+    assert len(arms) == len(paths) > 5
+    for arm in arms:
+        changed = Path(arm.path).read_text().split("import *")[1].strip().splitlines()
+        assert arm.name == "idea" or 1 <= len(changed) <= 4, arm.path
 
 
 def test_plan_counts_the_flops_of_every_step():

@@ -3,7 +3,8 @@
 Every config is an arm, every arm and seed a run of train.py in --runs (out/NAME). What is done is
 not run again, and a stretch that arms share is trained once: arms that differ only from their first
 prune on start from one enlarged checkpoint. The results go to --out: runs.csv, curves.csv, table.md
-and the figure (tools/results.py). A --key=value that is not listed is a knob for every arm.
+and the figure (tools/results.py), of every seed that is done: some arms may get more than others by
+a call of their own. A --key=value that is not listed is a knob for every arm.
 
 --quick shows in minutes what the tool does: one seed, an eighth of the steps. It proves nothing.
 --plan SPEED says what the comparison costs at SPEED FLOP/s (of all jobs together) and runs nothing.
@@ -21,7 +22,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import CheckpointError, load_checkpoint, read_log, write_checkpoint, write_text
+from checkpoint import (
+    NOT_SAVED,
+    CheckpointError,
+    load_checkpoint,
+    read_log,
+    write_checkpoint,
+    write_text,
+)
 from config import ConfigError
 from data import DataError
 from report import compact
@@ -47,7 +55,8 @@ class Runs:
 
     def train(self, arm: Arm, seed: int, out_dir: Path, *extra: str) -> None:
         """Run train.py, or go on with it. Raises RuntimeError with its last words if it fails."""
-        if any(event["event"] == "done" for event in read_log(out_dir)):
+        check_same_arm(arm, out_dir)
+        if is_done(out_dir):
             return
         out_dir.mkdir(parents=True, exist_ok=True)
         knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume", *extra]
@@ -97,6 +106,21 @@ class Runs:
             future.result()
 
 
+def is_done(out_dir: Path) -> bool:
+    return any(event["event"] == "done" for event in read_log(out_dir))
+
+
+def check_same_arm(arm: Arm, out_dir: Path) -> None:
+    """Raises RuntimeError where a run is there that other knobs made: an arm edited since."""
+    path = out_dir / "config.json"
+    then = json.loads(path.read_text()) if path.exists() else {}
+    own = NOT_SAVED | {"seed", "device", "dtype", "compile"}  # the machine's, or of one run
+    for key, value in vars(arm.config).items():
+        if key not in own and then.get(key, value) != value:
+            what = f"{key}={then[key]!r} there, {value!r} in {arm.path}"
+            raise RuntimeError(f"{out_dir}: made by another config ({what}); remove it, or --runs")
+
+
 def fork(trunk: Path, arm: Arm, seed: int, out_dir: Path) -> None:
     """Begin an arm's run with the weights, the moments and the log of its trunk's checkpoint. What
     `train.py --resume` makes of it is, bit for bit, the arm's own run from its first step.
@@ -112,11 +136,13 @@ def fork(trunk: Path, arm: Arm, seed: int, out_dir: Path) -> None:
     write_text(out_dir / "log.jsonl", "".join(log))
 
 
-def collect(arms: list[Arm], seeds: range, runs: Runs) -> tuple[list[dict], list[dict]]:
-    """The rows of runs.csv and curves.csv."""
+def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
+    """The rows of runs.csv and curves.csv, of these arms and every seed that is done."""
     rows, curves = [], []
     for arm in arms:
-        for seed in seeds:
+        folders = [p for p in (runs.folder / arm.name).iterdir() if p.name.isdigit()]
+        for seed in sorted(int(p.name) for p in folders if is_done(p)):
+            check_same_arm(arm, runs.out_dir(arm, seed))
             log = read_log(runs.out_dir(arm, seed))
             done = next(event for event in log if event["event"] == "done")
             rows.append({"arm": arm.name, "seed": seed} | {k: done[k] for k in RUN_COLUMNS[2:]})
@@ -176,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = Runs(args.runs or Path("out") / out.name, args.threads)
         seeds = range(1, n_seeds + 1)
         runs.everything(arms, seeds, args.jobs)
-        write(out, *collect(arms, seeds, runs))
+        write(out, *collect(arms, runs))
         report(out, args.reference)
         if args.quick:
             print(QUICK)

@@ -1,0 +1,4 @@
+# Four times as many prunes.
+from configs.compare.idea import *
+
+prune_every = 25

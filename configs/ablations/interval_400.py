@@ -1,0 +1,4 @@
+# A quarter of the prunes.
+from configs.compare.idea import *
+
+prune_every = 400

@@ -1,0 +1,4 @@
+# As many units at each prune.
+from configs.compare.idea import *
+
+prune_schedule = "linear"

@@ -1,0 +1,4 @@
+# A shorter window.
+from configs.compare.idea import *
+
+prune_end = 0.2

@@ -1,0 +1,4 @@
+# A longer window.
+from configs.compare.idea import *
+
+prune_end = 0.6

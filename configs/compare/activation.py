@@ -1,0 +1,4 @@
+# IDEA with another criterion: activation energy.
+from configs.compare.idea import *
+
+criterion = "activation"

@@ -1,0 +1,25 @@
+# The laboratory: IDEA at a size of which a core trains twenty an hour, 140 tokens per parameter.
+# The other arms of configs/compare/ start from these lines.
+from configs.idea import *
+
+n_layer = 2
+d_model = 32
+n_head = 4
+n_kv_head = 2
+d_ff = 256  # 2.7 times the target
+d_ff_target = 96
+
+max_steps = 4000
+batch_size = 16  # 8.2M tokens, 140 per final parameter
+learning_rate = 8e-3
+min_lr_fraction = 0.01
+warmup_steps = 100
+
+prune_start = 0.1
+prune_end = 0.35
+prune_every = 100
+
+dtype = "float32"  # as fast as bfloat16 at this size, and the same on every CPU
+eval_every = 500
+save_every = 1000
+log_every = 50

@@ -1,0 +1,4 @@
+# IDEA with another criterion: the size of the weights.
+from configs.compare.idea import *
+
+criterion = "magnitude"
