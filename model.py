@@ -112,10 +112,13 @@ class Attention(nn.Module):
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
             for proj in (self.q, self.k, self.v)
         )
-        q, k = rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v)
+        # On a CPU, torch's attention is five times slower in bfloat16 than in float32 (without AMX)
+        dtype = torch.float32 if x.device.type == "cpu" else v.dtype
+        q, k, v = rotate(q, cos, sin).to(dtype), rotate(k, cos, sin).to(dtype), v.to(dtype)
         # Spelled out: not every fused kernel of every torch takes fewer KV heads than query heads.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o(y.transpose(1, 2).flatten(2))  # (B, T, d_model)
 
 
