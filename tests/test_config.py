@@ -2,9 +2,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from config import Config, ConfigError, load_config, make_plan, match_flops
+from config import (
+    Config,
+    ConfigError,
+    load_config,
+    make_plan,
+    match_flops,
+    model_config,
+    padded_vocab,
+)
+from machine import choose_compile
+from model import GPT
 from tools.arms import load_arms
+from tools.sample import generate
 from train import main
 
 ROOT = Path(__file__).parent.parent
@@ -178,3 +190,21 @@ def test_help_lists_every_knob_with_its_default(capsys):
     for field in fields(Config):
         assert f"{field.name}: " in text
     assert main([]) == 2
+
+
+def test_compiling_on_a_cpu_without_a_compiler_is_refused_and_auto_stays_eager(monkeypatch):
+    monkeypatch.setattr("machine.shutil.which", lambda name: None)
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match="compile='on'.*g\\+\\+.*--compile=off"):
+        choose_compile(load("idea", "--compile=on"), cpu, 1e18)
+    assert not choose_compile(load("idea"), cpu, 1e18)
+
+
+def test_a_padded_vocabulary_is_counted_and_never_sampled():
+    c = load("idea", "--round_vocab_to=4096")
+    assert padded_vocab(c, 1024) == 4096 and padded_vocab(load("idea"), 1023) == 1023
+    assert make_plan(c, padded_vocab(c, 1024)).shapes[0][0].vocab_size == 4096
+    model = GPT(model_config(c, 4096))
+    torch.nn.init.zeros_(model.embed.weight[:1000])  # all ids alike but those past 1000
+    tokens = generate(model, [5], 40, 1000, 999, 1.0, 0, 1)
+    assert max(tokens) < 1000
