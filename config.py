@@ -66,7 +66,6 @@ class Config:
     n_kv_head: int = 2  # key-value heads; each serves n_head / n_kv_head query heads
     head_dim: int = 0  # 0: d_model / n_head
     d_ff: int = 512  # FFN neurons per layer
-    init_std: float = 0.02  # of the initial weights, as in GPT-2; narrow models like more
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Prune
@@ -190,7 +189,6 @@ def check_config(c: Config) -> None:
         "batch_size",
         "context_length",
         "learning_rate",
-        "init_std",
         "n_layer",
         "d_model",
         "n_head",
@@ -209,7 +207,7 @@ def check_config(c: Config) -> None:
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
     need(c.round_vocab_to <= 4096, "round_vocab_to", "must be at most 4096")
-    for key in ("init_std", "learning_rate", "min_lr_fraction", "restart_fraction", "layer_floor"):
+    for key in ("learning_rate", "min_lr_fraction", "restart_fraction", "layer_floor"):
         need(getattr(c, key) <= 1, key, "must be at most 1")
     climbs = f"must not lie below the floor, min_lr_fraction={c.min_lr_fraction}"
     need(c.restart_fraction >= c.min_lr_fraction, "restart_fraction", climbs)
@@ -303,7 +301,6 @@ def model_config(
         n_kv_head=[widths["n_kv_head"]] * c.n_layer,
         d_ff=[widths["d_ff"]] * c.n_layer,
         tie_embeddings=c.tie_embeddings,
-        init_std=c.init_std,
     )
 
 

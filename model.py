@@ -28,7 +28,6 @@ class GPTConfig:
     tie_embeddings: bool = True
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
-    init_std: float = 0.02
 
     @property
     def n_layer(self) -> int:
@@ -169,14 +168,14 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal, std `init_std`; the two projections that write to the residual stream are scaled
-        down by the square root of their number, so that its variance does not grow with depth
+        """Normal, std 0.02; the two projections that write to the residual stream are scaled down
+        by the square root of their number, so that the stream's variance does not grow with depth
         (GPT-2).
         """
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
-                std = self.config.init_std / (2 * self.config.n_layer if writes else 1) ** 0.5
+                std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes else 0.02
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -8,7 +8,6 @@ n_head = 4
 n_kv_head = 2
 d_ff = 256  # 2.7 times the target
 d_ff_target = 96
-init_std = 0.05  # at 0.02 so narrow a model sits on a plateau at first, for how long is chance
 
 max_steps = 4000
 batch_size = 16  # 8.2M tokens, 140 per final parameter
