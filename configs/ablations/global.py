@@ -1,0 +1,4 @@
+# Layers compete for neurons.
+from configs.compare.idea import *
+
+scope = "global"
