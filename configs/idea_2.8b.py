@@ -1,6 +1,6 @@
 # The paper's run, 2.82B -> 1.31B on 2T tokens, in a shape that fits what is known of it.
 # Plan: python -m tools.bench configs/idea_2.8b.py --plan --gpus 64 --gpu h100
-from configs.idea import *
+from configs.idea_paper import *
 
 data_dir = "data/fineweb"  # yours: python -m data.prepare --tokenizer gpt2 --input ... --out ...
 round_vocab_to = 128  # 50,257 -> 50,304

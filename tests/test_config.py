@@ -95,7 +95,8 @@ def test_configs_differ_from_idea_by_the_lines_that_matter():
         for name in CONFIGS
     }
     assert differ["oneshot"] == {"prune_schedule"}
-    assert differ["naive"] == {"prune_schedule", "lr_restart"}
+    assert differ["naive"] == {"prune_start", "prune_schedule", "lr_restart"}
+    assert differ["idea_paper"] == {"prune_start", "prune_end"}
     assert differ["scratch"] == {"d_ff", "d_ff_target"}
     assert differ["enlarged"] == {"d_ff_target"}
     assert differ["scratch_flops"] == {"d_ff", "d_ff_target", "match_flops"}
@@ -121,7 +122,7 @@ BAD = {
     "beta of one": (["--beta2=1.0"], ["beta2", "1.0"]),
     "floor above one": (["--min_lr_fraction=1.5"], ["min_lr_fraction", "1.5"]),
     "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
-    "window ends before it starts": (["--prune_end=0.4"], ["prune_end=0.4: ", "prune_start=0.5"]),
+    "window ends before it starts": (["--prune_end=0.05"], ["prune_end=0.05: ", "prune_start=0.1"]),
     "window past the end": (["--prune_end=1.0"], ["prune_end=1.0: "]),
     "window at the start": (["--prune_start=0.0"], ["prune_start", "0.0"]),
     "target wider than the model": (["--d_ff_target=1024"], ["d_ff_target", "1024", "512"]),

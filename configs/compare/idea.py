@@ -12,11 +12,8 @@ d_ff_target = 96
 max_steps = 4000
 batch_size = 16  # 8.2M tokens, 140 per final parameter
 learning_rate = 8e-3
-min_lr_fraction = 0.01
 warmup_steps = 100
 
-prune_start = 0.1
-prune_end = 0.35
 prune_every = 100
 
 dtype = "float32"  # as fast as bfloat16 at this size, and the same on every CPU
