@@ -1,8 +1,9 @@
-"""What one does with a trained model: sample from it, judge it."""
+"""What one does with a run: sample from its model, judge it, draw it, watch it elsewhere."""
 
 import gzip
 import json
 import math
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from statistics import stdev
 
 import pytest
 import torch
-from test_run import toy, undisturbed  # noqa: F401 (fixtures)
+from test_run import events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
+from checkpoint import load_checkpoint, read_log
 from data.tokenizer import END_OF_TEXT
-from tools import evaluate, sample
+from report import scalars
+from tools import evaluate, plot, sample
 from tools.load import Run, load_run
 
 
@@ -271,3 +274,155 @@ def test_what_cannot_be_judged_is_one_line(trained, undisturbed, tmp_path, capsy
         assert words in error and error.count("\n") == 1, error
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(["run"])
+
+
+# ---- plot
+
+
+def test_the_log_tells_which_units_survived(undisturbed, toy, tmp_path):  # noqa: F811
+    """Neurons that are in the checkpoint are the enlarged model's at the places that the log names:
+    without updates between prunes, their weights are the same.
+    """
+    frozen = ["--learning_rate=1e-30", "--weight_decay=0", "--warmup_steps=0", "--scope=global"]
+    assert run(toy, tmp_path / "first", *frozen, "--stop_after=5") == 0
+    assert run(toy, tmp_path / "run", *frozen) == 0
+    full, cut = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("first", "run"))
+    for kind, module, size in (("d_ff", "ffn.gate", 1), ("n_kv_head", "attention.k", 4)):
+        ends = plot.lifetimes([e for e in events(tmp_path / "run", "prune") if e["group"] == kind])
+        assert [len(e) for e in ends] == [32, 32] if kind == "d_ff" else [4, 4]
+        for layer, units in enumerate(ends):
+            kept = [i for i, end in enumerate(units) if end == math.inf]
+            name = f"blocks.{layer}.{module}.weight"
+            rows = full["model"][name].unflatten(0, (-1, size))[kept].flatten(0, 1)
+            assert torch.equal(cut["model"][name], rows) and len(kept) < len(units)
+
+
+def test_a_prune_removes_units_with_the_lowest_scores(undisturbed):  # noqa: F811
+    for event in events(undisturbed, "prune"):
+        for removed, (least, *middle, most) in zip(event["removed"], event["scores"]):
+            assert len(removed) == event["width_before"] - event["width_after"]
+            assert 0 < least < middle[0] < middle[1] < middle[2] < most or len(removed) < 4
+    state = load_checkpoint(undisturbed / "checkpoint.pt")
+    assert {name: len(s) for name, s in state["scores"].items()} == {
+        f"blocks.{i}.{kind}": n for i in (0, 1) for kind, n in (("d_ff", 8), ("n_kv_head", 1))
+    }
+
+
+def test_lifetimes_follow_positions_through_several_prunes():
+    cuts = [[[0, 3], [1]], [[1], [0, 2]]]  # each: layers, positions among those still there
+    prunes = [{"width_before": [5, 4], "removed": r, "flops": i} for i, r in enumerate(cuts, 1)]
+    inf = math.inf
+    assert plot.lifetimes(prunes, "flops") == [[1, inf, 2, 1, inf], [2, 1, inf, 2]]
+    prunes[0]["width_before"] = 5
+    assert plot.lifetimes(prunes, "flops")[1] == [2, 1, inf, 2, inf]
+
+
+def test_pictures_of_one_run_and_several_over_tokens_and_flops(undisturbed, tmp_path, capsys):  # noqa: F811
+    pytest.importorskip("matplotlib")
+
+    def drawn(*arguments: str) -> bytes:
+        to = tmp_path / "picture.svg"
+        assert plot.main([str(undisturbed), *arguments, f"--to={to}"]) == 0
+        assert capsys.readouterr().out.strip() == str(to)
+        return to.read_bytes()
+
+    again = str(undisturbed)
+    pictures = [drawn(), drawn(again), drawn("--over=flops"), drawn("--units")]
+    assert len(set(pictures)) == 4 and all(b"<svg" in picture for picture in pictures)
+    assert drawn("--units") == pictures[3]  # the same bytes every time
+
+
+def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):  # noqa: F811
+    lines = (undisturbed / "log.jsonl").read_text().splitlines()
+    (tmp_path / "log.jsonl").write_text("".join(x + "\n" for x in lines if '"prune",' not in x))
+    for arguments, words in {
+        (str(tmp_path), "--units"): "no prune",
+        ("gone",): "gone: no run",
+    }.items():
+        assert plot.main([*arguments, f"--to={tmp_path / 'p.svg'}"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+    for wrong in (["--to=p.gif"], ["other", "--units"]):
+        with pytest.raises(SystemExit, match="2"):
+            plot.main([str(undisturbed), *wrong])
+
+
+# ---- TensorBoard, Weights & Biases
+
+
+FAKE = """
+import json
+def init(**given):
+    if given["project"] == "closed":
+        raise RuntimeError("nobody has logged in")
+    print("init", given["project"], given["config"]["d_ff"])
+    return Run()
+class Run:
+    def log(self, values, step):
+        print("log", json.dumps([step, values]))
+"""
+
+
+def test_mirrors_show_the_numbers_of_the_log_and_change_no_bit(
+    toy,  # noqa: F811
+    undisturbed,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,  # noqa: F811
+):
+    (tmp_path / "wandb.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    capsys.readouterr()
+    out = tmp_path / "run"
+    assert run(toy, out, "--wandb_project=closed") == 2
+    assert "wandb_project='closed': nobody has logged in" in capsys.readouterr().err
+    assert run(toy, out, "--wandb_project=mine", "--stop_after=20") == 0  # what failed is no run
+    assert run(toy, out, "--resume", "--wandb_project=other") == 0
+    assert same_end(out, undisturbed)
+    printed = capsys.readouterr().out.splitlines()
+    assert "init mine 32" in printed and "init other 32" in printed
+    shown = [json.loads(line[4:]) for line in printed if line.startswith("log ")]
+    logged = read_log(out)
+    assert [e["step"] for e in logged] == [step for step, _ in shown]
+    assert all(scalars(e["event"], e) | values == values for e, (_, values) in zip(logged, shown))
+    assert shown[1][1]["step/loss"] == logged[1]["loss"]
+
+
+def test_scalars_are_numbers_and_of_widths_that_differ_the_mean():
+    line = {"loss": 2.5, "d_ff": [2, 4], "phase": "prune", "removed": [[1], [2, 3]], "step": 7}
+    assert scalars("step", line) == {"step/loss": 2.5, "step/d_ff": 3, "step/step": 7}
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(toy, undisturbed, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    assert run(toy, out, "--tensorboard", "--stop_after=17") == 0
+    assert run(toy, out, "--tensorboard", "--resume") == 0
+    assert same_end(out, undisturbed)
+    shown = EventAccumulator(str(out)).Reload()
+    for event, key in (("step", "loss"), ("eval", "val_bpb"), ("prune", "loss_after")):
+        values = [(e.step, e.value) for e in shown.Scalars(f"{event}/{key}")]
+        logged = [(e["step"], pytest.approx(e[key])) for e in events(out, event)]
+        assert values == logged
+
+
+@pytest.mark.parametrize(
+    "knob, name", [("tensorboard", "tensorboard"), ("wandb_project=x", "wandb")]
+)
+def test_a_missing_package_is_one_line_before_anything_is_written(
+    knob,
+    name,
+    toy,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,  # noqa: F811
+):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / name).mkdir()  # a folder of that name is no package: wandb itself leaves one
+    assert run(toy, tmp_path / "run", f"--{knob}") == 2
+    error = capsys.readouterr().err
+    assert f"pip install {name}" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
