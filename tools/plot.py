@@ -74,7 +74,8 @@ def draw(out_dirs: list[Path], to: Path, over: str = "tokens") -> None:
         dots = [e[over] for e in evals], [e["val_loss"] for e in evals]
         loss.plot(*dots, "o-", color=color, ms=3, label=label)
         for axes, key in zip(rest, rows):
-            axes.step(x, [width(e[key]) for e in steps], where="pre", color=color)
+            style = "default" if key == "lr" else "steps-pre"
+            axes.plot(x, [width(e[key]) for e in steps], drawstyle=style, color=color)
     if len(logs) == 1:
         shade_phases((loss, *rest), logs[0]["step"], over)
     final = min(e["val_loss"] for events in logs for e in events["eval"])
@@ -136,8 +137,10 @@ def draw_units(out_dir: Path, to: Path, over: str = "tokens") -> None:
     for kind, (map_axes, score_axes) in zip(kinds, rows):
         events = [e for e in prunes if e["group"] == kind]
         ends = lifetimes(events, over)
+        last = events[-1][over]
+        shown = [[min(end, 2 * last) for end in row] for row in ends]  # imshow hides infinity
         widest = max(map(len, ends))  # layers of a model that was pruned before may differ
-        padded = [row + [float("nan")] * (widest - len(row)) for row in ends]
+        padded = [row + [float("nan")] * (widest - len(row)) for row in shown]
         colors = plt.get_cmap("viridis").with_extremes(over="black", bad="white")
         image = map_axes.imshow(
             padded,
@@ -145,13 +148,13 @@ def draw_units(out_dir: Path, to: Path, over: str = "tokens") -> None:
             interpolation="nearest",
             cmap=colors,
             vmin=events[0][over],
-            vmax=events[-1][over],
+            vmax=last,
         )
         figure.colorbar(image, ax=map_axes, label=f"removed at, {AXES[over]}", extend="max")
         map_axes.set_title(f"{KINDS[kind]} (black: survived)")
         map_axes.set_xlabel("unit")
         map_axes.set_ylabel("layer")
-        map_axes.set_yticks(range(len(ends)))
+        map_axes.locator_params(integer=True)
         x = [e[over] for e in events]
         for layer in range(len(ends)):
             _, low, middle, high, _ = zip(*(e["scores"][layer] for e in events))
