@@ -9,6 +9,7 @@ import ast
 import contextlib
 import difflib
 import errno
+import importlib.util
 import math
 import os
 import runpy
@@ -85,6 +86,8 @@ class Config:
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
     save_every: int = 250  # steps between checkpoints; the last step is always saved
     log_every: int = 10  # steps between lines of the log
+    tensorboard: bool = False  # the log's numbers also as TensorBoard events in out_dir
+    wandb_project: str = ""  # ... and as a run of this project at Weights & Biases
     stop_after: int = 0  # save and stop after this step, to be resumed later; 0: run to the end
 
 
@@ -252,6 +255,10 @@ def check_config(c: Config) -> None:
     else:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
     need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")
+    for key, package in {"tensorboard": "tensorboard", "wandb_project": "wandb"}.items():
+        spec = importlib.util.find_spec(package) if getattr(c, key) else None
+        there = not getattr(c, key) or (spec and spec.origin)  # a folder of that name has no origin
+        need(there, key, f"needs a package that is missing: pip install {package}")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     need(c.batch_size % world_size == 0, "batch_size", f"must divide by the {world_size} ranks")
     share = c.batch_size // world_size

@@ -107,7 +107,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, kv_width, bias=False)
         self.o = nn.Linear(q_width, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: dict | None = None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
             for proj in (self.q, self.k, self.v)
@@ -115,10 +115,18 @@ class Attention(nn.Module):
         # On a CPU, torch's attention is five times slower in bfloat16 than in float32 (without AMX)
         dtype = torch.float32 if x.device.type == "cpu" else v.dtype
         q, k, v = rotate(q, cos, sin).to(dtype), rotate(k, cos, sin).to(dtype), v.to(dtype)
+        if cache is not None:
+            if self in cache:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(cache[self], (k, v)))
+            cache[self] = k, v
         # Spelled out: not every fused kernel of every torch takes fewer KV heads than query heads.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        T, seen = q.shape[2], k.shape[2]
+        mask = None  # is_causal counts from the first key, so it is right where all keys are new
+        if seen > T:
+            mask = torch.ones(T, seen, dtype=torch.bool, device=x.device).tril(seen - T)
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o(y.transpose(1, 2).flatten(2))  # (B, T, d_model)
 
 
@@ -143,8 +151,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ffn = FeedForward(config, layer)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: dict | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -178,20 +186,24 @@ class GPT(nn.Module):
                 std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes else 0.02
                 nn.init.normal_(module.weight, std=std)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: dict | None = None
+    ) -> Tensor:
         """tokens, targets: (B, T) token ids, T at most context_length.
 
         Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats, a
-        float32 scalar.
+        float32 scalar. A cache, `{}` at first, keeps the keys and values of the tokens so far: each
+        call then passes only the tokens that follow, context_length of them in all.
         """
-        T = tokens.shape[1]
-        cos, sin = self.cos[:T], self.sin[:T]
+        first = cache[self.blocks[0].attention][0].shape[2] if cache else 0
+        here = slice(first, first + tokens.shape[1])
+        cos, sin = self.cos[here], self.sin[here]
         x = self.embed(tokens)  # (B, T, d_model)
         for block in self.blocks:
             if self.recompute and self.training:
                 x = checkpoint(block, x, cos, sin, use_reentrant=False)
             else:
-                x = block(x, cos, sin)
+                x = block(x, cos, sin, cache)
         logits = self.unembed(self.norm(x))  # (B, T, vocab_size)
         if targets is None:
             return logits

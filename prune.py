@@ -191,17 +191,24 @@ def prune(
     round_to: int,
     floor: int,
     agree=lambda mask: mask,
-) -> None:
+) -> dict[str, list[list]]:
     """Choose and slice: leave `width` units in each group of this kind (on average, if scope is
     global).
 
     The scores are cut with the units. `agree(mask)` returns the mask of rank 0 on every rank.
+    Returns for each group, in the order of layers: `removed`, which of the units that it had went,
+    counted from 0, and `scores`, least, quartiles and most of those that they were judged by.
     """
+    cuts: dict[str, list[list]] = {"removed": [], "scores": []}
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     groups = [g for g in model.groups() if g.kind == kind]
     masks = choose([scores[g.name] for g in groups], width, scope, round_to, floor)
     for group, mask in zip(groups, masks):
         mask = agree(mask)
         slice_group(model, optimizer, group, mask)
-        scores[group.name] = scores[group.name][mask]
+        judged = scores[group.name]
+        cuts["removed"].append((~mask).nonzero().squeeze(1).tolist())
+        cuts["scores"].append(judged.quantile(torch.linspace(0, 1, 5).to(judged)).tolist())
+        scores[group.name] = judged[mask]
     check_optimizer(model, optimizer, count)
+    return cuts

@@ -1,8 +1,11 @@
 """What a run says to a person: its plan at first, lines on the way, a table at the end."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
-from config import Config, Plan, prune_targets
+from config import Config, ConfigError, Plan, prune_targets
 from data.loader import TokenDataset
 from model import GPTConfig
 
@@ -102,3 +105,47 @@ def summary(
     if bigram:
         rows["loss"] += f"; counted token pairs reach {bigram:.4f}"
     return "\n" + "\n".join(f"{name:<11}{text}" for name, text in rows.items())
+
+
+def scalars(event: str, line: dict) -> dict[str, float]:
+    """The numbers of a line of the log, named `event/key`; of one number per layer, the mean."""
+    numbers = {}
+    for key, value in line.items():
+        several = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+        value = mean(value) if several else value
+        if isinstance(value, (int, float)):
+            numbers[f"{event}/{key}"] = value
+    return numbers
+
+
+def open_mirrors(c: Config, step: int) -> list[Callable[[str, dict], None]]:
+    """What shows each line of the log, (event, line), elsewhere too, for a run that goes on after
+    `step`. Raises ConfigError for what the package says, as where nobody has logged in.
+    """
+    mirrors: list[Callable[[str, dict], None]] = []
+    key = "tensorboard"
+    try:
+        if c.tensorboard or c.wandb_project:
+            Path(c.out_dir).mkdir(parents=True, exist_ok=True)
+        if c.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(c.out_dir, purge_step=step + 1)  # hides what is done again
+
+            def to_tensorboard(event: str, line: dict) -> None:
+                with contextlib.suppress(OSError):  # a full disk costs the picture, not the run
+                    for name, value in scalars(event, line).items():
+                        writer.add_scalar(name, value, line["step"])
+                    writer.flush()
+
+            mirrors.append(to_tensorboard)
+        key = "wandb_project"
+        if c.wandb_project:
+            import wandb
+
+            name = Path(c.out_dir).name
+            run = wandb.init(project=c.wandb_project, name=name, dir=c.out_dir, config=vars(c))
+            mirrors.append(lambda event, line: run.log(scalars(event, line), step=line["step"]))
+    except Exception as error:  # whatever the package comes up with
+        raise ConfigError(f"{key}={getattr(c, key)!r}: {error}") from error
+    return mirrors

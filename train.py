@@ -64,7 +64,15 @@ from machine import (
 )
 from model import GPT
 from prune import prune, update_scores, watch_inputs
-from report import describe, diverged, one_or_all, prune_line, step_line, summary
+from report import (
+    describe,
+    diverged,
+    one_or_all,
+    open_mirrors,
+    prune_line,
+    step_line,
+    summary,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Parts of the loop
@@ -236,6 +244,7 @@ def train(c: Config, stop: Stop) -> int:
     # ---- Output
 
     if is_main:
+        mirrors = open_mirrors(c, step)
         log = open_out_dir(c, step)
     on_terminal = is_main and sys.stderr.isatty() and sys.stdout.isatty()
     bar_format = "{percentage:3.0f}%|{bar:8}|{postfix}"  # our time left knows the prunes to come
@@ -245,7 +254,10 @@ def train(c: Config, stop: Stop) -> int:
     def write(event: str, **values) -> None:
         if is_main:
             seconds = round(log.seconds + time.perf_counter() - started, 3)
-            log.write(event, step=step, tokens=tokens, flops=flops, seconds=seconds, **values)
+            line = {"step": step, "tokens": tokens, "flops": flops, "seconds": seconds} | values
+            log.write(event, **line)
+            for mirror in mirrors:
+                mirror(event, line)
 
     def save(last: bool) -> None:
         """A failed save costs the run nothing but the last one: it goes on, and tries again."""
@@ -296,7 +308,8 @@ def train(c: Config, stop: Stop) -> int:
                 raise TrainingError(f"step {step}: no step was finite enough to score: {OVERFLOW}")
             floor = lowest_width(c, target, grid)
             loss_before = validate(tokens_per_step)
-            prune(model, optimizer, scores, kind, width, c.scope, grid, floor, ranks.from_first)
+            how = (c.scope, grid, floor, ranks.from_first)
+            cuts = prune(model, optimizer, scores, kind, width, *how)
             check_ranks(model, ranks, step)
             loss_after = validate(tokens_per_step)
             shape, forward = model.shape(), None
@@ -308,6 +321,7 @@ def train(c: Config, stop: Stop) -> int:
                 width_after=one_or_all(after),
                 loss_before=loss_before,
                 loss_after=loss_after,
+                **cuts,
             )
             say(prune_line(step, kind, before, after, loss_before, loss_after))
         scoring = schedule.scoring(step)

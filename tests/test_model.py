@@ -74,6 +74,17 @@ def test_logits_match_the_plain_formulas(config):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("calls", [[5, 1, 1, 1, 4], [1] * 12, [3, 9], [12]], ids=str)
+def test_with_a_cache_logits_are_those_of_the_whole_sequence(config, calls):
+    model, cache = make(config), {}
+    tokens = torch.randint(0, 50, (2, 12))
+    with torch.no_grad():
+        parts = [model(part, cache=cache) for part in tokens.split(calls, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-5, atol=1e-5)
+        assert model(tokens[:, :1], cache={}).shape == (2, 1, 50)  # another cache starts afresh
+
+
 def test_loss_is_the_mean_cross_entropy_in_nats():
     model = make(SHAPES["grouped"])
     x, y = torch.randint(0, 50, (2, 3, 12))

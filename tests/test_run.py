@@ -87,7 +87,7 @@ def test_log_carries_what_other_tools_rely_on(undisturbed):
     assert set(events(undisturbed, "step")[0]) == common | widths | rates
     for e in events(undisturbed, "prune"):
         keys = {"group", "width_before", "width_after", "loss_before", "loss_after"}
-        assert set(e) == common | keys
+        assert set(e) == common | keys | {"removed", "scores"}
         assert e["width_before"] > e["width_after"] and e["loss_before"] != e["loss_after"]
     (done,) = events(undisturbed, "done")
     assert {"val_loss", "val_bpb", "params"} | common == set(done)
