@@ -156,10 +156,10 @@ def read_shape(folder: Path) -> GPTConfig:
     """The shape in a folder's config.json. Raises CheckpointError that names what is missing or not
     supported."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: has no config.json, so it is no Hugging Face folder")
     if (folder / "checkpoint.pt").is_file():
         raise CheckpointError(f"{folder}: is a run's folder; give {folder / 'checkpoint.pt'}")
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no config.json, so it is no Hugging Face folder")
     config = _read_json(path)
 
     def refuse(key: str, value: object, why: str = "is not supported") -> None:

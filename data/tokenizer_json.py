@@ -14,10 +14,16 @@ SPLIT_BY_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_off
 
 
 def byte_level_bpe(
-    vocab: dict[str, int], merges: list[str], specials: dict[str, int], splits: list[dict]
+    vocab: dict[str, int],
+    merges: list[str],
+    specials: dict[str, int],
+    splits: list[dict],
+    whole_first: bool,
 ) -> dict:
     """vocab: token -> id. merges: "left right", the first first. specials: token -> id. splits:
-    pre-tokenizers, the last of which spells bytes as characters."""
+    pre-tokenizers, the last of which spells bytes as characters. whole_first: a piece that is a
+    token is that token, whatever its merges would give.
+    """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
@@ -38,7 +44,7 @@ def byte_level_bpe(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # as tiktoken: a piece that is a token is that token
+            "ignore_merges": whole_first,
             "vocab": vocab,
             "merges": merges,
         },
@@ -62,4 +68,4 @@ def from_tiktoken(encoding: tiktoken.Encoding) -> dict:
     ]
     vocab = {spelled[token]: i for i, token in enumerate(tokens)}
     special = {END_OF_TEXT: encoding.eot_token}
-    return byte_level_bpe(vocab | special, merges, special, splits)
+    return byte_level_bpe(vocab | special, merges, special, splits, whole_first=True)

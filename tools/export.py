@@ -22,6 +22,8 @@ from data.tokenizer_json import from_tiktoken
 from llama import config_json, save_weights, weight_shapes, write_json
 from model import GPTConfig
 
+INPUTS = ["input_ids", "attention_mask"]  # transformers 4 would give token types, which Llama lacks
+
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -162,7 +164,7 @@ def export(out_dir: Path, folder: Path, padding: bool = True) -> GPTConfig:
             write_json(aside / "tokenizer.json", from_tiktoken(tokenizer))
             about = {"tokenizer_class": "PreTrainedTokenizerFast"}
             about |= {key: END_OF_TEXT for key in ("bos_token", "eos_token", "pad_token")}
-            about |= {"clean_up_tokenization_spaces": False}
+            about |= {"clean_up_tokenization_spaces": False, "model_input_names": INPUTS}
             about |= {"model_max_length": shape.context_length}
             write_json(aside / "tokenizer_config.json", about)
         card = model_card(out_dir, folder.name, state, wide, data.vocab_size)
