@@ -156,8 +156,10 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         set_key(values, key, value, "command line")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
-    config = Config(**values)
-    check_config(config)
+    config, later = Config(**values), {}
+    if config.init_from:  # the shape is not known yet: take_shape checks the rest
+        later = {"d_ff_target": 0, "n_kv_head_target": 0, "lr_restart": False}
+    check_config(replace(config, **later))
     return config
 
 

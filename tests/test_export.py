@@ -231,6 +231,16 @@ def test_weights_that_do_not_belong_or_are_damaged_are_refused(folder, tmp_path)
         load_folder(tmp_path)
 
 
+def test_a_target_is_judged_by_the_shape_of_the_folder_not_of_the_config(tmp_path, data, capsys):
+    folder = exported(tmp_path, data, make(replace(SHAPES["grouped"], d_ff=[64, 64])))
+    stop = "--stop_after=15"
+    assert run(tmp_path / "a", folder, data / "shipped", "--d_ff_target=48", stop) == 0  # TOY: 32
+    assert [events(tmp_path / "a", "step")[i]["d_ff"] for i in (0, -1)] == [64, 60]
+    capsys.readouterr()
+    assert run(tmp_path / "b", folder, data / "shipped", "--d_ff_target=68") == 2
+    assert "d_ff=64" in capsys.readouterr().err
+
+
 def run(out: Path, start: Path, data: Path, *knobs: str) -> int:
     """TOY, from a folder."""
     config = out.with_suffix(".py")
