@@ -1,7 +1,7 @@
 """Prune SmolLM2-135M in several ways and write a table: python -m tools.smollm2_table
 
-Every cell is a run of configs/smollm2.py in out/smollm2/; its log is kept in results/smollm2/, and a
-cell whose log is there is not run again. results/smollm2/table.md is written anew after each cell.
+Every cell is a run of configs/smollm2.py in out/smollm2/. Its log is kept in results/smollm2/, and
+a cell whose log is there is not run again. results/smollm2/table.md is written after each cell.
 """
 
 import itertools
