@@ -158,7 +158,7 @@ def test_a_folder_that_transformers_wrote_in_shards_and_16_bits_is_read(tmp_path
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=6, num_key_value_heads=3, head_dim=16, rms_norm_eps=1e-3,
-        max_position_embeddings=64, tie_word_embeddings=False,
+        max_position_embeddings=64, tie_word_embeddings=False, rope_theta=500.0,
     )  # fmt: skip
     theirs = transformers.LlamaForCausalLM(config)
     for p in theirs.parameters():
@@ -328,6 +328,17 @@ def test_a_tokenizer_that_is_not_whole_is_refused_in_one_line(folder, tmp_path):
     refused("cannot read its tokenizer.json")
     path.unlink()
     refused("has no tokenizer.json")
+
+
+def test_a_tokenizer_that_would_truncate_and_pad_does_neither(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    cut = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    pad = {"pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
+    fill = {"strategy": {"Fixed": 8}, "direction": "Right", **pad}
+    write_json(folder / "tokenizer.json", content | {"truncation": cut, "padding": fill})
+    ours, tokenizer = load_tokenizer("shipped"), load_tokenizer(str(folder))
+    for text in ("a", "The sum of 12 and 14 is 26."):
+        assert tokenizer.encode_ordinary(text) == ours.encode_ordinary(text)
 
 
 def test_gguf_rows_of_q_and_k_return_to_the_half_split_order():
