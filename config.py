@@ -39,7 +39,7 @@ class Config:
     dtype: str = "auto"  # of the matrix products: auto, float32, bfloat16 or float16
     compile: str = "auto"  # auto, on or off. On a CPU, auto compiles only long runs
     data_dir: str = "data/sotu"  # made by data.prepare; the shipped corpus is made on first use
-    init_from: str = ""  # start from the weights and the shape in this checkpoint.pt
+    init_from: str = ""  # weights and shape to start from: a checkpoint.pt or a Hugging Face folder
     # Length
     max_steps: int = 1000  # the horizon of the schedule; the whole budget: enlarged, prune, recover
     match_flops: str = ""  # make max_steps so long that the FLOPs equal those of this config
@@ -159,8 +159,10 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         set_key(values, key, value, "command line")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
-    config = Config(**values)
-    check_config(config)
+    config, later = Config(**values), {}
+    if config.init_from:  # the shape is not known yet: take_shape checks the rest
+        later = {"d_ff_target": 0, "n_kv_head_target": 0, "lr_restart": False}
+    check_config(replace(config, **later))
     return config
 
 
@@ -435,14 +437,17 @@ SHAPE = ("n_layer", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_e
 
 
 def take_shape(c: Config, initial: dict, vocab_size: int) -> Config:
-    """The config with the model knobs of the checkpoint in `init_from`. Raises ConfigError."""
+    """The config with the model knobs of the model in `init_from`. Raises ConfigError."""
     shape = initial["model_config"]
     if len(set(shape.d_ff)) > 1 or len(set(shape.n_kv_head)) > 1:
         raise ConfigError(f"init_from={c.init_from!r}: its layers are not equally wide")
-    if shape.vocab_size != vocab_size:
+    if shape.vocab_size != padded_vocab(c, vocab_size):
+        grids = range(1, 4097)  # it may be padded on another grid
+        fits = [n for n in grids if -(-vocab_size // n) * n == shape.vocab_size]
         raise ConfigError(
             f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, "
             f"that of data_dir={c.data_dir!r} has {vocab_size}"
+            + (f"; --round_vocab_to={fits[0]} pads it so" if fits else "")
         )
     shape.context_length = c.context_length
     knobs = {key: getattr(shape, key) for key in ("n_layer", "d_model", "head_dim")}

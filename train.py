@@ -52,6 +52,7 @@ from config import (
 from data import DataError
 from data.loader import TokenDataset, bigram_loss
 from data.prepare import prepare_shipped
+from llama import load_folder
 from machine import (
     Ranks,
     Stop,
@@ -190,11 +191,14 @@ def train(c: Config, stop: Stop) -> int:
 
     vocab_size = padded_vocab(c, data.vocab_size)
     state = find_checkpoint(c)  # to resume from, if any
-    source = state or (load_checkpoint(Path(c.init_from)) if c.init_from else None)
+    source = state
+    if c.init_from and not state:
+        initial = Path(c.init_from)
+        source = load_folder(initial) if initial.is_dir() else load_checkpoint(initial)
     if c.init_from and state:  # the shape that it gave then; the checkpoint may be narrower by now
         c = dataclasses.replace(c, **{key: state["config"][key] for key in SHAPE})
     elif c.init_from:
-        c = take_shape(c, source, vocab_size)
+        c = take_shape(c, source, data.vocab_size)
     if not state:  # what has run may be narrower by now
         check_memory(c, vocab_size, device_memory(device))
     c = match_flops(c, vocab_size)
@@ -213,6 +217,7 @@ def train(c: Config, stop: Stop) -> int:
     ranks.wait()  # all have looked at out_dir before the first one writes there
     torch.manual_seed(c.seed)
     model = load_model(source) if source else GPT(model_config(c, vocab_size))
+    del source  # as large as the model again
     model.to(device)
     model.recompute = c.recompute
     shard = c.shard_optimizer and ranks.size > 1

@@ -45,8 +45,11 @@ class TokenDataset:
         self.bytes_per_token = self.bytes / self.tokens
         self.vocab_size: int = meta["vocab_size"]
         self.end_of_text: int = meta["end_of_text"]
-        rank_file = self.data_dir / "tokenizer.tiktoken"
-        self.tokenizer: str = str(rank_file) if rank_file.is_file() else meta["tokenizer"]
+        self.tokenizer: str = meta["tokenizer"]
+        if (self.data_dir / "tokenizer.tiktoken").is_file():
+            self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
+        elif (self.data_dir / "tokenizer.json").is_file():
+            self.tokenizer = str(self.data_dir)
 
         self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         self._paths = [self.data_dir / shard["file"] for shard in shards]
@@ -247,8 +250,8 @@ def _read_meta(data_dir: Path, split: str) -> dict:
     check(is_count(meta.get("vocab_size")) and 0 < meta["vocab_size"] <= largest, "vocab_size")
     end_of_text = meta.get("end_of_text")
     check(is_count(end_of_text) and end_of_text < meta["vocab_size"], "end_of_text")
-    has_ranks = (data_dir / "tokenizer.tiktoken").is_file()
-    check(has_ranks or meta.get("tokenizer") in ("gpt2", "shipped"), "tokenizer")
+    has_own = any((data_dir / f"tokenizer.{end}").is_file() for end in ("tiktoken", "json"))
+    check(has_own or meta.get("tokenizer") in ("gpt2", "shipped"), "tokenizer")
 
     counts = meta.get(split)
     check(isinstance(counts, dict), split)

@@ -20,6 +20,7 @@ from pathlib import Path
 from data import DataError
 from data.prepare import SHIPPED_CORPUS, VAL_FRACTION, is_validation
 from data.tokenizer import PATTERN, SHIPPED_RANKS, encode_bytes, load_tokenizer
+from data.tokenizer_json import CHARACTER
 
 WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
 RANKS = 1023  # and `<|endoftext|>` makes 1,024
@@ -75,11 +76,7 @@ def train_tokenizer(texts: list[str]):
 
 def rank_file(tokenizer) -> bytes:
     """The same vocabulary with the same ids in tiktoken's format, where a rank is a priority."""
-    # The library spells bytes as printable characters: GPT-2's bytes_to_unicode, here inverted.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(256 + i): byte for i, byte in enumerate(others)}
+    byte_of = {character: byte for byte, character in CHARACTER.items()}
     lines = []
     for token, rank in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
         encoded = base64.b64encode(bytes(byte_of[char] for char in token))

@@ -4,8 +4,9 @@
 
 Inputs are .txt and .jsonl (an object a line, its text under the key `text`), plain or compressed
 (.gz, .xz). The folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ... little-endian
-uint16 or uint32), the vocabulary (`tokenizer.tiktoken`; not for gpt2, which tiktoken knows), and
-`meta.json`, which says what the files hold. It appears as a whole or not at all.
+uint16 or uint32), the vocabulary (`tokenizer.tiktoken`, or `tokenizer.json` with its config; not
+for gpt2, which tiktoken knows), and `meta.json`, which says what the files hold. It appears as a
+whole or not at all.
 """
 
 import argparse
@@ -29,11 +30,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import tiktoken
 from tqdm import tqdm
 
 from data import DataError
-from data.tokenizer import END_OF_TEXT, SHIPPED_RANKS, encode_blocks, load_tokenizer
+from data.tokenizer import (
+    SHIPPED_RANKS,
+    Encoding,
+    encode_blocks,
+    load_tokenizer,
+    tokenizer_files,
+)
 
 SHIPPED_CORPUS = SHIPPED_RANKS.with_name("sotu.jsonl.xz")
 VAL_FRACTION = 0.05
@@ -42,6 +48,7 @@ PART_BYTES = 2**15  # a .txt file is dealt out to the splits in parts of about t
 BATCH_BYTES = 2**20  # what a thread tokenizes at a time
 MAX_LINE_BYTES = 2**28  # of .jsonl: a line is held in memory, and a compressed one may be endless
 WRITTEN_FILES = ("*.bin", "meta.json", "tokenizer.tiktoken")
+WRITTEN_FILES += ("tokenizer.json", "tokenizer_config.json")
 
 
 def is_validation(item: int, fraction: float) -> bool:
@@ -82,9 +89,8 @@ def prepare(
         temporary.mkdir()
         meta = _write_tokens(inputs, encoding, val_fraction, temporary, shard_tokens)
         meta["tokenizer"] = tokenizer if tokenizer in ("shipped", "gpt2") else encoding.name
-        if tokenizer != "gpt2":
-            rank_file = SHIPPED_RANKS if tokenizer == "shipped" else Path(tokenizer)
-            _write_file(temporary / "tokenizer.tiktoken", rank_file.read_bytes())
+        for name, path in tokenizer_files(tokenizer).items():
+            _write_file(temporary / name, path.read_bytes())
         _write_file(temporary / "meta.json", json.dumps(meta, indent=1).encode() + b"\n")
         _sync_folder(temporary)
         _publish(temporary, out, overwrite)
@@ -216,7 +222,7 @@ class _Split:
 
 def _write_tokens(
     inputs: list[Path],
-    encoding: tiktoken.Encoding,
+    encoding: Encoding,
     val_fraction: float,
     folder: Path,
     shard_tokens: int,
@@ -261,22 +267,19 @@ def _write_tokens(
     return {
         "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
         "vocab_size": encoding.n_vocab,
-        "end_of_text": encoding.encode_single_token(END_OF_TEXT),
+        "end_of_text": encoding.eot_token,
         **{name: split.meta() for name, split in splits.items()},
     }
 
 
-def _encode(
-    encoding: tiktoken.Encoding, batch: list[tuple[str, bytes, bool]]
-) -> dict[str, np.ndarray]:
+def _encode(encoding: Encoding, batch: list[tuple[str, bytes, bool]]) -> dict[str, np.ndarray]:
     """The tokens of a batch's texts, in order, for each split."""
     tokens = {"train": array("I"), "val": array("I")}  # compact, unlike lists of Python ints
-    end_of_text = encoding.encode_single_token(END_OF_TEXT)
     for name, text, ends_document in batch:
         for block in encode_blocks(encoding, text):
             tokens[name].extend(block)
         if ends_document:
-            tokens[name].append(end_of_text)
+            tokens[name].append(encoding.eot_token)
     return {name: np.asarray(ids) for name, ids in tokens.items()}
 
 
@@ -388,7 +391,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
     parser.add_argument("--input", nargs="+", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--tokenizer", required=True, help="gpt2, shipped, or a tiktoken rank file")
+    known = "gpt2, shipped, a tiktoken rank file, or a Hugging Face folder"
+    parser.add_argument("--tokenizer", required=True, help=known)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier --out")

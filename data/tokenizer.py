@@ -1,6 +1,8 @@
-"""Text to token ids with tiktoken. Any bytes survive the round trip, valid UTF-8 or not."""
+"""Text to token ids with tiktoken, whose vocabularies keep any bytes, valid UTF-8 or not; or with
+the tokenizer.json of a Hugging Face folder."""
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +38,60 @@ _BLOCK = re.compile(
 )
 
 
-def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), or a rank file.
+class FolderTokenizer:
+    """The tokenizer.json in a Hugging Face folder, with what is used here of tiktoken's Encoding.
+
+    Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
+    split_special_tokens=True: as everywhere here, nothing in a text is special. Bytes that are not
+    UTF-8 become U+FFFD, which such a tokenizer need not keep apart. Needs the package tokenizers.
+
+    Attributes: `name`, `n_vocab`, `eot_token`: the id of `<|endoftext|>`, or else of the
+    `eos_token` that tokenizer_config.json names. Raises DataError.
+    """
+
+    def __init__(self, folder: Path):
+        path, where = folder / "tokenizer.json", f"tokenizer {folder}"
+        if not path.is_file():
+            raise DataError(f"{where}: the folder has no tokenizer.json")
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            way = "pip install -r requirements-hf.txt"
+            raise DataError(f"{where}: needs the package tokenizers: {way}") from None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package has no class of its own
+            raise DataError(f"{where}: cannot read its tokenizer.json: {error}") from None
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        vocab = tokenizer.get_vocab()
+        end = END_OF_TEXT if END_OF_TEXT in vocab else _eos_token(folder)
+        if end not in vocab:
+            what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
+            raise DataError(f"{where}: nothing ends a text: {what}")
+        self._tokenizer, self.name = tokenizer, folder.name
+        self.n_vocab, self.eot_token = max(vocab.values()) + 1, vocab[end]
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+Encoding = tiktoken.Encoding | FolderTokenizer
+
+
+def load_tokenizer(name: str) -> Encoding:
+    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), a rank file, or a
+    Hugging Face folder.
 
     A rank file is tiktoken's own format, one `<base64 of the token> <rank>` a line. It is split by
     PATTERN, and `<|endoftext|>` gets the id after its last rank.
 
-    Raises DataError: unknown name, malformed rank file, gpt2 not to be had.
+    Raises DataError: unknown name, malformed rank file, gpt2 not to be had; what FolderTokenizer
+    raises.
     """
     if name == "gpt2":
         try:
@@ -54,6 +103,8 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
                 "set the same variable, or give --tokenizer shipped or a rank file"
             ) from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
+    if path.is_dir():
+        return FolderTokenizer(path)
     ranks = _read_ranks(path)
     return tiktoken.Encoding(
         path.name,
@@ -63,11 +114,26 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
     )
 
 
-def encode_blocks(encoding: tiktoken.Encoding, data: bytes) -> Iterator[list[int]]:
-    """The tokens of `data`, a bounded block at a time.
+def tokenizer_files(name: str) -> dict[str, Path]:
+    """What a folder of prepared data keeps of a tokenizer: file name there -> file here."""
+    if name == "gpt2":
+        return {}
+    path = SHIPPED_RANKS if name == "shipped" else Path(name)
+    if path.is_dir():
+        files = (path / "tokenizer.json", path / "tokenizer_config.json")
+        return {file.name: file for file in files if file.is_file()}
+    return {"tokenizer.tiktoken": path}
+
+
+def encode_blocks(encoding: Encoding, data: bytes) -> Iterator[list[int]]:
+    """The tokens of `data`, a bounded block at a time; all at once for a FolderTokenizer, of whose
+    pieces nothing is known.
 
     Nothing in `data` is special: the string `<|endoftext|>` in a text is text.
     """
+    if isinstance(encoding, FolderTokenizer):
+        yield encoding.encode_ordinary(data.decode("utf-8", "replace"))
+        return
     for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
         if block["stray"]:
             stray = block["stray"].encode("utf-8", "surrogateescape")
@@ -76,16 +142,25 @@ def encode_blocks(encoding: tiktoken.Encoding, data: bytes) -> Iterator[list[int
             yield encoding.encode_ordinary(block.group())
 
 
-def encode_bytes(encoding: tiktoken.Encoding, data: bytes) -> list[int]:
-    """The tokens of any bytes: `encoding.decode_bytes` gives exactly `data` back."""
+def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
+    """The tokens of any bytes: tiktoken's `decode_bytes` gives exactly `data` back."""
     return [token for block in encode_blocks(encoding, data) for token in block]
+
+
+def _eos_token(folder: Path) -> str | None:
+    """What tokenizer_config.json names, as a string or as an object with `content`."""
+    try:
+        token = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
+        return token["content"] if isinstance(token, dict) else token
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     """Stricter than tiktoken's own loader: a gap or a missing byte would surface as a crash, or as
     other tokens, at some text far into the data."""
     if not path.is_file():
-        raise DataError(f"tokenizer {str(path)!r}: neither shipped, nor gpt2, nor a rank file")
+        raise DataError(f"tokenizer {str(path)!r}: neither shipped, gpt2, a rank file nor a folder")
     ranks: dict[bytes, int] = {}
     try:
         lines = path.read_bytes().splitlines()

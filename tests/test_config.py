@@ -22,7 +22,7 @@ from train import main
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 VOCAB = 1024
-OTHER_SIZES = ("idea_12m", "idea_gpt2", "idea_2.8b")
+OTHER_SIZES = ("idea_12m", "idea_gpt2", "idea_2.8b", "smollm2")
 
 
 def load(name: str, *overrides: str) -> Config:

@@ -1,0 +1,24 @@
+# A model that others trained, its FFN pruned to half in three steps, with a short recovery. The
+# README says how its weights and its data come to be.
+
+init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
+data_dir = "data/sotu-smollm2"
+d_ff_target = 768
+
+max_steps = 24  # a taste: 24,576 tokens, some minutes on one core
+batch_size = 8
+micro_batch_size = 4
+context_length = 128
+learning_rate = 1e-4
+warmup_steps = 3
+
+score_beta = 0.75
+prune_start = 0.25
+prune_end = 0.625
+prune_every = 3
+round_to = 64
+
+eval_every = 24
+eval_tokens = 1024  # those on which every prune is measured
+save_every = 24
+log_every = 2
