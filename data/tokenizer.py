@@ -79,6 +79,16 @@ class FolderTokenizer:
     def decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """What a byte-level token stands for, which may be a part of a character."""
+        from data.tokenizer_json import CHARACTER
+
+        spelled = self._tokenizer.id_to_token(token) or ""
+        byte_of = {character: byte for byte, character in CHARACTER.items()}
+        if all(character in byte_of for character in spelled):
+            return bytes(byte_of[character] for character in spelled)
+        return spelled.encode()  # a special token, spelled as it is
+
 
 Encoding = tiktoken.Encoding | FolderTokenizer
 

