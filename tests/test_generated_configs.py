@@ -111,7 +111,14 @@ def attempt(data_dir, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("text, arguments, words", CASES, ids=lambda x: ascii(x)[:40])
+# Every third by default, all of them with -m "slow or not slow".
+SOME = [
+    pytest.param(*case, marks=[] if i % 3 == 0 or case[0] in BAD_FILES else pytest.mark.slow)
+    for i, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("text, arguments, words", SOME, ids=lambda x: ascii(x)[:40])
 def test_one_wrong_thing_is_refused_in_one_line_or_runs(text, arguments, words, attempt):
     code = attempt(text, arguments, words, stop_after=0 if "stop_after" in text else 2)
     assert code == 2 or text not in BAD_FILES
