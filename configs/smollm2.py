@@ -5,7 +5,7 @@ init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
 data_dir = "data/sotu-smollm2"
 d_ff_target = 768
 
-max_steps = 24  # a taste: 24,576 tokens, some minutes on one core
+max_steps = 24  # a taste: 24,576 tokens
 batch_size = 8
 micro_batch_size = 4
 context_length = 128
