@@ -258,3 +258,14 @@ def test_global_scope_leaves_uneven_widths_that_run_and_rebuild():
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(rebuilt(batch(1)[0]), model(batch(1)[0]))
     update(model, optimizer, 1)
+
+
+def test_a_prune_says_which_units_went_and_by_which_scores():
+    model, optimizer = make()
+    update(model, optimizer, 0)
+    width = {g.name: g.width for g in model.groups()}["blocks.0.d_ff"]
+    scores = {g.name: torch.arange(float(g.width)).flip(0) for g in model.groups()}
+    cuts = prune(model, optimizer, scores, "d_ff", 4, "layer", 4, 4)
+    assert cuts["removed"] == [list(range(4, width))] * 2
+    quartiles = [i / 4 * (width - 1) for i in range(5)]  # of all units, the removed ones too
+    assert cuts["scores"] == [pytest.approx(quartiles)] * 2
