@@ -113,7 +113,8 @@ class Attention(nn.Module):
             for proj in (self.q, self.k, self.v)
         )
         # On a CPU, torch's attention is five times slower in bfloat16 than in float32 (without AMX)
-        dtype = torch.float32 if x.device.type == "cpu" else v.dtype
+        on_cpu = x.device.type == "cpu"
+        dtype = torch.promote_types(v.dtype, torch.float32) if on_cpu else v.dtype
         q, k, v = rotate(q, cos, sin).to(dtype), rotate(k, cos, sin).to(dtype), v.to(dtype)
         if cache is not None:
             if self in cache:

@@ -16,6 +16,7 @@ from config import (
 from machine import choose_compile
 from model import GPT
 from tools.arms import load_arms
+from tools.load import Run
 from tools.sample import generate
 from train import main
 
@@ -205,7 +206,10 @@ def test_a_padded_vocabulary_is_counted_and_never_sampled():
     c = load("idea", "--round_vocab_to=4096")
     assert padded_vocab(c, 1024) == 4096 and padded_vocab(load("idea"), 1023) == 1023
     assert make_plan(c, padded_vocab(c, 1024)).shapes[0][0].vocab_size == 4096
-    model = GPT(model_config(c, 4096))
+    model = GPT(model_config(c, 4096)).eval()
     torch.nn.init.zeros_(model.embed.weight[:1000])  # all ids alike but those past 1000
-    tokens = generate(model, [5], 40, 1000, 999, 1.0, 0, 1)
+    run = Run(model, None, 1000, 999, model.config)
+    drawn = generate(run, [5], 40, 1.0, 0, 1.0, torch.Generator().manual_seed(1))
+    tokens = list(drawn)
+    assert 10 < len(tokens) <= 40
     assert max(tokens) < 1000

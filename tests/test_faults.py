@@ -21,8 +21,8 @@ from checkpoint import CheckpointError, load_checkpoint
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def start(toy: Path, out: Path, launcher=(sys.executable,), stderr=subprocess.DEVNULL):  # noqa: F811
-    command = [*launcher, "train.py", str(toy), f"--out_dir={out}", "--resume"]
+def start(toy: Path, out: Path, launcher=(sys.executable,), *more: str, stderr=subprocess.DEVNULL):  # noqa: F811
+    command = [*launcher, "train.py", str(toy), f"--out_dir={out}", "--resume", *more]
     out_err = {"stdout": subprocess.DEVNULL, "stderr": stderr}
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **out_err)
 
