@@ -93,7 +93,9 @@ def table(rows: list[dict], reference: str) -> str:
 
 
 def draw(curves: list[dict], folder: Path) -> None:
-    """Loss over tokens and over FLOPs, parameters and learning rate beneath: mean over seeds."""
+    """Loss over tokens and over FLOPs, parameters and learning rate beneath: mean over seeds. Arms
+    with fewer seeds than others are left out, their means would mislead.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,7 +107,13 @@ def draw(curves: list[dict], folder: Path) -> None:
         constrained_layout=True,
     )  # fmt: skip
     final = min(row["val_loss"] for row in curves)
-    for i, arm in enumerate(dict.fromkeys(row["arm"] for row in curves)):
+    seeds: dict[str, set] = {}
+    for row in curves:
+        seeds.setdefault(row["arm"], set()).add(row["seed"])
+    most = max(map(len, seeds.values()))
+    arms = [arm for arm in seeds if len(seeds[arm]) == most]
+    colors = matplotlib.colormaps["tab10" if len(arms) <= 10 else "tab20"]
+    for i, arm in enumerate(arms):
         points: dict[float, list[dict]] = {}
         for row in curves:
             if row["arm"] == arm:
@@ -114,7 +122,7 @@ def draw(curves: list[dict], folder: Path) -> None:
             xs = [mean([r[x] for r in rows]) for rows in points.values()]
             for line, key in enumerate(("val_loss", "params", "lr")):
                 ys = [mean([r[key] for r in rows]) for rows in points.values()]
-                axes[line, column].plot(xs, ys, color=f"C{i}", lw=1.2, label=arm)
+                axes[line, column].plot(xs, ys, color=colors(i), lw=1.2, label=arm)
             axes[2, column].set_xlabel("training " + {"tokens": "tokens", "flops": "FLOPs"}[x])
     axes[0, 0].set_ylim(final - 0.05, final + 0.8)
     for line, label in enumerate(("validation loss, nats/token", "parameters", "learning rate")):
