@@ -58,8 +58,8 @@ def t_test(differences: list[float]) -> float:
 
 
 def table(rows: list[dict], reference: str) -> str:
-    """A Markdown table of the arms, best first: mean and standard deviation over seeds, and the
-    difference to the reference on the seeds that both have, with its p-value.
+    """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
+    the reference on the seeds that both have, with its p-value; lowest difference first.
     """
     by_arm: dict[str, dict[int, dict]] = {}
     for row in rows:
@@ -74,10 +74,17 @@ def table(rows: list[dict], reference: str) -> str:
     def of(runs: dict[int, dict], key: str) -> list[float]:
         return [run[key] for run in runs.values()]
 
-    for arm, runs in sorted(by_arm.items(), key=lambda pair: mean(of(pair[1], "val_loss"))):
+    def differences(runs: dict[int, dict]) -> list[float]:
+        return [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
+
+    def order(item: tuple[str, dict]) -> float:  # arms may have other seeds, and those other luck
+        pairs = differences(item[1])
+        return mean(pairs) if pairs else math.inf
+
+    for arm, runs in sorted(by_arm.items(), key=order):
         loss, bits = of(runs, "val_loss"), of(runs, "val_bpb")
         spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
-        pairs = [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
+        pairs = differences(runs)
         against = ""
         if arm != reference and pairs:
             p = t_test(pairs)
