@@ -454,7 +454,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not another_rank_died(error):
             raise
-        way = "--resume goes on from the last checkpoint"
+        way = f"--resume goes on from the last checkpoint ({str(error).splitlines()[0]})"
         rank = os.environ["RANK"]
         print(f"rank {rank}: error: another rank no longer answers; {way}", file=sys.stderr)
         return 1
