@@ -1,5 +1,6 @@
 """What a run computes on: device, precision, the ranks that train together, signals to stop."""
 
+import contextlib
 import datetime
 import os
 import shutil
@@ -11,6 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from config import Config, ConfigError
+
+
+class TrainingError(Exception):
+    """The run cannot go on: at which step, why, what to do."""
 
 
 def choose_device(c: Config) -> torch.device:
@@ -105,6 +110,14 @@ class Ranks:
             dist.all_reduce(highest, dist.ReduceOp.MAX)
         return torch.equal(lowest, highest)
 
+    def check_weights(self, model: nn.Module, step: int) -> None:
+        """Ranks with different weights would go on without a word, and train no model at all."""
+        if self.size > 1 and not self.alike(fingerprint(model)):
+            raise TrainingError(
+                f"step {step}: the ranks hold different weights; --resume goes on from the last "
+                "checkpoint. Should it happen again, a GPU or the network may be faulty"
+            )
+
     # Optimizer state shared out (ZeRO-1, 1910.02054): each parameter has one rank that holds its
     # moments and updates it, and then sends the new weights to the others.
 
@@ -160,6 +173,20 @@ def fingerprint(model: nn.Module) -> Tensor:
         places = torch.arange(1, len(bits) + 1, device=p.device)
         parts += [torch.tensor(p.shape, device=p.device), (bits * places).sum().view(1)]
     return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def explain_memory(micro_batch: int, share: int):
+    """Say which micro batch to try when one of `micro_batch` of a rank's sequences does not fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        smaller = [n for n in range(1, micro_batch // 2 + 1) if share % n == 0]
+        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
+        message = f"out of memory with micro batches of {micro_batch} sequences; try {way}"
+        raise TrainingError(message) from error
 
 
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "timeout", "NCCL", "gloo")

@@ -56,12 +56,13 @@ from llama import load_folder
 from machine import (
     Ranks,
     Stop,
+    TrainingError,
     another_rank_died,
     choose_compile,
     choose_device,
     choose_dtype,
     device_memory,
-    fingerprint,
+    explain_memory,
 )
 from model import GPT
 from prune import prune, update_scores, watch_inputs
@@ -129,33 +130,6 @@ def evaluate(
     model.train()
     nats, tokens = ranks.mean(total.to(device) if ranks.size > 1 else total).tolist()
     return nats / tokens
-
-
-@contextlib.contextmanager
-def explain_memory(micro_batch: int, share: int):
-    """Say which micro batch to try when one of `micro_batch` of a rank's sequences does not fit."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        smaller = [n for n in range(1, micro_batch // 2 + 1) if share % n == 0]
-        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
-        message = f"out of memory with micro batches of {micro_batch} sequences; try {way}"
-        raise TrainingError(message) from error
-
-
-def check_ranks(model: GPT, ranks: Ranks, step: int) -> None:
-    """Ranks with different weights would go on without a word, and train no model at all."""
-    if ranks.size > 1 and not ranks.alike(fingerprint(model)):
-        raise TrainingError(
-            f"step {step}: the ranks hold different weights; --resume goes on from the last "
-            "checkpoint. Should it happen again, a GPU or the network may be faulty"
-        )
-
-
-class TrainingError(Exception):
-    """The run cannot go on: at which step, why, what to do."""
 
 
 OVERFLOW = "the gradients overflow float16; use --dtype=bfloat16 or float32"
@@ -315,7 +289,7 @@ def train(c: Config, stop: Stop) -> int:
             loss_before = validate(tokens_per_step)
             how = (c.scope, grid, floor, ranks.from_first)
             cuts = prune(model, optimizer, scores, kind, width, *how)
-            check_ranks(model, ranks, step)
+            ranks.check_weights(model, step)
             loss_after = validate(tokens_per_step)
             shape, forward = model.shape(), None
             after = getattr(shape, kind)

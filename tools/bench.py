@@ -190,6 +190,8 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     dtype, ranks = choose_dtype(c, device), Ranks(device)
     plan = make_plan(c, vocab_size)
     full, final = model_config(c, vocab_size), plan.shapes[-1][0]
+    if "d_ff" not in prune_targets(c):
+        raise ConfigError(f"{path}: prunes no neurons, so there is nothing to compare")
     tokens = (c.micro_batch_size or c.batch_size) * c.context_length
     rows = []
 
@@ -221,7 +223,17 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
 
     grid = prune_targets(c)["d_ff"][2]
     times = [prune_seconds(wide, full.d_ff[0] - grid, c, val, ranks) for _ in range(repeats)]
-    rows.append(("a prune, in steps", f"{median(times) / t_wide:.2f}", "<= 2"))
+    t_prune = median(times)
+    rows.append(("a prune, in steps", f"{t_prune / t_wide:.2f}", "<= 2"))
+    # A shape between the two takes a time between theirs, by its FLOPs
+    narrower = [(flops(full) - flops(s)) / (flops(full) - flops(final)) for s, _ in plan.shapes]
+    steps_of_shape = [n * (c.batch_size * c.context_length // tokens) for _, n in plan.shapes]
+    t_run = sum(n * (t_wide - x * (t_wide - t_slim)) for n, x in zip(steps_of_shape, narrower))
+    n_scored = sum(map(plan.schedule.scoring, range(1, c.max_steps + 1)))
+    n_prunes = len(plan.shapes) - 1
+    shares = n_scored * (t_scored - t_wide) / t_run, n_prunes * t_prune / t_run
+    rows.append((f"of the run: scoring ({n_scored} steps); {n_prunes} prunes",
+                 "{:.2%}; {:.2%}".format(*shares), ""))  # fmt: skip
 
     if not c.micro_batch_size:
         with tempfile.TemporaryDirectory() as folder:
@@ -247,6 +259,9 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
         first = seconds_of(compiled)
         t_wide, t_compiled = race([wide, compiled], repeats)
         rows.append(("compiling, s", f"{first:.1f}", ""))
+        saved = t_run * (1 - t_compiled / t_wide)
+        rows.append((f"of the run: compiling {n_prunes + 1} shapes; saved by it",
+                     f"{(n_prunes + 1) * first / t_run:.1%}; {saved / t_run:.1%}", ""))  # fmt: skip
         rows.append(("eager step / compiled step", f"{t_wide / t_compiled:.2f}", ""))
         share = flops(full) / t_compiled / peaks[dtype]
         rows.append(("enlarged, compiled: share of the matrix products", f"{share:.0%}", ">= 60%"))
