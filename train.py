@@ -63,6 +63,7 @@ from machine import (
     choose_dtype,
     device_memory,
     explain_memory,
+    keep_memory,
 )
 from model import GPT
 from prune import prune, update_scores, watch_inputs
@@ -147,6 +148,7 @@ def train(c: Config, stop: Stop) -> int:
     ConfigError, DataError or CheckpointError before anything is written, TrainingError later on.
     """
     started = time.perf_counter()
+    keep_memory()
     device = choose_device(c)
     ranks = Ranks(device, c.rank_timeout)
     is_main = ranks.rank == 0  # the one that speaks, logs and saves

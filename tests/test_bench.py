@@ -1,5 +1,6 @@
 """The plan against what really happens, and the bench on a toy."""
 
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from test_run import ROOT, toy  # noqa: F401 (a fixture)
 
+from machine import keep_memory
 from model import GPT, GPTConfig
 from tools import bench, plan
 
@@ -93,3 +95,12 @@ def test_the_bench_measures_a_toy(toy, capsys, tmp_path):  # noqa: F811
     assert bench.main([str(toy), f"--profile={trace}"]) == 0
     assert trace.stat().st_size > 1000 and "aten::mm" in capsys.readouterr().out
     assert bench.main([str(Path("missing.py"))]) == 2 and "missing.py" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_a_step_frees_is_kept_for_the_next():
+    keep_memory()
+    x = torch.ones(2**24)  # 64 MiB
+    held = bench.resident()
+    del x
+    assert bench.resident() > held - 2**20

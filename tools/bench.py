@@ -34,7 +34,7 @@ from config import (
 from data import DataError
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
-from machine import Ranks, Stop, choose_device, choose_dtype
+from machine import Ranks, Stop, choose_device, choose_dtype, keep_memory
 from model import GPT, GPTConfig
 from prune import prune, update_scores
 from tools.plan import GPUS, describe_plan, memory_of
@@ -182,6 +182,7 @@ def prune_seconds(step: Step, width: int, c: Config, data: TokenDataset, ranks: 
 def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> list[tuple]:
     """Rows (what, measured, target)."""
     c = load_config(path, knobs)
+    keep_memory()
     if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
         prepare_shipped(c.data_dir)
     data = TokenDataset(c.data_dir, "train", c.context_length)
@@ -192,13 +193,17 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     full, final = model_config(c, vocab_size), plan.shapes[-1][0]
     if "d_ff" not in prune_targets(c):
         raise ConfigError(f"{path}: prunes no neurons, so there is nothing to compare")
+    grid = prune_targets(c)["d_ff"][2]
     tokens = (c.micro_batch_size or c.batch_size) * c.context_length
     rows = []
 
     def flops(shape: GPTConfig) -> int:
         return shape.flops_per_token() * tokens
 
-    # Memory first: the operating system only tells the highest so far
+    # Memory first: the operating system only tells the highest so far. What libraries take at their
+    # first use is not the shape's: one step of a narrow model and one sequence comes before
+    narrow = dataclasses.replace(full, d_ff=[grid] * c.n_layer, n_kv_head=[1] * c.n_layer)
+    Step(dataclasses.replace(c, batch_size=1, micro_batch_size=1), narrow, device, dtype)()
     before = resident() if device.type == "cpu" else 0
     wide = Step(c, full, device, dtype)
     peak = peak_memory(wide) - before
@@ -221,7 +226,6 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     rows.append((f"{names[0]} step / {names[1]} step", f"{t_other / t_wide:.2f}",
                  ">= 2.5 where AMX is" if dtype == torch.bfloat16 else ""))  # fmt: skip
 
-    grid = prune_targets(c)["d_ff"][2]
     times = [prune_seconds(wide, full.d_ff[0] - grid, c, val, ranks) for _ in range(repeats)]
     t_prune = median(times)
     rows.append(("a prune, in steps", f"{t_prune / t_wide:.2f}", "<= 2"))
@@ -271,6 +275,7 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
 def profile(path: str, knobs: list[str], to: Path) -> str:
     """Write a trace of three steps; returns the operations that take longest."""
     c = load_config(path, knobs)
+    keep_memory()
     device = choose_device(c)
     vocab_size = padded_vocab(c, TokenDataset(c.data_dir, "train", c.context_length).vocab_size)
     step = Step(c, model_config(c, vocab_size), device, choose_dtype(c, device))
