@@ -173,7 +173,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, state: dict) ->
     """Give the optimizer the moments that a checkpoint holds for each parameter name."""
     name_of = {p: name for name, p in model.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]  # as torch counts
-    moments = {i: state["optimizer"][name_of[p]] for i, p in enumerate(held)}
+    saved = state["optimizer"]  # without those that no step has updated yet
+    moments = {i: saved[name_of[p]] for i, p in enumerate(held) if name_of[p] in saved}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

@@ -93,8 +93,9 @@ class Ranks:
             backend = "nccl" if device.type == "cuda" else "gloo"
             wait = datetime.timedelta(seconds=timeout)
             store, rank, size = next(dist.rendezvous("env://", timeout=wait))
-            # torchrun --max-restarts keeps the store, and in it the addresses of ranks that died
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            # torchrun --max-restarts keeps the store, and in it the addresses of ranks that died;
+            # its own count of restarts differs between nodes, so each rank counts its starts there
+            store = dist.PrefixStore(str(store.add(f"starts of rank {rank}", 1)), store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
 
     def wait(self) -> None:
@@ -139,11 +140,8 @@ class Ranks:
         """Parameter name -> the rank that updates it, in shares of about equal size; without
         `shard` every rank updates all of them.
         """
-        owner, load = {}, [0] * self.size
-        for name, p in sorted(model.named_parameters(), key=lambda pair: -pair[1].numel()):
-            owner[name] = load.index(min(load)) if shard else self.rank
-            load[owner[name]] += p.numel()
-        return owner
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        return share_out(sizes, self.size) if shard else dict.fromkeys(sizes, self.rank)
 
     def share_weights(self, model: nn.Module, owner: dict[str, int]) -> None:
         sent = [
@@ -179,6 +177,15 @@ class Ranks:
         return moments
 
 
+def share_out(sizes: dict[str, int], n: int) -> dict[str, int]:
+    """Name -> which of n gets it: the largest first, each to the one that has least."""
+    owner, load = {}, [0] * n
+    for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += size
+    return owner
+
+
 def fingerprint(model: nn.Module) -> Tensor:
     """int64: the shape of every weight, and the sum over its bits, each times its place."""
     parts = []
@@ -208,7 +215,8 @@ LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "timeout",
 
 def another_rank_died(error: RuntimeError) -> bool:
     """Whether this is how the backend says that a rank no longer answers."""
-    return dist.is_initialized() and any(words in str(error) for words in LOST)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and any(words in str(error) for words in LOST)
 
 
 class Stop:

@@ -45,7 +45,7 @@ def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machi
     }
     saving = ""
     if plan.schedule.window:
-        first, last = plan.schedule.window
+        first, last = plan.shapes[0][1] + 1, c.max_steps - plan.shapes[-1][1] + 1
         ways = [f"{kind} {wide} -> {slim}" for kind, (wide, slim, _) in prune_targets(c).items()]
         rows["prune"] = (
             f"{', '.join(ways)} in {len(plan.shapes) - 1} prunes, steps {first} to {last}; "

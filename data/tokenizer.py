@@ -46,7 +46,8 @@ class FolderTokenizer:
     UTF-8 become U+FFFD, which such a tokenizer need not keep apart. Needs the package tokenizers.
 
     Attributes: `name`, `n_vocab`, `eot_token`: the id of `<|endoftext|>`, or else of the
-    `eos_token` that tokenizer_config.json names. Raises DataError.
+    `eos_token` that tokenizer_config.json names; `specials`: the ids of those of bos, eos and pad
+    that it names. Raises DataError.
     """
 
     def __init__(self, folder: Path):
@@ -66,12 +67,15 @@ class FolderTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab()
-        end = END_OF_TEXT if END_OF_TEXT in vocab else _eos_token(folder)
+        end = END_OF_TEXT if END_OF_TEXT in vocab else _special_token(folder, "eos")
         if end not in vocab:
             what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
             raise DataError(f"{where}: nothing ends a text: {what}")
         self._tokenizer, self.name = tokenizer, folder.name
         self.n_vocab, self.eot_token = max(vocab.values()) + 1, vocab[end]
+        named = {key: _special_token(folder, key) for key in ("bos", "eos", "pad")}
+        self.specials = {key: vocab[token] for key, token in named.items() if token in vocab}
+        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
 
     def encode_ordinary(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -80,10 +84,13 @@ class FolderTokenizer:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
-        """What a byte-level token stands for, which may be a part of a character."""
+        """What a token stands for, which may be a part of a character."""
         from data.tokenizer_json import CHARACTER
 
         spelled = self._tokenizer.id_to_token(token) or ""
+        if not self._byte_level:  # SentencePiece writes a space, or a byte that is no character, so
+            byte = re.fullmatch("<0x([0-9A-F]{2})>", spelled)
+            return bytes.fromhex(byte[1]) if byte else spelled.replace("\u2581", " ").encode()
         byte_of = {character: byte for byte, character in CHARACTER.items()}
         if all(character in byte_of for character in spelled):
             return bytes(byte_of[character] for character in spelled)
@@ -157,10 +164,10 @@ def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
     return [token for block in encode_blocks(encoding, data) for token in block]
 
 
-def _eos_token(folder: Path) -> str | None:
+def _special_token(folder: Path, key: str) -> str | None:
     """What tokenizer_config.json names, as a string or as an object with `content`."""
     try:
-        token = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
+        token = json.loads((folder / "tokenizer_config.json").read_bytes())[f"{key}_token"]
         return token["content"] if isinstance(token, dict) else token
     except (OSError, ValueError, LookupError, TypeError):
         return None

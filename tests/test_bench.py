@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_run import ROOT, toy  # noqa: F401 (a fixture)
 
+from llama import config_json, write_json
 from machine import keep_memory
 from model import GPT, GPTConfig
 from tools import bench, plan
@@ -54,6 +55,17 @@ def test_recomputing_keeps_a_block_and_one_input_per_layer():
     assert less.activations < whole.activations / 2
 
 
+@pytest.fixture
+def folder_of(tmp_path):
+    """Makes the config.json of a shape."""
+
+    def make(shape: GPTConfig) -> Path:
+        write_json(tmp_path / "config.json", config_json(shape, 0, 0))
+        return tmp_path
+
+    return make
+
+
 def layers(n: int) -> GPTConfig:
     return replace(SHAPE, n_kv_head=[2] * n, d_ff=[40] * n)
 
@@ -62,7 +74,9 @@ def test_moments_are_shared_out_over_ranks():
     one = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=1, shard=False)
     eight = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=8, shard=True)
     assert one.weights == 4 * SHAPE.n_parameters() and one.moments == 2 * one.weights
-    assert eight.moments == one.moments // 8 and eight.weights == one.weights
+    assert one.moments / 8 <= eight.moments < one.moments / 4 and eight.weights == one.weights
+    largest = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=1000, shard=True).moments
+    assert largest == 8 * max(p.numel() for p in GPT(SHAPE).parameters())  # none is cut in two
 
 
 def test_the_plan_of_the_big_run_says_what_fits_and_what_to_do(capsys):
@@ -85,12 +99,34 @@ def test_the_plan_of_the_big_run_says_what_fits_and_what_to_do(capsys):
     assert "no, not one sequence" in capsys.readouterr().out
 
 
+def test_the_plan_is_for_the_run_that_train_would_make(folder_of, capsys):
+    def planned(config: str, *knobs: str) -> str:
+        code = bench.main([str(ROOT / "configs" / config), "--plan", *knobs])
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    assert "vocabulary 1,024" in planned("idea.py", "--gpus=1")
+    flops = re.search(r"the run .* (\S+e\+12)", planned("idea.py", "--gpus=1"))[1]
+    assert f"| train | 250k | 4.69M | {flops} |" in planned("scratch_flops.py", "--gpus=1")
+    start = f"--init_from={folder_of(SHAPE)}"
+    text = planned("smollm2.py", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
+    assert f"| enlarged | {SHAPE.n_parameters() / 1e3:.3g}k |" in text and "vocabulary 97," in text
+    for knobs, words in (
+        (["--gpus=0"], "--gpus 0"),
+        (["--gpus=7"], "--gpus 7: must divide batch_size=512"),
+        (["--gpus=64"], "micro_batch_size=32: must divide the 8 sequences of each of 64 GPUs"),
+    ):
+        assert words in planned("idea_gpt2.py", *knobs)
+
+
 def test_the_bench_measures_a_toy(toy, capsys, tmp_path):  # noqa: F811
     knobs = [str(toy), "--repeats=1", "--n_kv_head_target=0", "--max_steps=4000"]
     assert bench.main(knobs) == 0
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", capsys.readouterr().out, re.M))
     for what in ("step with scoring / without", "the loop's step / bare step", "a prune, in steps"):
         assert float(rows[what]) > 0, what
+    assert bench.main([*knobs[:3], "--max_steps=30"]) == 0  # scoring begins before step 4
+    assert "the loop's step" not in capsys.readouterr().out
     trace = tmp_path / "trace.json"
     assert bench.main([str(toy), f"--profile={trace}"]) == 0
     assert trace.stat().st_size > 1000 and "aten::mm" in capsys.readouterr().out

@@ -273,8 +273,10 @@ def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
     capsys.readouterr()
     assert sample.main([str(tmp_path / "out"), *drawn]) == 0  # the folder itself is a run, too
     assert capsys.readouterr().out == text
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    same, about = ((tmp_path / "out" / f"tokenizer{x}.json").read_bytes() for x in ("", "_config"))
+    assert same == (folder / "tokenizer.json").read_bytes()
+    then = json.loads((folder / "tokenizer_config.json").read_bytes())
+    assert json.loads(about) == then | {"model_max_length": TOY["context_length"]}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "d_ff per layer | [8, 8]" in card and "validation" in card
 
@@ -333,6 +335,36 @@ def test_a_tokenizer_that_is_not_whole_is_refused_in_one_line(folder, tmp_path):
     refused("cannot read its tokenizer.json")
     path.unlink()
     refused("has no tokenizer.json")
+
+
+def test_special_tokens_of_a_tokenizer_from_elsewhere_leave_with_the_model(folder, tmp_path, data):
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about |= {"eos_token": "!", "bos_token": "?", "pad_token": None}
+    write_json(folder / "tokenizer_config.json", about)
+    prepare([data / "text.jsonl"], str(folder), tmp_path / "own")
+    out = make_run(tmp_path / "another", tmp_path / "own", make(SHAPES["grouped"]))
+    assert export.main([str(out), "--to", str(tmp_path / "out")]) == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        ids = json.loads((tmp_path / "out" / name).read_text())
+        assert ids["eos_token_id"] == theirs.convert_tokens_to_ids("!") == theirs.eos_token_id
+        assert ids["bos_token_id"] == theirs.convert_tokens_to_ids("?")
+    assert ids["pad_token_id"] == V - 1
+
+
+def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["<unk>", "</s>", "\u2581the", "\u2581caf", "<0xC3>", "<0xA9>", "<0x0A>", "é"]
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
+    ours = load_tokenizer(str(tmp_path))
+    ids = [2, 3, 4, 5, 6, 2, 7]
+    assert b"".join(map(ours.decode_single_token_bytes, ids)).decode() == " the café\n theé"
+    assert ours.decode(ids) == " the café\n theé"
 
 
 def test_a_tokenizer_that_would_truncate_and_pad_does_neither(folder):

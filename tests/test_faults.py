@@ -1,5 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
+import math
 import os
 import random
 import resource
@@ -230,6 +231,14 @@ def test_skipped_steps_are_counted_logged_and_leave_the_weights_alone(toy, tmp_p
     assert state["skipped"] == 3
     assert all(weight.isfinite().all() for weight in state["model"].values())
     assert {m["step"].item() for m in state["optimizer"].values()} == {27}
+
+
+def test_a_run_whose_first_steps_were_skipped_goes_on(toy, tmp_path, monkeypatch):  # noqa: F811
+    broken = lambda parameters: torch.tensor(math.nan)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "get_total_norm", broken)
+        assert run(toy, tmp_path / "a", "--on_nonfinite=skip", "--stop_after=2") == 0
+    assert run(toy, tmp_path / "a", "--on_nonfinite=skip", "--resume") == 0
 
 
 def test_skipping_is_bounded(toy, tmp_path, monkeypatch, capsys):  # noqa: F811

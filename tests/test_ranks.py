@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -126,14 +127,22 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
     assert "error: this rank starts after step 8, another elsewhere" in result.stderr
 
 
-def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(toy, pair, tmp_path):  # noqa: F811
-    out = tmp_path / "run"
-    process = start(toy, out, [*TORCHRUN, "--max-restarts=1"], stderr=subprocess.PIPE)
-    wait_for(process, out, "save", 2)
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy, pair, tmp_path):  # noqa: F811
+    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=1"]]
+    if nodes == 2:  # each with a launcher of its own, which counts restarts for itself
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            where = f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"
+        node = [*TORCHRUN[:3], "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
+        launchers = [[*node, "--rdzv_backend=c10d", where]] * 2
+    started = [start(toy, out, launcher, stderr=subprocess.PIPE) for launcher in launchers]
+    wait_for(started[0], out, "save", 2)
+    children = f"/proc/{started[-1].pid}/task/{started[-1].pid}/children"
     os.kill(int(Path(children).read_text().split()[-1]), signal.SIGKILL)
-    error = process.communicate(timeout=90)[1].decode()
-    assert process.returncode == 0, error
-    assert "error: another rank no longer answers; --resume goes on" in error
+    errors = [process.communicate(timeout=90)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0] * nodes, errors
+    assert any("error: another rank no longer answers; --resume goes on" in e for e in errors)
     assert same_end(out, pair)
-    assert [e["resumed"] for e in events(out, "start")] == [False, True]
+    resumed = [e["resumed"] for e in events(out, "start")]
+    assert resumed[0] is False and set(resumed[1:]) == {True}

@@ -21,19 +21,22 @@ from statistics import median
 
 import torch
 
-from checkpoint import CheckpointError, read_log
+from checkpoint import CheckpointError, load_checkpoint, read_log
 from config import (
     Config,
     ConfigError,
     load_config,
     make_plan,
+    match_flops,
     model_config,
     padded_vocab,
     prune_targets,
+    take_shape,
 )
 from data import DataError
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
+from llama import read_shape
 from machine import Ranks, Stop, choose_device, choose_dtype, keep_memory
 from model import GPT, GPTConfig
 from prune import prune, update_scores
@@ -122,7 +125,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def loop_seconds(c: Config, out_dir: str, steps: int) -> float:
-    """Seconds of a step in train.py's own loop, well before the first prune. The log tells."""
+    """Seconds of a step in train.py's own loop, over the second half of its first `steps`, which is
+    even. The log tells."""
     every = steps // 2
     c = dataclasses.replace(
         c, out_dir=out_dir, overwrite=True, stop_after=steps, log_every=every,
@@ -179,12 +183,40 @@ def prune_seconds(step: Step, width: int, c: Config, data: TokenDataset, ranks: 
     return seconds_of(once)
 
 
-def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> list[tuple]:
-    """Rows (what, measured, target)."""
+def config_with_data(path: str, knobs: list[str]) -> Config:
     c = load_config(path, knobs)
-    keep_memory()
     if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
         prepare_shipped(c.data_dir)
+    return c
+
+
+def planned(path: str, knobs: list[str], gpus: int) -> tuple[Config, int]:
+    """The config as train.py would run it on so many GPUs, and its vocabulary; where its data is
+    not here yet, that of GPT-2."""
+    c = config_with_data(path, knobs)
+    there = (Path(c.data_dir) / "meta.json").exists()
+    vocab_size = padded_vocab(
+        c, TokenDataset(c.data_dir, "train", 1).vocab_size if there else 50257
+    )
+    if c.init_from:
+        initial = Path(c.init_from)
+        folder = initial.is_dir()
+        shape = read_shape(initial) if folder else load_checkpoint(initial)["model_config"]
+        vocab_size = shape.vocab_size
+        c = take_shape(c, {"model_config": shape}, vocab_size)
+    if gpus < 1 or c.batch_size % gpus:
+        raise ConfigError(f"--gpus {gpus}: must divide batch_size={c.batch_size}")
+    share = c.batch_size // gpus
+    if share % (c.micro_batch_size or share):
+        what = f"micro_batch_size={c.micro_batch_size}: must divide the {share} sequences"
+        raise ConfigError(f"{what} of each of {gpus} GPUs")
+    return match_flops(c, vocab_size), vocab_size
+
+
+def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> list[tuple]:
+    """Rows (what, measured, target)."""
+    c = config_with_data(path, knobs)
+    keep_memory()
     data = TokenDataset(c.data_dir, "train", c.context_length)
     val = TokenDataset(c.data_dir, "val", c.context_length)
     vocab_size, device = padded_vocab(c, data.vocab_size), choose_device(c)
@@ -241,9 +273,10 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     rows.append((f"of the run: scoring ({n_scored} steps); {n_prunes} prunes",
                  "{:.2%}; {:.2%}".format(*shares), ""))  # fmt: skip
 
-    if not c.micro_batch_size:
+    unscored = next(s for s in range(1, c.max_steps + 1) if plan.schedule.scoring(s)) - 1
+    steps = min(max(4, round(3 / t_wide)), unscored) // 2 * 2
+    if not c.micro_batch_size and steps >= 4:  # fewer plain steps tell nothing
         with tempfile.TemporaryDirectory() as folder:
-            steps = max(4, round(3 / t_wide) // 2 * 2)
             ratios = []
             for _ in range(repeats):
                 loop = loop_seconds(c, folder, steps)
@@ -276,7 +309,7 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
 
 def profile(path: str, knobs: list[str], to: Path) -> str:
     """Write a trace of three steps; returns the operations that take longest."""
-    c = load_config(path, knobs)
+    c = config_with_data(path, knobs)
     keep_memory()
     device = choose_device(c)
     vocab_size = padded_vocab(c, TokenDataset(c.data_dir, "train", c.context_length).vocab_size)
@@ -304,13 +337,10 @@ def main(argv: list[str] | None = None) -> int:
     args, knobs = parser.parse_known_args(argv)
     try:
         if args.plan:
-            c = load_config(args.config, knobs)
-            there = (Path(c.data_dir) / "meta.json").exists()
-            # Where the data is not here yet, the plan is for GPT-2's vocabulary
-            size = TokenDataset(c.data_dir, "train", 1).vocab_size if there else 50257
+            c, vocab_size = planned(args.config, knobs, args.gpus)
             dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
             assumed = (args.gpus, args.gpu, args.mfu, args.price)
-            print(describe_plan(c, padded_vocab(c, size), dtype, *assumed))
+            print(describe_plan(c, vocab_size, dtype, *assumed))
         elif args.profile:
             print(profile(args.config, knobs, args.profile))
         else:

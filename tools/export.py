@@ -7,6 +7,7 @@ Needs: pip install -r requirements-hf.txt
 """
 
 import argparse
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoint import CheckpointError, load_checkpoint, read_log
+from config import Config, model_config
 from data import DataError
 from data.loader import TokenDataset
 from data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_files
@@ -40,8 +42,9 @@ A language model of {parameters:,} parameters in the shape of Llama, float32.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+folder = "{name}"  # the path of this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
 prompt = tokenizer("Fellow citizens", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50, do_sample=True)[0]))
 ```
@@ -95,7 +98,7 @@ def model_card(out_dir: Path, name: str, state: dict, wide: GPTConfig, n_tokens:
         "data": Path(state["config"]["data_dir"]).name,
         "criterion": state["config"]["criterion"],
     }
-    first = next((e["params"] for e in log if e["event"] == "step"), shape.n_parameters())
+    first = model_config(Config(**state["config"]), shape.vocab_size).n_parameters()
     if first > shape.n_parameters():
         numbers["parameters"] += f", pruned from {first:,}"
     else:
@@ -150,9 +153,10 @@ def export(out_dir: Path, folder: Path, padding: bool = True) -> GPTConfig:
     try:
         aside.mkdir(parents=True)
         save_weights(aside, wide, pad(state["model"], wide))
-        eos = data.end_of_text
-        write_json(aside / "config.json", config_json(wide, bos=eos, eos=eos))
-        generation = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+        ids = dict.fromkeys(("bos", "eos", "pad"), data.end_of_text)
+        ids |= getattr(tokenizer, "specials", {})  # a tokenizer from elsewhere may end otherwise
+        write_json(aside / "config.json", config_json(wide, bos=ids["bos"], eos=ids["eos"]))
+        generation = {f"{key}_token_id": value for key, value in ids.items()}
         if data.vocab_size < shape.vocab_size:
             generation["suppress_tokens"] = list(range(data.vocab_size, shape.vocab_size))
         write_json(aside / "generation_config.json", generation)
@@ -160,6 +164,10 @@ def export(out_dir: Path, folder: Path, padding: bool = True) -> GPTConfig:
         if "tokenizer.json" in own:
             for name, path in own.items():
                 shutil.copyfile(path, aside / name)
+            if "tokenizer_config.json" in own:
+                about = json.loads(own["tokenizer_config.json"].read_bytes())
+                about |= {"model_max_length": shape.context_length}
+                write_json(aside / "tokenizer_config.json", about)
         else:
             write_json(aside / "tokenizer.json", from_tiktoken(tokenizer))
             about = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -12,6 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import Config, Plan, make_plan
+from llama import weight_shapes
+from machine import share_out
 from model import GPT, GPTConfig
 from report import compact
 
@@ -77,6 +79,13 @@ def memory_of(
     per_sequence = one[1, 2] - one[1, 1] - per_both
     constant = one[1, 1] - per_layer - per_sequence - per_both
     n_parameters, n_layer = shape.n_parameters(), shape.n_layer
+    largest = n_parameters  # of the ranks' shares of the moments
+    if shard:
+        sizes = {name: math.prod(size) for name, size in weight_shapes(shape).items()}
+        shares = [0] * ranks
+        for name, rank in share_out(sizes, ranks).items():
+            shares[rank] += sizes[name]
+        largest = max(shares)
     activations = per_both * n_layer
     casts = constant + per_layer * n_layer
     if recompute:
@@ -88,7 +97,7 @@ def memory_of(
     return Memory(
         weights=4 * n_parameters,
         gradients=4 * n_parameters,
-        moments=8 * n_parameters // (ranks if shard else 1),
+        moments=8 * largest,
         casts=casts,
         activations=micro_batch * (activations + per_sequence),
         logits=micro_batch * logits,
@@ -123,7 +132,8 @@ def describe_plan(
         head_dim=final.head_dim, lr_restart=False,
     )  # fmt: skip
     lines = [
-        f"{gpus} x {gpu}, {str(dtype).removeprefix('torch.')}, micro batches of {micro_batch} x "
+        f"{gpus} x {gpu}, {str(dtype).removeprefix('torch.')}, vocabulary {vocab_size:,}, "
+        f"micro batches of {micro_batch} x "
         f"{c.context_length} tokens, recompute={c.recompute}, "
         f"shard_optimizer={c.shard_optimizer}; at {mfu:.0%} of {peak:.3g} FLOP/s and "
         f"${price:g} per GPU and hour",

@@ -75,17 +75,20 @@ def as_text(pieces: Iterable[bytes]) -> Iterator[str]:
 @torch.no_grad()
 def bench(models: dict[str, GPT], repeats: int = 5, least: float = 0.5) -> str:
     """A table of tokens per second, with ratios to the last model: reading 8 prompts of half a
-    context at once, and writing the other half of one, token by token, with the cache.
+    context (256 tokens at most) at once, and writing as many tokens after one, with the cache.
     """
 
+    def half_of(model: GPT) -> int:
+        return min(256, model.config.context_length // 2)
+
     def prompts(model: GPT, rows: int) -> Tensor:
-        half = model.config.context_length // 2
-        return torch.zeros(rows, half, dtype=torch.long, device=model.embed.weight.device)
+        device = model.embed.weight.device
+        return torch.zeros(rows, half_of(model), dtype=torch.long, device=device)
 
     def write(model: GPT) -> None:
         cache: dict = {}
         token = model(prompts(model, 1), cache=cache)[:, -1:].argmax(-1)  # (1, 1)
-        for _ in range(model.config.context_length // 2):
+        for _ in range(half_of(model)):
             token = model(token, cache=cache).argmax(-1)
             token.item()  # as in `generate`, the next token waits for this one
 
@@ -95,7 +98,7 @@ def bench(models: dict[str, GPT], repeats: int = 5, least: float = 0.5) -> str:
     lines = ["| model | parameters | d_ff | KV groups | read, tokens/s | write, tokens/s |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for i, (name, model) in enumerate(models.items()):
-        shape, half = model.shape(), model.config.context_length // 2
+        shape, half = model.shape(), half_of(model)
         cells = [name, f"{shape.n_parameters():,}"]
         cells += [str(one_or_all(widths)) for widths in (shape.d_ff, shape.n_kv_head)]
         for rows, times in zip((8, 1), seconds):

@@ -1,4 +1,4 @@
-# The rate restarts at the first prune, which stays gradual.
+# The rate restarts where the window opens; pruning stays gradual.
 from configs.compare.idea import *
 
 lr_restart = True
