@@ -22,7 +22,8 @@ from data.prepare import prepare  # noqa: E402
 from data.tokenizer import END_OF_TEXT, load_tokenizer  # noqa: E402
 from llama import config_json, load_folder, save_weights, write_json  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
-from tools import export, sample, smollm2  # noqa: E402
+from tools import evaluate, export, sample, smollm2  # noqa: E402
+from tools.load import load_run  # noqa: E402
 
 V = 1024  # of the shipped tokenizer
 SHAPES = {
@@ -410,3 +411,19 @@ def test_half_precision_weights_are_written_in_float32(tmp_path):
     shape = SHAPES["grouped"]
     save_weights(tmp_path, shape, dict(make(shape).bfloat16().state_dict()))
     assert {w.dtype for w in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+
+
+def test_scores_agree_with_lm_eval_request_by_request(folder):
+    models = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+
+    sums = [(a, b) for a in (3, 14) for b in (15, 92)]
+    pairs = [(f"The sum of {a} and {b} is", f" {c}.") for a, b in sums for c in (a + b, a)]
+    pairs += [("The sum of ", "3"), ("word", " two three"), ("long " * 40, "end"), ("", "The sum")]
+    lm = models.HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3)
+    theirs = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+    run = load_run(folder)
+    ours = evaluate.log_likelihoods(run.model, [evaluate.encode_pair(run, *pair) for pair in pairs])
+    for pair, (nats, greedy), (their_nats, their_greedy) in zip(pairs, ours, theirs):
+        assert nats == pytest.approx(their_nats, abs=1e-3), pair
+        assert greedy == their_greedy, pair
