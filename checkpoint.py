@@ -241,6 +241,18 @@ def open_out_dir(config: Config, step: int) -> "Log":
         raise CheckpointError(f"out_dir={config.out_dir}: cannot write there: {error}") from error
 
 
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the lock of this out_dir."""
+    if not fcntl or not (folder / "lock").exists():
+        return False
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def read_log(folder: Path) -> list[dict]:
     """The events of a run so far, in order; [] where there is no log. A kill or a full disk may
     have cut a line: it is left out.

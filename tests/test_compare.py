@@ -1,5 +1,6 @@
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,14 +37,30 @@ def tool(arms: list[str], tmp_path: Path) -> list[str]:
     return [*arms, *where, "--seeds=1", "--jobs=2", "--eval_every=5"]
 
 
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_saves_what_runs_and_starts_nothing_else(arms, tmp_path):
+    command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path), "--max_steps=9000"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
+        wait_for_file(trunk / "log.jsonl")
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped; the same command goes on" in error
+    assert 0 < load_checkpoint(trunk / "checkpoint.pt")["step"] < 9000
+    assert not list((tmp_path / "runs").glob("[a-z]*/1/log.jsonl"))
+
+
 def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, capsys):
     command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
-        deadline = time.monotonic() + 60
-        while not (trunk / "checkpoint.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
+        wait_for_file(trunk / "log.jsonl")
+        process.kill()  # what it has started goes on, and holds its out_dir
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(trunk / "checkpoint.pt")["step"] < 13  # it stopped before the prune
@@ -74,6 +91,13 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, 
     assert compare.main(tool(edited, tmp_path)) == 2
     error = capsys.readouterr().err
     assert "made by another config (weight_decay=0.1 there, 0.2 in" in error
+    assert compare.main([*tool(arms, tmp_path), "--dtype=bfloat16"]) == 2
+    assert "dtype='float32' there" in capsys.readouterr().err
+
+    two = [arm for arm in arms if Path(arm).stem in ("idea", "oneshot")]
+    assert compare.main(tool(two, tmp_path)) == 0  # the others' rows stay
+    names = [row["arm"] for row in results.read_csv(tmp_path / "results" / "runs.csv")]
+    assert sorted(names) == sorted(ARMS)
 
 
 def test_the_results_hold_every_seed_that_is_done(arms, tmp_path):
@@ -90,7 +114,12 @@ def test_quick_shortens_runs_and_warmups_and_keeps_arms_comparable(arms):
     quick = {a.name: a for a in arms_tool.load_arms(arms, ["--seed=7"], "idea", shorter=2)}
     for name in ("idea", "oneshot", "enlarged"):
         assert quick[name].config.max_steps == whole[name].config.max_steps // 2 == 15
-        assert quick[name].knobs == ["--seed=7", "--max_steps=15", "--warmup_steps=1"]
+        assert quick[name].knobs == [
+            "--seed=7",
+            "--max_steps=15",
+            "--warmup_steps=1",
+            "--prune_every=1",
+        ]
     one_step = quick["scratch_flops"].plan.flops / quick["scratch_flops"].config.max_steps
     assert abs(quick["scratch_flops"].plan.flops - quick["idea"].plan.flops) < one_step
 
@@ -129,7 +158,7 @@ def test_only_runs_that_learn_alike_share_a_stretch(arms, tmp_path):
     shared = lambda a, b: arms_tool.shared_steps(loaded[a], loaded[b])  # noqa: E731
     assert shared("enlarged", "scratch_flops") == 0
     assert shared("idea", "oneshot") == shared("idea", "enlarged") == 13 - 5 - 1
-    assert shared("enlarged", "enlarged") == 30
+    assert shared("enlarged", "enlarged") == 29
     assert shared("naive", "idea") == 3  # another cosine: only the warm-up is the same
 
 

@@ -28,13 +28,15 @@ def load_arms(
 ) -> list[Arm]:
     """The arms, checked to be comparable with the reference. Raises ConfigError naming those that
     are not: all end in its shape on its tokens or its FLOPs; one that keeps its enlarged shape to
-    the end is the ceiling. Runs and warm-ups are `shorter` times shorter than the configs say.
+    the end is the ceiling. Runs, warm-ups and the steps between prunes are `shorter` times shorter
+    than the configs say.
     """
     arms = []
     for path in paths:
         c, knobs = load_config(path, overrides), overrides
         if shorter > 1:
-            lengths = {key: vars(c)[key] // shorter for key in ("max_steps", "warmup_steps")}
+            keys = ("max_steps", "warmup_steps", "prune_every")
+            lengths = {key: max(1, vars(c)[key] // shorter) for key in keys}
             knobs = [*overrides, *(f"--{key}={value}" for key, value in lengths.items())]
             c = load_config(path, knobs)
         if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
@@ -80,7 +82,7 @@ def shared_steps(a: Arm, b: Arm) -> int:
     if differ - PRUNE_KNOBS or a.plan.shapes[0][0] != b.plan.shapes[0][0]:
         return 0
     one, two = a.plan.schedule, b.plan.schedule
-    for step in range(1, min(a.config.max_steps, b.config.max_steps) + 1):
+    for step in range(1, min(a.config.max_steps, b.config.max_steps)):  # the last is one's own
         prunes = any(s.scoring(step) or s.phase(step) not in START for s in (one, two))
         if prunes or one.learning_rate(step) != two.learning_rate(step):
             return step - 1
@@ -92,12 +94,12 @@ START = ("train", "enlarged")  # the phases before the first prune
 
 def find_trunks(arms: list[Arm]) -> list[tuple[Arm, list[tuple[Arm, int]]]]:
     """Who starts from a stretch of whom: (trunk, [(arm, steps), ...]), the trunk itself among them,
-    for stretches of at least a tenth of the run. The arm that shares most is the trunk.
+    for stretches of at least a twentieth of the run. The arm that shares most is the trunk.
     """
     trunks, left = [], list(arms)
     while left:
         shares = [[(a, shared_steps(t, a)) for a in left if a is not t] for t in left]
-        shares = [[(a, n) for a, n in share if n * 10 >= a.config.max_steps] for share in shares]
+        shares = [[(a, n) for a, n in share if n * 20 >= a.config.max_steps] for share in shares]
         trunk, share = max(zip(left, shares), key=lambda pair: sum(n for _, n in pair[1]))
         if share:
             share.append((trunk, max(n for _, n in share)))

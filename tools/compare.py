@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from checkpoint import (
     NOT_SAVED,
     CheckpointError,
+    is_running,
     load_checkpoint,
     read_log,
     write_checkpoint,
@@ -34,7 +36,7 @@ from config import ConfigError
 from data import DataError
 from report import compact
 from tools.arms import Arm, find_trunks, load_arms, tokens_of
-from tools.results import CURVE_COLUMNS, RUN_COLUMNS, report, write
+from tools.results import CURVE_COLUMNS, RUN_COLUMNS, read_csv, report, write
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Runs:
     folder: Path
     threads: int
     trunk_of: dict[str, Arm] = field(default_factory=dict)  # arm name -> where its run begins
+    running: list[subprocess.Popen] = field(default_factory=list)
 
     def out_dir(self, arm: Arm, seed: int) -> Path:
         return self.folder / arm.name / str(seed)
@@ -56,17 +59,24 @@ class Runs:
     def train(self, arm: Arm, seed: int, out_dir: Path, *extra: str) -> None:
         """Run train.py, or go on with it. Raises RuntimeError with its last words if it fails."""
         check_same_arm(arm, out_dir)
+        while is_running(out_dir):  # of a call that was killed: its run has not noticed
+            time.sleep(0.1)
         if is_done(out_dir):
             return
         out_dir.mkdir(parents=True, exist_ok=True)
         knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume", *extra]
         train = Path(__file__).parent.parent / "train.py"
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        with open(out_dir / "output.txt", "a") as output:
-            command = [sys.executable, str(train), arm.path, *knobs]
-            code = subprocess.call(command, stdout=output, stderr=output, env=environment)
-        if code:
+        command = [sys.executable, str(train), arm.path, *knobs]
+        with (
+            open(out_dir / "output.txt", "a") as output,
+            subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+        ):
+            self.running.append(process)
+        self.running.remove(process)
+        if process.returncode:
             words = (out_dir / "output.txt").read_text().strip().rpartition("\n")[2]
+            code = process.returncode
             raise RuntimeError(f"{arm.name}, seed {seed}: exit code {code}: {words}")
 
     def stretch(self, trunk: Arm, arms: list[tuple[Arm, int]], seed: int) -> None:
@@ -88,10 +98,16 @@ class Runs:
         ):
             trunks = find_trunks(arms)
             self.trunk_of = {arm.name: trunk for trunk, forks in trunks for arm, _ in forks}
-            shared = [pool.submit(self.stretch, *trunk, s) for s in seeds for trunk in trunks]
-            self.watch(shared, arms, seeds, bar)
-            runs = [(arm, s, self.out_dir(arm, s)) for s in seeds for arm in arms]
-            self.watch([pool.submit(self.train, *run) for run in runs], arms, seeds, bar)
+            try:
+                shared = [pool.submit(self.stretch, *trunk, s) for s in seeds for trunk in trunks]
+                self.watch(shared, arms, seeds, bar)
+                runs = [(arm, s, self.out_dir(arm, s)) for s in seeds for arm in arms]
+                self.watch([pool.submit(self.train, *run) for run in runs], arms, seeds, bar)
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in self.running:
+                    process.terminate()  # it saves
+                raise
 
     def watch(self, futures: list, arms: list[Arm], seeds: range, bar: tqdm) -> None:
         """Show how far the runs are until all these have ended; then raise what one raised."""
@@ -114,7 +130,9 @@ def check_same_arm(arm: Arm, out_dir: Path) -> None:
     """Raises RuntimeError where a run is there that other knobs made: an arm edited since."""
     path = out_dir / "config.json"
     then = json.loads(path.read_text()) if path.exists() else {}
-    own = NOT_SAVED | {"seed", "device", "dtype", "compile"}  # the machine's, or of one run
+    own = NOT_SAVED | {"seed", "device", "compile"}  # the machine's, or of one run
+    if arm.config.dtype == "auto":
+        own |= {"dtype"}
     for key, value in vars(arm.config).items():
         if key not in own and then.get(key, value) != value:
             what = f"{key}={then[key]!r} there, {value!r} in {arm.path}"
@@ -137,23 +155,54 @@ def fork(trunk: Path, arm: Arm, seed: int, out_dir: Path) -> None:
 
 
 def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
-    """The rows of runs.csv and curves.csv, of these arms and every seed that is done."""
-    rows, curves = [], []
+    """The rows of runs.csv and curves.csv, of these arms and every seed that is done. Between the
+    validations, curves.csv has what the first seed's log tells of each arm's width and rate.
+
+    Raises RuntimeError where runs had different precisions.
+    """
+    rows, curves, dtypes = [], [], {}
     for arm in arms:
-        folders = [p for p in (runs.folder / arm.name).iterdir() if p.name.isdigit()]
-        for seed in sorted(int(p.name) for p in folders if is_done(p)):
-            check_same_arm(arm, runs.out_dir(arm, seed))
+        folders = [p for p in (runs.folder / arm.name).glob("*") if p.name.isdigit()]
+        seeds = sorted(int(p.name) for p in folders if is_done(p))
+        for seed in seeds:
+            out_dir = runs.out_dir(arm, seed)
+            check_same_arm(arm, out_dir)
+            dtypes[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
+            if len(dtypes) > 1:
+                which = "; ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
+                raise RuntimeError(f"runs of different precision do not compare: {which}")
             log = read_log(runs.out_dir(arm, seed))
             done = next(event for event in log if event["event"] == "done")
             rows.append({"arm": arm.name, "seed": seed} | {k: done[k] for k in RUN_COLUMNS[2:]})
             by_step = {e["step"]: e for e in log if e["event"] == "step"}
             for e in log:
-                if e["event"] == "eval" and e["step"] in by_step:
-                    e = by_step[e["step"]] | e
+                judged = e["event"] == "eval" and e["step"] in by_step
+                if judged or (e["event"] == "step" and seed == seeds[0]):
+                    e = by_step[e["step"]] | {"val_loss": ""} | e
                     curves.append(
                         {"arm": arm.name, "seed": seed} | {k: e[k] for k in CURVE_COLUMNS[2:]}
                     )
     return rows, curves
+
+
+def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str) -> tuple:
+    """And the rows in `out` of arms that this call leaves out, if it has the same runs of the
+    reference: they are one comparison."""
+    if not (out / "runs.csv").exists():
+        return rows, curves
+
+    def base(table: list[dict]) -> set:
+        return {(int(r["seed"]), r["val_loss"]) for r in table if r["arm"] == reference}
+
+    there = read_csv(out / "runs.csv")
+    names = {row["arm"] for row in rows}
+    if not base(there) & base(rows):
+        return rows, curves
+    kept = [
+        [row for row in read_csv(out / f"{name}.csv") if row["arm"] not in names]
+        for name in ("runs", "curves")
+    ]
+    return rows + kept[0], curves + kept[1]
 
 
 def print_plan(arms: list[Arm], n_seeds: int, speed: float) -> None:
@@ -180,7 +229,7 @@ QUICK = "A quick look, an eighth of the steps with one seed: it shows the tool a
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: out/ and its name")
@@ -200,12 +249,22 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(arms, n_seeds, args.plan)
             return 0
         runs = Runs(args.runs or Path("out") / out.name, args.threads)
-        seeds = range(1, n_seeds + 1)
-        runs.everything(arms, seeds, args.jobs)
-        write(out, *collect(arms, runs))
-        report(out, args.reference)
+        failed = None
+        try:
+            runs.everything(arms, range(1, n_seeds + 1), args.jobs)
+        except RuntimeError as error:
+            failed = error  # what is done is written all the same
+        rows, curves = collect(arms, runs)
+        if args.reference in {row["arm"] for row in rows}:
+            write(out, *with_others(out, rows, curves, args.reference))
+            report(out, args.reference)
+        if failed:
+            raise failed
         if args.quick:
             print(QUICK)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     except (ConfigError, DataError, CheckpointError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """Table and figure of a comparison, from its csv files: python -m tools.results results/NAME
 
-runs.csv has a row a run, curves.csv one a validation. table.md comes out of them byte for byte.
+runs.csv has a row a run, curves.csv one a validation and, of one seed, one a logged step. table.md
+comes out of them byte for byte.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def write(folder: Path, runs: list[dict], curves: list[dict]) -> None:
 def read_csv(path: Path) -> list[dict]:
     with open(path, newline="") as file:
         return [
-            {k: v if k == "arm" else float(v) for k, v in row.items()}
+            {k: v if k == "arm" or not v else float(v) for k, v in row.items()}
             for row in csv.DictReader(file)
         ]
 
@@ -96,6 +97,8 @@ def table(rows: list[dict], reference: str) -> str:
         )
     if all(len(runs) == 1 for runs in by_arm.values()):
         lines += ["", "One seed: no difference in this table proves anything."]
+    elif len({tuple(sorted(runs)) for runs in by_arm.values()}) > 1:
+        lines += ["", "Arms have different seeds: compare the differences, not the losses."]
     return "\n".join(lines) + "\n"
 
 
@@ -113,23 +116,28 @@ def draw(curves: list[dict], folder: Path) -> None:
         3, 2, sharex="col", sharey="row", figsize=(10, 7.5), height_ratios=(3, 1, 1),
         constrained_layout=True,
     )  # fmt: skip
-    final = min(row["val_loss"] for row in curves)
+    judged = [row for row in curves if row["val_loss"] != ""]
+    final = min(row["val_loss"] for row in judged)
     seeds: dict[str, set] = {}
-    for row in curves:
+    for row in judged:
         seeds.setdefault(row["arm"], set()).add(row["seed"])
     most = max(map(len, seeds.values()))
     arms = [arm for arm in seeds if len(seeds[arm]) == most]
     colors = matplotlib.colormaps["tab10" if len(arms) <= 10 else "tab20"]
     for i, arm in enumerate(arms):
         points: dict[float, list[dict]] = {}
-        for row in curves:
+        for row in judged:
             if row["arm"] == arm:
                 points.setdefault(row["tokens"], []).append(row)
+        of_one = [r for r in curves if r["arm"] == arm and r["seed"] == min(seeds[arm])]
         for column, x in enumerate(("tokens", "flops")):
+            style = {"color": colors(i), "lw": 1.2, "label": arm}
             xs = [mean([r[x] for r in rows]) for rows in points.values()]
-            for line, key in enumerate(("val_loss", "params", "lr")):
-                ys = [mean([r[key] for r in rows]) for rows in points.values()]
-                axes[line, column].plot(xs, ys, color=colors(i), lw=1.2, label=arm)
+            ys = [mean([r["val_loss"] for r in rows]) for rows in points.values()]
+            axes[0, column].plot(xs, ys, **style)
+            xs = [r[x] for r in of_one]
+            axes[1, column].step(xs, [r["params"] for r in of_one], **style)
+            axes[2, column].plot(xs, [r["lr"] for r in of_one], **style)
             axes[2, column].set_xlabel("training " + {"tokens": "tokens", "flops": "FLOPs"}[x])
     axes[0, 0].set_ylim(final - 0.05, final + 0.8)
     for line, label in enumerate(("validation loss, nats/token", "parameters", "learning rate")):
