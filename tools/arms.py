@@ -6,6 +6,7 @@ from pathlib import Path
 from config import Config, ConfigError, Plan, load_config, make_plan, match_flops, padded_vocab
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
+from report import compact
 
 # Knobs with no say in a step before the first prune is near.
 PRUNE_KNOBS = {"d_ff_target", "n_kv_head_target", "criterion", "score_beta", "scope", "layer_floor"}
@@ -107,3 +108,23 @@ def find_trunks(arms: list[Arm]) -> list[tuple[Arm, list[tuple[Arm, int]]]]:
         taken = {a.name for a, _ in share} | {trunk.name}
         left = [a for a in left if a.name not in taken]
     return trunks
+
+
+def print_plan(arms: list[Arm], n_seeds: int, speed: float) -> None:
+    trunks = find_trunks(arms)
+    saved = 0  # FLOPs of the stretches that need not be trained again
+    for trunk, forks in trunks:
+        of_stretch = trunk.plan.shapes[0][0].flops_per_token() * tokens_of(trunk)
+        per_step = of_stretch / trunk.config.max_steps
+        saved += per_step * (sum(n for _, n in forks) - max(n for _, n in forks))
+    for arm in arms:
+        first, last = (arm.plan.shapes[i][0].n_parameters() for i in (0, -1))
+        size = compact(first) + (f" -> {compact(last)}" if last != first else "")
+        print(
+            f"{arm.name:<16}{size:>18} parameters {compact(tokens_of(arm)):>7} tokens "
+            f"{arm.plan.flops:.3g} FLOPs"
+        )
+    total = (sum(arm.plan.flops for arm in arms) - saved) * n_seeds
+    hours = total / speed / 3600
+    shared = f"{saved * n_seeds:.2g} less for shared stretches"
+    print(f"{n_seeds} seeds: {total:.3g} FLOPs ({shared}); {hours:.3g} hours at {speed:.3g} FLOP/s")

@@ -34,8 +34,7 @@ from checkpoint import (
 )
 from config import ConfigError
 from data import DataError
-from report import compact
-from tools.arms import Arm, find_trunks, load_arms, tokens_of
+from tools.arms import Arm, find_trunks, load_arms, print_plan
 from tools.results import CURVE_COLUMNS, RUN_COLUMNS, read_csv, report, write
 
 
@@ -173,6 +172,8 @@ def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
                 raise RuntimeError(f"runs of different precision do not compare: {which}")
             log = read_log(runs.out_dir(arm, seed))
             done = next(event for event in log if event["event"] == "done")
+            prunes = [e for e in log if e["event"] == "prune"]
+            done |= {"prune_cost": sum(e["loss_after"] - e["loss_before"] for e in prunes)}
             rows.append({"arm": arm.name, "seed": seed} | {k: done[k] for k in RUN_COLUMNS[2:]})
             by_step = {e["step"]: e for e in log if e["event"] == "step"}
             for e in log:
@@ -203,26 +204,6 @@ def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str)
         for name in ("runs", "curves")
     ]
     return rows + kept[0], curves + kept[1]
-
-
-def print_plan(arms: list[Arm], n_seeds: int, speed: float) -> None:
-    trunks = find_trunks(arms)
-    saved = 0  # FLOPs of the stretches that need not be trained again
-    for trunk, forks in trunks:
-        of_stretch = trunk.plan.shapes[0][0].flops_per_token() * tokens_of(trunk)
-        per_step = of_stretch / trunk.config.max_steps
-        saved += per_step * (sum(n for _, n in forks) - max(n for _, n in forks))
-    for arm in arms:
-        first, last = (arm.plan.shapes[i][0].n_parameters() for i in (0, -1))
-        size = compact(first) + (f" -> {compact(last)}" if last != first else "")
-        print(
-            f"{arm.name:<16}{size:>18} parameters {compact(tokens_of(arm)):>7} tokens "
-            f"{arm.plan.flops:.3g} FLOPs"
-        )
-    total = (sum(arm.plan.flops for arm in arms) - saved) * n_seeds
-    hours = total / speed / 3600
-    shared = f"{saved * n_seeds:.2g} less for shared stretches"
-    print(f"{n_seeds} seeds: {total:.3g} FLOPs ({shared}); {hours:.3g} hours at {speed:.3g} FLOP/s")
 
 
 QUICK = "A quick look, an eighth of the steps with one seed: it shows the tool and proves nothing."

@@ -14,7 +14,9 @@ from statistics import mean, stdev
 
 from checkpoint import write_text
 
+# prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
+RUN_COLUMNS += ["prune_cost"]
 CURVE_COLUMNS = ["arm", "seed", "tokens", "flops", "val_loss", "params", "lr"]
 
 
@@ -67,8 +69,8 @@ def table(rows: list[dict], reference: str) -> str:
         by_arm.setdefault(row["arm"], {})[int(row["seed"])] = row
     lines = [
         f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
-        "| parameters | tokens | FLOPs | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| parameters | tokens | FLOPs | seconds | prunes cost |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = by_arm[reference]
 
@@ -93,7 +95,8 @@ def table(rows: list[dict], reference: str) -> str:
         lines.append(
             f"| {arm} | {len(loss)} | {mean(loss):.4f}{spread} | {mean(bits):.4f} | {against} "
             f"| {mean(of(runs, 'params')):,.0f} | {mean(of(runs, 'tokens')):,.0f} "
-            f"| {mean(of(runs, 'flops')):.3g} | {mean(of(runs, 'seconds')):.0f} |"
+            f"| {mean(of(runs, 'flops')):.3g} | {mean(of(runs, 'seconds')):.0f} "
+            f"| {mean(of(runs, 'prune_cost')):.3f} |"
         )
     if all(len(runs) == 1 for runs in by_arm.values()):
         lines += ["", "One seed: no difference in this table proves anything."]
