@@ -119,8 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bench", type=Path, nargs="*", metavar="OUT_DIR", help="measure speed")
     args = parser.parse_args(argv)
-    if min(args.temperature, args.top_k, args.tokens) < 0 or not 0 < args.top_p <= 1:
-        parser.error("--temperature, --top_k and --tokens must not be negative, 0 < --top_p <= 1")
+    if min(args.top_k, args.tokens) < 0 or not 0 < args.top_p <= 1 or not 0 <= args.seed < 2**63:
+        parser.error("--top_k, --tokens and --seed must not be negative, 0 < --top_p <= 1")
+    if args.temperature != 0 and not 0.001 <= args.temperature <= 1000:
+        parser.error("--temperature must be 0, or lie between 0.001 and 1000")
     try:
         run = load_run(args.out_dir)
         if args.bench is not None:
