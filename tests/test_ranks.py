@@ -129,7 +129,7 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy, pair, tmp_path):  # noqa: F811
-    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=1"]]
+    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=3"]]
     if nodes == 2:  # each with a launcher of its own, which counts restarts for itself
         with socket.socket() as free:
             free.bind(("localhost", 0))
