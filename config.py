@@ -261,14 +261,17 @@ def check_config(c: Config) -> None:
         spec = importlib.util.find_spec(package) if getattr(c, key) else None
         there = not getattr(c, key) or (spec and spec.origin)  # a folder of that name has no origin
         need(there, key, f"needs a package that is missing: pip install {package}")
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    need(c.batch_size % world_size == 0, "batch_size", f"must divide by the {world_size} ranks")
-    share = c.batch_size // world_size
-    need(
-        share % (c.micro_batch_size or share) == 0,
-        "micro_batch_size",
-        f"must divide the {share} sequences of each rank",
-    )
+    check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def check_ranks(c: Config, ranks: int) -> None:
+    """Refuse a batch that so many ranks cannot share out evenly. Raises ConfigError."""
+    share = c.batch_size // ranks
+    if c.batch_size % ranks:
+        raise ConfigError(f"batch_size={c.batch_size}: must divide by the {ranks} ranks")
+    if share % (c.micro_batch_size or share):
+        what = f"must divide the {share} sequences of each of {ranks} ranks"
+        raise ConfigError(f"micro_batch_size={c.micro_batch_size}: {what}")
 
 
 # --------------------------------------------------------------------------------------------------

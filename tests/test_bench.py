@@ -113,8 +113,8 @@ def test_the_plan_is_for_the_run_that_train_would_make(folder_of, capsys):
     assert f"| enlarged | {SHAPE.n_parameters() / 1e3:.3g}k |" in text and "vocabulary 97," in text
     for knobs, words in (
         (["--gpus=0"], "--gpus 0"),
-        (["--gpus=7"], "--gpus 7: must divide batch_size=512"),
-        (["--gpus=64"], "micro_batch_size=32: must divide the 8 sequences of each of 64 GPUs"),
+        (["--gpus=7"], "batch_size=512: must divide by the 7 ranks"),
+        (["--gpus=64"], "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"),
     ):
         assert words in planned("idea_gpt2.py", *knobs)
 

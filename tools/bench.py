@@ -21,26 +21,14 @@ from statistics import median
 
 import torch
 
-from checkpoint import CheckpointError, load_checkpoint, read_log
-from config import (
-    Config,
-    ConfigError,
-    load_config,
-    make_plan,
-    match_flops,
-    model_config,
-    padded_vocab,
-    prune_targets,
-    take_shape,
-)
+from checkpoint import CheckpointError, read_log
+from config import Config, ConfigError, make_plan, model_config, padded_vocab, prune_targets
 from data import DataError
 from data.loader import TokenDataset
-from data.prepare import prepare_shipped
-from llama import read_shape
 from machine import Ranks, Stop, choose_device, choose_dtype, keep_memory
 from model import GPT, GPTConfig
 from prune import prune, update_scores
-from tools.plan import GPUS, describe_plan, memory_of
+from tools.plan import GPUS, config_with_data, describe_plan, memory_of, planned
 from train import evaluate, make_optimizer, train
 
 
@@ -183,36 +171,6 @@ def prune_seconds(step: Step, width: int, c: Config, data: TokenDataset, ranks: 
     return seconds_of(once)
 
 
-def config_with_data(path: str, knobs: list[str]) -> Config:
-    c = load_config(path, knobs)
-    if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
-        prepare_shipped(c.data_dir)
-    return c
-
-
-def planned(path: str, knobs: list[str], gpus: int) -> tuple[Config, int]:
-    """The config as train.py would run it on so many GPUs, and its vocabulary; where its data is
-    not here yet, that of GPT-2."""
-    c = config_with_data(path, knobs)
-    there = (Path(c.data_dir) / "meta.json").exists()
-    vocab_size = padded_vocab(
-        c, TokenDataset(c.data_dir, "train", 1).vocab_size if there else 50257
-    )
-    if c.init_from:
-        initial = Path(c.init_from)
-        folder = initial.is_dir()
-        shape = read_shape(initial) if folder else load_checkpoint(initial)["model_config"]
-        vocab_size = shape.vocab_size
-        c = take_shape(c, {"model_config": shape}, vocab_size)
-    if gpus < 1 or c.batch_size % gpus:
-        raise ConfigError(f"--gpus {gpus}: must divide batch_size={c.batch_size}")
-    share = c.batch_size // gpus
-    if share % (c.micro_batch_size or share):
-        what = f"micro_batch_size={c.micro_batch_size}: must divide the {share} sequences"
-        raise ConfigError(f"{what} of each of {gpus} GPUs")
-    return match_flops(c, vocab_size), vocab_size
-
-
 def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> list[tuple]:
     """Rows (what, measured, target)."""
     c = config_with_data(path, knobs)
@@ -243,9 +201,9 @@ def measure(path: str, knobs: list[str], repeats: int, with_compile: bool) -> li
     if tells:
         peak = peak_memory(wide) - before
         micro_batch = c.micro_batch_size or c.batch_size
-        planned = memory_of(full, micro_batch, c.recompute, dtype, 1, False).total
+        expected = memory_of(full, micro_batch, c.recompute, dtype, 1, False).total
         rows.append(("peak memory, MiB; planned / measured",
-                     f"{peak / 2**20:.0f}; {planned / peak:.2f}", "0.8 to 1.25"))  # fmt: skip
+                     f"{peak / 2**20:.0f}; {expected / peak:.2f}", "0.8 to 1.25"))  # fmt: skip
 
     slim = Step(c, final, device, dtype)
     scored = ScoredStep(c, full, device, dtype)

@@ -7,12 +7,26 @@ are counted by running one and two layers on fake tensors, which have shapes and
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from config import Config, Plan, make_plan
-from llama import weight_shapes
+from checkpoint import load_checkpoint
+from config import (
+    Config,
+    ConfigError,
+    Plan,
+    check_ranks,
+    load_config,
+    make_plan,
+    match_flops,
+    padded_vocab,
+    take_shape,
+)
+from data.loader import TokenDataset
+from data.prepare import prepare_shipped
+from llama import read_shape, weight_shapes
 from machine import share_out
 from model import GPT, GPTConfig
 from report import compact
@@ -25,6 +39,32 @@ GPUS = {
     "b200": (2250e12, 192e9),
     "4090": (165e12, 24e9),
 }
+
+
+def config_with_data(path: str, knobs: list[str]) -> Config:
+    c = load_config(path, knobs)
+    if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
+        prepare_shipped(c.data_dir)
+    return c
+
+
+def planned(path: str, knobs: list[str], gpus: int) -> tuple[Config, int]:
+    """The config as train.py would run it on so many GPUs, and its vocabulary; where its data is
+    not here yet, that of GPT-2."""
+    c = config_with_data(path, knobs)
+    there = (Path(c.data_dir) / "meta.json").exists()
+    own = TokenDataset(c.data_dir, "train", 1).vocab_size if there else 50257
+    vocab_size = padded_vocab(c, own)
+    if c.init_from:
+        initial = Path(c.init_from)
+        folder = initial.is_dir()
+        shape = read_shape(initial) if folder else load_checkpoint(initial)["model_config"]
+        vocab_size = shape.vocab_size
+        c = take_shape(c, {"model_config": shape}, vocab_size)
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: must be at least 1")
+    check_ranks(c, gpus)
+    return match_flops(c, vocab_size), vocab_size
 
 
 @dataclass
