@@ -90,6 +90,10 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size > 1:
+            # What torch imports late has the group as a default argument, and keeps it, with gloo's
+            # threads, until the interpreter ends, which they may abort. Now it gets None instead
+            import torch.distributed.nn  # noqa: F401
+
             backend = "nccl" if device.type == "cuda" else "gloo"
             wait = datetime.timedelta(seconds=timeout)
             store, rank, size = next(dist.rendezvous("env://", timeout=wait))

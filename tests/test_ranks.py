@@ -113,6 +113,20 @@ def test_ranks_that_differ_after_a_prune_stop_the_run(toy, tmp_path):  # noqa: F
     assert events(tmp_path / "run", "step")[-1]["step"] == 14
 
 
+def test_no_thread_of_the_backend_is_left_when_python_ends(toy, tmp_path):  # noqa: F811
+    """One that still lets go of a tensor then ends the process with SIGABRT."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import os, pathlib, sys; sys.path.insert(0, os.getcwd()); import train\n"
+        "code = train.main()\n"
+        "for task in pathlib.Path('/proc/self/task').iterdir():\n"
+        "    assert 'gloo' not in (task / 'comm').read_text()\n"
+        "sys.exit(code)\n"
+    )
+    result = two_ranks(toy, tmp_path / "run", script=script)
+    assert result.returncode == 0, result.stderr
+
+
 def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  # noqa: F811
     """As on two machines whose out_dir is not the same disk."""
     script = tmp_path / "own_disk.py"
@@ -129,7 +143,7 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy, pair, tmp_path):  # noqa: F811
-    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=3"]]
+    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=1"]]
     if nodes == 2:  # each with a launcher of its own, which counts restarts for itself
         with socket.socket() as free:
             free.bind(("localhost", 0))
