@@ -159,6 +159,10 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         set_key(values, key, value, "command line")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
+    if values.get("match_flops"):  # its prunes, but for what the command line says of them
+        given = {argument.removeprefix("--").partition("=")[0] for argument in overrides}
+        other = matched(values["match_flops"])
+        values |= {key: getattr(other, key) for key in PRUNES - given}
     config, later = Config(**values), {}
     if config.init_from:  # the shape is not known yet: take_shape checks the rest
         later = {"d_ff_target": 0, "n_kv_head_target": 0, "lr_restart": False}
@@ -409,23 +413,31 @@ def make_plan(c: Config, vocab_size: int) -> Plan:
     return Plan(schedule, shapes, flops, enlarged)
 
 
+def matched(path: str) -> Config:
+    """The config that `match_flops` names. Raises ConfigError."""
+    here = path if os.path.isfile(path) else str(Path(__file__).parent / path)
+    try:
+        return load_config(here, ["--match_flops="])
+    except ConfigError as error:
+        raise ConfigError(f"match_flops={path!r}: {error}") from error
+
+
 # What a run that prunes may have different from the run of its final shape.
 ENLARGED = ("n_head", "n_kv_head", "head_dim", "d_ff", "d_ff_target", "n_kv_head_target")
-ENLARGED += ("prune_schedule", "prune_start", "prune_end", "prune_every", "round_to")
+PRUNES = {"prune_schedule", "prune_start", "prune_end", "prune_every", "round_to"}
 
 
 def match_flops(c: Config, vocab_size: int) -> Config:
     """With `match_flops`, the config whose max_steps cost what c's would with the enlarged shape
-    and the prunes of that other config.
+    of that other config, and with its prunes (`load_config` gave them to c).
     """
     if not c.match_flops:
         return c
     if prune_targets(c):
         raise ConfigError(f"match_flops={c.match_flops!r}: works for runs that do not prune")
-    path = Path(c.match_flops)
+    other = matched(c.match_flops)
+    other = replace(c, **{key: getattr(other, key) for key in ENLARGED})
     try:
-        other = load_config(str(path if path.is_file() else Path(__file__).parent / path))
-        other = replace(c, **{key: getattr(other, key) for key in ENLARGED})
         check_config(other)
         flops = make_plan(other, vocab_size).flops
     except ConfigError as error:

@@ -1,3 +1,4 @@
+import importlib.util
 import math
 import shutil
 import signal
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
 
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, read_log
 from config import ConfigError
 from tools import arms as arms_tool
 from tools import compare, results
+from tools.results import CURVE_COLUMNS, RUN_COLUMNS
 
 ARMS = {
     "idea": "",
@@ -69,6 +71,7 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, 
         config = next(a for a in arms if Path(a).stem == name)
         assert run(config, straight, "--eval_every=5") == 0
         assert same_end(tmp_path / "runs" / name / "1", straight)
+        assert [e["step"] for e in read_log(tmp_path / "runs" / name / "1") if e.get("resumed")]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
     assert compare.main(tool(arms, tmp_path)) == 0
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
@@ -84,6 +87,9 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, 
         shutil.copy(tmp_path / "results" / name, copy)
     assert results.main([str(copy)]) == 0
     assert (copy / "table.md").read_bytes() == (tmp_path / "results" / "table.md").read_bytes()
+    if importlib.util.find_spec("matplotlib"):
+        for name in ("curves.png", "curves.svg"):
+            assert (copy / name).read_bytes() == (tmp_path / "results" / name).read_bytes()
 
     edited = [str(tmp_path / Path(arm).name) for arm in arms]
     for arm, path in zip(arms, edited):
@@ -124,6 +130,16 @@ def test_quick_shortens_runs_and_warmups_and_keeps_arms_comparable(arms):
     assert abs(quick["scratch_flops"].plan.flops - quick["idea"].plan.flops) < one_step
 
 
+def test_quick_makes_the_shipped_arms_shorter_and_they_stay_comparable():
+    for folder, extra in (("configs/compare", []), ("configs", ["--prune_every=50"])):
+        names = ["idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged"]
+        paths = [str(ROOT / folder / f"{name}.py") for name in names]
+        loaded = arms_tool.load_arms(paths, extra, "idea", shorter=8)
+        idea, equal = loaded[0], loaded[names.index("scratch_flops")]
+        assert idea.config.max_steps in (125, 500) and len(idea.plan.shapes) > 1
+        assert equal.kind == "same FLOPs" and equal.config.max_steps > idea.config.max_steps
+
+
 def test_the_plan_counts_a_shared_stretch_once(arms, capsys, tmp_path):
     assert compare.main([*arms, "--out=x", f"--runs={tmp_path / 'runs'}", "--plan=1e9"]) == 0
     text = capsys.readouterr().out
@@ -149,6 +165,62 @@ def test_arms_that_cannot_be_compared_are_refused_by_name(line, word, arms, tmp_
     other.write_text(Path(arms[0]).read_text() + line + "\n")
     with pytest.raises(ConfigError, match=f"other.py.*{word}.*not comparable"):
         arms_tool.load_arms([arms[0], str(other)], [], "idea")
+
+
+def test_arms_of_other_flops_or_another_shape_of_equal_size_are_refused(arms, tmp_path):
+    idea, equal = arms[0], Path(arms[3]).read_text()
+    (tmp_path / "longer.py").write_text(equal.replace("/idea.py", "/oneshot.py"))
+    with pytest.raises(ConfigError, match="longer.py: not on as many FLOPs as .*idea.py"):
+        arms_tool.load_arms([idea, str(tmp_path / "longer.py")], [], "idea")
+    scratch = equal.partition("match_flops")[0]
+    (tmp_path / "alike.py").write_text(scratch)
+    arms_tool.load_arms([idea, str(tmp_path / "alike.py")], [], "idea")
+    # 12 weights of a neuron are those of a query head with its output: as many, elsewhere
+    (tmp_path / "other.py").write_text(
+        scratch.replace("head_dim = 4", "head_dim = 2") + "d_ff = 10"
+    )
+    with pytest.raises(ConfigError, match="other.py: ends with .*or in another shape"):
+        arms_tool.load_arms([idea, str(tmp_path / "other.py")], [], "idea")
+
+
+def rows_of(losses: dict[str, dict[int, float]]) -> tuple[list[dict], list[dict]]:
+    pairs = [(arm, seed, loss) for arm, seeds in losses.items() for seed, loss in seeds.items()]
+    runs, curves = (
+        [dict.fromkeys(names, 7) | {"arm": a, "seed": s, "val_loss": x} for a, s, x in pairs]
+        for names in (RUN_COLUMNS, CURVE_COLUMNS)
+    )
+    return runs, curves
+
+
+def test_several_calls_make_one_table_and_other_runs_of_the_reference_are_refused(tmp_path):
+    first = {"idea": {1: 3.5, 2: 3.25}, "naive": {1: 3.75, 2: 3.5}, "oneshot": {1: 4.0}}
+    results.write(tmp_path, *rows_of(first))
+    bytes_before = (tmp_path / "runs.csv").read_bytes()
+    fewer = rows_of({"idea": {1: 3.5}, "naive": {1: 3.75}})
+    runs, curves = compare.with_others(tmp_path, *fewer, "idea")
+    assert sorted((r["arm"], r["seed"]) for r in runs) == [
+        ("idea", 1), ("idea", 2), ("naive", 1), ("naive", 2), ("oneshot", 1),
+    ]  # fmt: skip
+    assert len(curves) == len(runs)
+    results.write(tmp_path, runs, curves)
+    lines = (tmp_path / "runs.csv").read_bytes().splitlines()
+    assert sorted(lines) == sorted(bytes_before.splitlines())
+    with pytest.raises(RuntimeError, match=r"other runs \(idea, seed 1: 3.500000 there, 3.5000"):
+        compare.with_others(tmp_path, *rows_of({"idea": {1: 3.50001}}), "idea")
+
+
+def test_an_arm_that_fails_stops_no_other_and_what_is_done_is_written(arms, tmp_path, capsys):
+    paths = [arm for arm in arms if Path(arm).stem in ("idea", "scratch_flops")]
+    assert compare.main(tool(paths, tmp_path)) == 0
+    shutil.rmtree(tmp_path / "results")
+    edited = tmp_path / "scratch_flops.py"
+    edited.write_text(Path(paths[1]).read_text() + "weight_decay = 0.2\n")
+    third = tmp_path / "lower.py"
+    third.write_text(Path(paths[0]).read_text() + "learning_rate = 1e-3\n")
+    assert compare.main(tool([paths[0], str(edited), str(third)], tmp_path)) == 2
+    assert "made by another config" in capsys.readouterr().err
+    names = [row["arm"] for row in results.read_csv(tmp_path / "results" / "runs.csv")]
+    assert names == ["idea", "lower"]
 
 
 def test_only_runs_that_learn_alike_share_a_stretch(arms, tmp_path):
@@ -195,4 +267,4 @@ def test_table_holds_mean_spread_and_paired_difference():
     ]
     lines = results.table(rows, "idea").splitlines()
     assert lines[2].startswith("| idea | 2 | 3.1000 ± 0.1414 |")
-    assert lines[3].startswith("| naive | 2 | 3.2500 ± 0.2121 | 1.0000 | +0.1500 (0.2) |")
+    assert lines[3].startswith("| naive | 2 | 3.2500 ± 0.2121 | 1.0000 ± 0.0000 | +0.1500 (0.2) |")

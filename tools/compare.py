@@ -46,6 +46,7 @@ class Runs:
     threads: int
     trunk_of: dict[str, Arm] = field(default_factory=dict)  # arm name -> where its run begins
     running: list[subprocess.Popen] = field(default_factory=list)
+    failed: dict[tuple[str, int], RuntimeError] = field(default_factory=dict)  # by arm and seed
 
     def out_dir(self, arm: Arm, seed: int) -> Path:
         return self.folder / arm.name / str(seed)
@@ -58,21 +59,24 @@ class Runs:
     def train(self, arm: Arm, seed: int, out_dir: Path, *extra: str) -> None:
         """Run train.py, or go on with it. Raises RuntimeError with its last words if it fails."""
         check_same_arm(arm, out_dir)
-        while is_running(out_dir):  # of a call that was killed: its run has not noticed
-            time.sleep(0.1)
-        if is_done(out_dir):
-            return
         out_dir.mkdir(parents=True, exist_ok=True)
         knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume", *extra]
         train = Path(__file__).parent.parent / "train.py"
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         command = [sys.executable, str(train), arm.path, *knobs]
-        with (
-            open(out_dir / "output.txt", "a") as output,
-            subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
-        ):
-            self.running.append(process)
-        self.running.remove(process)
+        while True:
+            while is_running(out_dir):  # of a call that was killed: its run has not noticed
+                time.sleep(0.1)
+            if is_done(out_dir):
+                return
+            with (
+                open(out_dir / "output.txt", "a") as output,
+                subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+            ):
+                self.running.append(process)
+            self.running.remove(process)
+            if process.returncode != 2 or not is_running(out_dir):  # that one was still starting
+                break
         if process.returncode:
             words = (out_dir / "output.txt").read_text().strip().rpartition("\n")[2]
             code = process.returncode
@@ -84,12 +88,26 @@ class Runs:
         for n in sorted({n for _, n in arms}):
             new = [a for a, m in arms if m == n and not read_log(self.out_dir(a, seed))]
             if new and max((e["step"] for e in read_log(here)), default=0) <= n:
-                self.train(trunk, seed, here, f"--stop_after={n}")
+                try:
+                    self.train(trunk, seed, here, f"--stop_after={n}")
+                except RuntimeError as error:
+                    self.failed |= {(arm.name, seed): error for arm, m in arms if m >= n}
+                    return
                 for arm in new:
                     fork(here, arm, seed, self.out_dir(arm, seed))
 
+    def whole(self, arm: Arm, seed: int) -> None:
+        """Train an arm to its end, unless its shared stretch failed."""
+        try:
+            if (arm.name, seed) not in self.failed:
+                self.train(arm, seed, self.out_dir(arm, seed))
+        except RuntimeError as error:
+            self.failed[arm.name, seed] = error
+
     def everything(self, arms: list[Arm], seeds: range, jobs: int) -> None:
-        """Every arm and seed, `jobs` side by side: the shared stretches first, then the rest."""
+        """Every arm and seed, `jobs` side by side: the shared stretches first, then the rest. What
+        fails is in `failed`, and stops no other run.
+        """
         total = sum(arm.plan.flops for arm in arms) * len(seeds)
         with (
             ThreadPoolExecutor(jobs) as pool,
@@ -100,8 +118,8 @@ class Runs:
             try:
                 shared = [pool.submit(self.stretch, *trunk, s) for s in seeds for trunk in trunks]
                 self.watch(shared, arms, seeds, bar)
-                runs = [(arm, s, self.out_dir(arm, s)) for s in seeds for arm in arms]
-                self.watch([pool.submit(self.train, *run) for run in runs], arms, seeds, bar)
+                runs = [(arm, seed) for seed in seeds for arm in arms]
+                self.watch([pool.submit(self.whole, *run) for run in runs], arms, seeds, bar)
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in self.running:
@@ -109,7 +127,7 @@ class Runs:
                 raise
 
     def watch(self, futures: list, arms: list[Arm], seeds: range, bar: tqdm) -> None:
-        """Show how far the runs are until all these have ended; then raise what one raised."""
+        """Show how far the runs are until all these have ended."""
         while wait(futures, timeout=2).not_done:
             logs = [
                 read_log(self.out_dir(arm, seed)) or read_log(self.trunk_dir(arm, seed))
@@ -163,6 +181,7 @@ def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
     for arm in arms:
         folders = [p for p in (runs.folder / arm.name).glob("*") if p.name.isdigit()]
         seeds = sorted(int(p.name) for p in folders if is_done(p))
+        seeds = [seed for seed in seeds if (arm.name, seed) not in runs.failed]
         for seed in seeds:
             out_dir = runs.out_dir(arm, seed)
             check_same_arm(arm, out_dir)
@@ -187,20 +206,25 @@ def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
 
 
 def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str) -> tuple:
-    """And the rows in `out` of arms that this call leaves out, if it has the same runs of the
-    reference: they are one comparison."""
+    """And the rows in `out` of arms and seeds that this call leaves out: one comparison can be made
+    by several calls. Raises RuntimeError where the reference's runs there are others.
+    """
     if not (out / "runs.csv").exists():
         return rows, curves
 
-    def base(table: list[dict]) -> set:
-        return {(int(r["seed"]), r["val_loss"]) for r in table if r["arm"] == reference}
+    def losses(table: list[dict]) -> dict[int, float]:
+        return {r["seed"]: r["val_loss"] for r in table if r["arm"] == reference}
 
-    there = read_csv(out / "runs.csv")
-    names = {row["arm"] for row in rows}
-    if not base(there) & base(rows):
-        return rows, curves
+    there, here = losses(read_csv(out / "runs.csv")), losses(rows)
+    for seed in sorted({*there, *here}):
+        if seed in there and seed in here and there[seed] != here[seed]:
+            raise RuntimeError(
+                f"{out}: holds other runs ({reference}, seed {seed}: {there[seed]:.6f} there, "
+                f"{here[seed]:.6f} here); give another --out, and --runs as it was"
+            )
+    made = {(row["arm"], row["seed"]) for row in rows}
     kept = [
-        [row for row in read_csv(out / f"{name}.csv") if row["arm"] not in names]
+        [row for row in read_csv(out / f"{name}.csv") if (row["arm"], row["seed"]) not in made]
         for name in ("runs", "curves")
     ]
     return rows + kept[0], curves + kept[1]
@@ -230,17 +254,13 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(arms, n_seeds, args.plan)
             return 0
         runs = Runs(args.runs or Path("out") / out.name, args.threads)
-        failed = None
-        try:
-            runs.everything(arms, range(1, n_seeds + 1), args.jobs)
-        except RuntimeError as error:
-            failed = error  # what is done is written all the same
+        runs.everything(arms, range(1, n_seeds + 1), args.jobs)
         rows, curves = collect(arms, runs)
         if args.reference in {row["arm"] for row in rows}:
             write(out, *with_others(out, rows, curves, args.reference))
             report(out, args.reference)
-        if failed:
-            raise failed
+        for error in runs.failed.values():  # what is done is written all the same
+            raise error
         if args.quick:
             print(QUICK)
     except KeyboardInterrupt:

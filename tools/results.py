@@ -32,11 +32,16 @@ def write(folder: Path, runs: list[dict], curves: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
+    """The rows, with numbers as they were written: whole ones as int, so that they come out again
+    byte for byte."""
+
+    def value(key: str, text: str) -> str | int | float:
+        if key == "arm" or not text:
+            return text
+        return int(text) if text.isdigit() else float(text)
+
     with open(path, newline="") as file:
-        return [
-            {k: v if k == "arm" or not v else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        return [{k: value(k, text) for k, text in row.items()} for row in csv.DictReader(file)]
 
 
 def t_test(differences: list[float]) -> float:
@@ -77,6 +82,9 @@ def table(rows: list[dict], reference: str) -> str:
     def of(runs: dict[int, dict], key: str) -> list[float]:
         return [run[key] for run in runs.values()]
 
+    def with_spread(values: list[float]) -> str:
+        return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
     def differences(runs: dict[int, dict]) -> list[float]:
         return [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
 
@@ -85,15 +93,14 @@ def table(rows: list[dict], reference: str) -> str:
         return mean(pairs) if pairs else math.inf
 
     for arm, runs in sorted(by_arm.items(), key=order):
-        loss, bits = of(runs, "val_loss"), of(runs, "val_bpb")
-        spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
+        loss, bits = with_spread(of(runs, "val_loss")), with_spread(of(runs, "val_bpb"))
         pairs = differences(runs)
         against = ""
         if arm != reference and pairs:
             p = t_test(pairs)
             against = f"{mean(pairs):+.4f}" + ("" if math.isnan(p) else f" ({p:.2g})")
         lines.append(
-            f"| {arm} | {len(loss)} | {mean(loss):.4f}{spread} | {mean(bits):.4f} | {against} "
+            f"| {arm} | {len(runs)} | {loss} | {bits} | {against} "
             f"| {mean(of(runs, 'params')):,.0f} | {mean(of(runs, 'tokens')):,.0f} "
             f"| {mean(of(runs, 'flops')):.3g} | {mean(of(runs, 'seconds')):.0f} "
             f"| {mean(of(runs, 'prune_cost')):.3f} |"
