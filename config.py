@@ -265,7 +265,7 @@ def check_config(c: Config) -> None:
         spec = importlib.util.find_spec(package) if getattr(c, key) else None
         there = not getattr(c, key) or (spec and spec.origin)  # a folder of that name has no origin
         need(there, key, f"needs a package that is missing: pip install {package}")
-    check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
+    check_ranks(c, 1)
 
 
 def check_ranks(c: Config, ranks: int) -> None:
@@ -321,14 +321,17 @@ def model_config(
 
 
 def least_memory(c: Config, vocab_size: int) -> int:
-    """Bytes that a rank needs at the very least, whatever torch saves by fusing and recomputing."""
+    """Bytes that a rank needs at the very least, whatever torch saves by fusing."""
     one, two = (model_config(replace(c, n_layer=n), vocab_size).n_parameters() for n in (1, 2))
     parameters = one + (c.n_layer - 1) * (two - one)
-    share = c.batch_size // int(os.environ.get("WORLD_SIZE", 1)) * c.context_length  # tokens
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    share = c.batch_size // ranks * c.context_length  # tokens
     micro_batch = min(c.micro_batch_size * c.context_length or share, share)
-    per_token = 4 * c.n_layer * (c.d_model + c.d_ff) + 4 * vocab_size  # activations and logits
+    width = c.d_model if c.recompute else c.d_model + c.d_ff
+    per_token = 4 * c.n_layer * width + 4 * vocab_size  # activations and logits
     # Weight, gradient and two moments in float32; two int64 per token of the batch.
-    return 16 * parameters + 16 * share + micro_batch * per_token
+    moments = 8 * parameters // (ranks if c.shard_optimizer else 1)
+    return 8 * parameters + moments + 16 * share + micro_batch * per_token
 
 
 def check_memory(c: Config, vocab_size: int, available: int) -> None:

@@ -8,6 +8,8 @@ import platform
 import shutil
 import signal
 import sys
+import time
+import uuid
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,10 @@ def choose_device(c: Config) -> torch.device:
     if not available[kind]:
         raise ConfigError(f"device={c.device!r}: this torch finds none; try --device=auto")
     if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if here >= gpus:
+            raise ConfigError(f"device={c.device!r}: rank {here} of this machine has {gpus} GPUs")
+        torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
     return torch.device(kind)
 
@@ -92,14 +97,12 @@ class Ranks:
         if self.size > 1:
             # What torch imports late has the group as a default argument, and keeps it, with gloo's
             # threads, until the interpreter ends, which they may abort. Now it gets None instead
-            import torch.distributed.nn  # noqa: F401
+            from torch.distributed import nn as late  # noqa: F401
 
             backend = "nccl" if device.type == "cuda" else "gloo"
             wait = datetime.timedelta(seconds=timeout)
             store, rank, size = next(dist.rendezvous("env://", timeout=wait))
-            # torchrun --max-restarts keeps the store, and in it the addresses of ranks that died;
-            # its own count of restarts differs between nodes, so each rank counts its starts there
-            store = dist.PrefixStore(str(store.add(f"starts of rank {rank}", 1)), store)
+            store = fresh_part(store, rank, size, timeout)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
 
     def wait(self) -> None:
@@ -181,6 +184,29 @@ class Ranks:
         return moments
 
 
+def fresh_part(store: dist.Store, rank: int, size: int, timeout: int) -> dist.Store:
+    """A part of the store that no earlier start of these ranks has written to.
+
+    torchrun --max-restarts keeps the store, and in it the addresses of ranks that died; its count
+    of restarts differs between nodes. So rank 0 makes up a name, and tells it to whoever has asked:
+    one that has died does not answer, and the one that starts in its place asks anew.
+    """
+    name, until = uuid.uuid4().hex, time.monotonic() + timeout
+    if rank > 0:
+        store.set(f"rank {rank}", name)
+        name = store.get(name).decode()  # waits for rank 0
+        store.set(f"{name} has rank {rank}", "")
+    else:
+        for other in range(1, size):
+            while not store.check([f"{name} has rank {other}"]):
+                if store.check([f"rank {other}"]):
+                    store.set(store.get(f"rank {other}").decode(), name)
+                if time.monotonic() > until:
+                    raise RuntimeError(f"timeout: rank {other} did not come in {timeout} seconds")
+                time.sleep(0.02)
+    return dist.PrefixStore(name, store)
+
+
 def share_out(sizes: dict[str, int], n: int) -> dict[str, int]:
     """Name -> which of n gets it: the largest first, each to the one that has least."""
     owner, load = {}, [0] * n
@@ -206,7 +232,7 @@ def explain_memory(micro_batch: int, share: int):
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in FULL):
             raise
         smaller = [n for n in range(1, micro_batch // 2 + 1) if share % n == 0]
         way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
@@ -214,6 +240,7 @@ def explain_memory(micro_batch: int, share: int):
         raise TrainingError(message) from error
 
 
+FULL = ("out of memory", "not enough memory", "allocate memory")
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "timeout", "NCCL", "gloo")
 
 
@@ -225,20 +252,25 @@ def another_rank_died(error: RuntimeError) -> bool:
 
 class Stop:
     """SIGINT, SIGTERM or SIGUSR1 (the warning of a batch system) asks for a stop at the step's end;
-    a second one ends the process at once.
+    a second one ends the process at once. One within a second is the same, sent by a launcher too.
     """
 
     def __init__(self):
-        self.signal = 0
+        self.signal, self.asked, self.before = 0, {}, {}
 
     def __enter__(self) -> "Stop":
-        asked = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, s)]
-        self.before = {s: signal.signal(s, self.ask) for s in asked}
         return self
 
+    def listen(self) -> None:
+        """From here on; before, while ranks may wait for one that has died, a signal just ends."""
+        asked = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, s)]
+        self.before = {s: signal.signal(s, self.ask) for s in asked}
+
     def ask(self, number: int, frame) -> None:
+        if time.monotonic() > self.asked.setdefault(number, time.monotonic()) + 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
 
     def __exit__(self, *error) -> None:
         for number, handler in self.before.items():

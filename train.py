@@ -40,6 +40,7 @@ from config import (
     Config,
     ConfigError,
     check_memory,
+    check_ranks,
     load_config,
     lowest_width,
     make_plan,
@@ -83,11 +84,13 @@ from report import (
 
 
 def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
-    """The model as the loop calls it, made anew whenever its shapes change.
+    """The model as the loop calls it, made anew whenever its shapes change, without the gradients
+    that were views of the last one's buckets.
 
     After a few recompilations torch falls back to eager without a word; the reset drops the graphs
     of the shapes that are gone, and the count with them.
     """
+    model.zero_grad(set_to_none=True)
     forward = model
     if compiled:
         torch._dynamo.reset()
@@ -151,6 +154,7 @@ def train(c: Config, stop: Stop) -> int:
     keep_memory()
     device = choose_device(c)
     ranks = Ranks(device, c.rank_timeout)
+    stop.listen()
     is_main = ranks.rank == 0  # the one that speaks, logs and saves
     folder = Path(c.out_dir)
 
@@ -209,6 +213,8 @@ def train(c: Config, stop: Stop) -> int:
         load_optimizer(optimizer, model, state)
         scaler.load_state_dict(state["scaler"])
         scores = {name: score.to(device) for name, score in state["scores"].items()}
+    resumed = state is not None
+    del state
     if not ranks.alike(torch.tensor([step, c.max_steps], device=device)):
         way = "give all of them one out_dir, on a disk that they share"
         raise TrainingError(f"this rank starts after step {step}, another elsewhere; {way}")
@@ -259,8 +265,8 @@ def train(c: Config, stop: Stop) -> int:
     machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
     machine += f"{c.dtype}, {'compiled' if compiled else 'eager'}"
     say(describe(c, plan, data, val, machine))
-    say(f"output   {folder}" + (f", going on from step {step}" if state else ""))
-    write("start", resumed=state is not None, planned_flops=plan.flops)
+    say(f"output   {folder}" + (f", going on from step {step}" if resumed else ""))
+    write("start", resumed=resumed, planned_flops=plan.flops)
 
     # ---- Loop
 
@@ -318,9 +324,12 @@ def train(c: Config, stop: Stop) -> int:
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         micro_batches = list(zip(*(tokens.to(device).split(micro_batch) for tokens in batch)))
         loss = torch.zeros((), device=device)
+        new_gradients = model.embed.weight.grad is None
         with explain_memory(micro_batch, c.batch_size // ranks.size):
             for i, (x, y) in enumerate(micro_batches, start=1):
-                waits = ranks.size > 1 and i < len(micro_batches)  # average once, at the last one
+                # Average once, at the last one; but new gradients become views of DDP's buckets
+                # where they are averaged: at the first too, or they would be in memory twice
+                waits = ranks.size > 1 and new_gradients < i < len(micro_batches)
                 with forward.no_sync() if waits else contextlib.nullcontext():
                     with autocast():
                         micro_loss = forward(x, y) / len(micro_batches)
@@ -358,7 +367,7 @@ def train(c: Config, stop: Stop) -> int:
             scaler.update()
             if shard:
                 ranks.share_weights(model, owner)
-        model.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=ranks.size == 1)  # views of buckets stay
         tokens += tokens_per_step
         flops += tokens_per_step * shape.flops_per_token()
 
@@ -419,19 +428,22 @@ def main(argv: list[str] | None = None) -> int:
         print("\nEvery knob, its type, its default and its consequence:\n")
         print(inspect.getsource(Config).partition("\n")[2])
         return 0 if argv else 2
+    rank, started = int(os.environ.get("RANK", 0)), False
     try:
         with Stop() as stop:
-            return train(load_config(argv[0], argv[1:]), stop)
+            c = load_config(argv[0], argv[1:])
+            check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
+            started = True
+            return train(c, stop)
     except (ConfigError, DataError, CheckpointError, TrainingError, OSError) as error:
-        rank, line = int(os.environ.get("RANK", 0)), " ".join(str(error).split())
-        if rank == 0 or not isinstance(error, ConfigError):  # a wrong config is wrong on every rank
+        if rank == 0 or started:  # what is wrong before is wrong on every rank
+            line = " ".join(str(error).split())
             print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, OSError)) else 2
     except RuntimeError as error:
         if not another_rank_died(error):
             raise
         way = f"--resume goes on from the last checkpoint ({str(error).splitlines()[0]})"
-        rank = os.environ["RANK"]
         print(f"rank {rank}: error: another rank no longer answers; {way}", file=sys.stderr)
         return 1
     finally:

@@ -7,6 +7,8 @@ import torch
 from config import (
     Config,
     ConfigError,
+    check_memory,
+    check_ranks,
     load_config,
     make_plan,
     match_flops,
@@ -160,10 +162,26 @@ def test_bad_input_ends_in_one_line_and_exit_code_2_with_nothing_written(
     assert not out.exists()
 
 
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="batch_size=32.*3 ranks"):
-        load("idea")
+    assert main(["configs/idea.py", f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert "batch_size=32: must divide by the 3 ranks" in capsys.readouterr().err
+    c = load("scratch_flops", "--batch_size=48")  # that of the other config is no matter
+    check_ranks(match_flops(c, VOCAB), 3)
+    with pytest.raises(ConfigError, match="micro_batch_size=32: must divide the 16 sequences"):
+        check_ranks(load("scratch", "--batch_size=64", "--micro_batch_size=32"), 4)
+
+
+def test_memory_counts_what_shared_moments_and_recomputed_activations_save(monkeypatch):
+    knobs = ["--d_ff=6144", "--d_ff_target=0"]
+    c = load("idea_2.8b", *knobs)
+    assert c.shard_optimizer and c.recompute
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    check_memory(replace(c, micro_batch_size=8), 50304, 24 * 10**9)
+    for key in ("shard_optimizer", "recompute"):
+        without = replace(c, **{key: False}, micro_batch_size=8)
+        with pytest.raises(ConfigError, match="needs at least"):
+            check_memory(without, 50304, 24 * 10**9)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,35 @@ if os.environ.get("LOCAL"):
 sys.exit(train.main())
 """
 
+# As train.py; tells how many first moments a rank holds, how many prunes it saw, and by how many
+# bytes it grew from the fifth to the last. Gradients that are there must be views of one bucket,
+# and no thread of gloo be left when Python ends: one that lets go of a tensor would abort it.
+WATCHED = """
+import os, pathlib, sys
+sys.path.insert(0, os.getcwd())
+import train
+make, prune, forward = train.make_optimizer, train.prune, train.GPT.forward
+optimizers, resident = [], []
+def make_optimizer(*arguments):
+    optimizers.append(make(*arguments))
+    return optimizers[-1]
+def watched_prune(*arguments):
+    resident.append(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    return prune(*arguments)
+def watched_forward(self, *arguments):
+    gradients = [p.grad for p in self.parameters() if p.grad is not None]
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) <= 1
+    return forward(self, *arguments)
+train.make_optimizer, train.prune = make_optimizer, watched_prune
+train.GPT.forward = watched_forward
+code = train.main()
+threads = [(task / "comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+assert not [name for name in threads if "gloo" in name]
+moments = sum(state["exp_avg"].numel() for state in optimizers[-1].state.values())
+print("watched", moments, len(resident), resident[-1] - resident[4], file=sys.stderr)
+sys.exit(code)
+"""
+
 
 def two_ranks(config: Path, out: Path, *arguments: str, script="train.py", **environment):
     command = [*TORCHRUN, str(script), str(config), f"--out_dir={out}", *arguments]
@@ -77,6 +106,19 @@ def test_shared_out_moments_and_recomputed_activations_change_no_bit(toy, pair, 
     assert_close(pair, tmp_path / "run", 0.0)
 
 
+def test_20_prunes_leave_memory_flat_gradients_in_buckets_moments_shared_no_thread(toy, tmp_path):  # noqa: F811
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    knobs = ["--max_steps=60", "--d_ff=88", "--n_kv_head_target=0", "--prune_every=1"]
+    knobs += ["--prune_schedule=linear", "--micro_batch_size=1", "--shard_optimizer"]
+    result = two_ranks(toy, tmp_path / "run", *knobs, script=script)
+    assert result.returncode == 0, result.stderr
+    watched = [line.split()[1:] for line in result.stderr.splitlines() if "watched" in line]
+    moments, prunes, growth = zip(*(map(int, numbers) for numbers in watched))
+    assert sum(moments) == events(tmp_path / "run", "done")[0]["params"] and min(moments) > 0
+    assert min(prunes) == 20 and max(growth) < 10_000_000
+
+
 def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     assert run(toy, out, "--stop_after=8") == 0
@@ -113,20 +155,6 @@ def test_ranks_that_differ_after_a_prune_stop_the_run(toy, tmp_path):  # noqa: F
     assert events(tmp_path / "run", "step")[-1]["step"] == 14
 
 
-def test_no_thread_of_the_backend_is_left_when_python_ends(toy, tmp_path):  # noqa: F811
-    """One that still lets go of a tensor then ends the process with SIGABRT."""
-    script = tmp_path / "threads.py"
-    script.write_text(
-        "import os, pathlib, sys; sys.path.insert(0, os.getcwd()); import train\n"
-        "code = train.main()\n"
-        "for task in pathlib.Path('/proc/self/task').iterdir():\n"
-        "    assert 'gloo' not in (task / 'comm').read_text()\n"
-        "sys.exit(code)\n"
-    )
-    result = two_ranks(toy, tmp_path / "run", script=script)
-    assert result.returncode == 0, result.stderr
-
-
 def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  # noqa: F811
     """As on two machines whose out_dir is not the same disk."""
     script = tmp_path / "own_disk.py"
@@ -141,16 +169,40 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
     assert "error: this rank starts after step 8, another elsewhere" in result.stderr
 
 
+# As train.py, but the first rank 1 dies while rank 0 waits for it, before it has spoken.
+STILLBORN = """
+import os, pathlib, sys, time
+sys.path.insert(0, os.getcwd())
+import train
+waits, Ranks = pathlib.Path(__file__).with_name("waits"), train.Ranks
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    while not waits.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os._exit(9)
+def watched(*arguments):
+    waits.touch()
+    return Ranks(*arguments)
+train.Ranks = watched
+sys.exit(train.main())
+"""
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy, pair, tmp_path):  # noqa: F811
-    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=1"]]
-    if nodes == 2:  # each with a launcher of its own, which counts restarts for itself
+    out, launchers, script = tmp_path / "run", [[*TORCHRUN, "--max-restarts=2"]], "train.py"
+    if nodes == 1:
+        script = tmp_path / "stillborn.py"
+        script.write_text(STILLBORN)
+    else:  # each with a launcher of its own, which counts restarts for itself
         with socket.socket() as free:
             free.bind(("localhost", 0))
             where = f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"
         node = [*TORCHRUN[:3], "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
         launchers = [[*node, "--rdzv_backend=c10d", where]] * 2
-    started = [start(toy, out, launcher, stderr=subprocess.PIPE) for launcher in launchers]
+    started = [
+        start(toy, out, launcher, script=script, stderr=subprocess.PIPE) for launcher in launchers
+    ]
     wait_for(started[0], out, "save", 2)
     children = f"/proc/{started[-1].pid}/task/{started[-1].pid}/children"
     os.kill(int(Path(children).read_text().split()[-1]), signal.SIGKILL)

@@ -157,9 +157,9 @@ def peak_memory(step: Step) -> int:
 
 
 def prune_seconds(step: Step, width: int, c: Config, data: TokenDataset, ranks: Ranks) -> float:
-    """Seconds of one prune, with the two losses around it, on a copy."""
-    model = copy.deepcopy(step.model)
-    optimizer = make_optimizer(model, c, {name for name, _ in model.named_parameters()})
+    """Seconds of one prune, with the two losses around it, on a copy that has moments too."""
+    model, optimizer = copy.deepcopy((step.model, step.optimizer))
+    assert optimizer.state
     scores = {g.name: torch.rand(g.width, device=step.device) for g in model.groups()}
     tokens, rows = c.batch_size * c.context_length, c.micro_batch_size or c.batch_size
 
