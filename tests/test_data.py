@@ -645,7 +645,7 @@ def test_two_trillion_tokens_cost_no_more_memory_or_time(tmp_path):
     seconds = (time.process_time() - started) / 10
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 0.02  # 1 ms on a quiet machine, most of it opening 64 files
+    assert seconds < 0.1  # 1 ms untraced on a quiet machine, most of it opening 64 files
     assert peak < 10e6
     if Path("/proc/self/fd").exists():
         assert len(os.listdir("/proc/self/fd")) < 500
