@@ -84,8 +84,8 @@ from report import (
 
 
 def wrap(model: GPT, compiled: bool, ranks: Ranks) -> nn.Module:
-    """The model as the loop calls it, made anew whenever its shapes change, without the gradients
-    that were views of the last one's buckets.
+    """The model as the loop calls it, made anew whenever its shapes change; its gradients, views of
+    the last wrapper's buckets, go.
 
     After a few recompilations torch falls back to eager without a word; the reset drops the graphs
     of the shapes that are gone, and the count with them.

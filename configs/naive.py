@@ -3,4 +3,3 @@
 from configs.oneshot import *
 
 lr_restart = True
-prune_start = 0.25

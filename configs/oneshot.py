@@ -1,4 +1,5 @@
-# One prune, at the start of the window, under the single cosine.
+# One prune, at a quarter of the run, under the single cosine.
 from configs.idea import *
 
 prune_schedule = "oneshot"
+prune_start = 0.25

@@ -97,7 +97,7 @@ def test_configs_differ_from_idea_by_the_lines_that_matter():
         - {"out_dir"}
         for name in CONFIGS
     }
-    assert differ["oneshot"] == {"prune_schedule"}
+    assert differ["oneshot"] == {"prune_start", "prune_schedule"}
     assert differ["naive"] == {"prune_start", "prune_schedule", "lr_restart"}
     assert differ["idea_paper"] == {"prune_start", "prune_end"}
     assert differ["scratch"] == {"d_ff", "d_ff_target"}

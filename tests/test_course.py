@@ -16,7 +16,7 @@ COURSE = (ROOT / "README.md").read_text().partition("\n## A course\n")[2].partit
 ARMS = {
     "Another criterion": "compare/magnitude",
     "Another window": "compare/paper",
-    "One shot": "compare/oneshot",
+    "One shot": "ablations/oneshot_10",
     "A restart": "ablations/restart",
     "Heads": "ablations/heads",
     "Global ranking": "ablations/global",
@@ -79,7 +79,7 @@ def test_the_criterion_exercise_makes_sensitivity_the_magnitude():
 
 
 def test_the_one_shot_exercise_makes_the_schedule_of_one_shot():
-    c, arm = load_config(BASE), load_config("configs/compare/oneshot.py")
+    c, arm = load_config(BASE), load_config("configs/ablations/oneshot_10.py")
     ours = module("One shot").Schedule(**vars(make_schedule(c)))
     theirs = make_schedule(arm)
     widths = [

@@ -1,6 +1,5 @@
-# The usual pipeline: two cosines, one prune between them, a fresh optimizer.
-from configs.compare_gpu.idea import *
+# The usual pipeline: train to the end of a cosine, prune once, train again with a fresh optimizer,
+# a second warm-up and the full peak.
+from configs.compare_gpu.oneshot import *
 
-prune_start = 0.25
-prune_schedule = "oneshot"
 lr_restart = True
