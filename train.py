@@ -440,6 +440,8 @@ def main(argv: list[str] | None = None) -> int:
             line = " ".join(str(error).split())
             print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, OSError)) else 2
+    except KeyboardInterrupt:  # before the run listens
+        return 128 + signal.SIGINT
     except RuntimeError as error:
         if not another_rank_died(error):
             raise
