@@ -159,14 +159,14 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         set_key(values, key, value, "command line")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
-    if values.get("match_flops"):  # its prunes, but for what the command line says of them
-        given = {argument.removeprefix("--").partition("=")[0] for argument in overrides}
-        other = matched(values["match_flops"])
-        values |= {key: getattr(other, key) for key in PRUNES - given}
     config, later = Config(**values), {}
     if config.init_from:  # the shape is not known yet: take_shape checks the rest
         later = {"d_ff_target": 0, "n_kv_head_target": 0, "lr_restart": False}
     check_config(replace(config, **later))
+    if config.match_flops:  # its prunes, but for what the command line says of them
+        given = {argument.removeprefix("--").partition("=")[0] for argument in overrides}
+        other = matched(config.match_flops)
+        config = replace(config, **{key: getattr(other, key) for key in PRUNES - given})
     return config
 
 
