@@ -34,7 +34,9 @@ def choose_device(c: Config) -> torch.device:
     if kind == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if here >= gpus:
-            raise ConfigError(f"device={c.device!r}: rank {here} of this machine has {gpus} GPUs")
+            raise ConfigError(
+                f"device={c.device!r}: local rank {here}, but this machine has {gpus} GPUs"
+            )
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
     return torch.device(kind)
@@ -252,11 +254,11 @@ def another_rank_died(error: RuntimeError) -> bool:
 
 class Stop:
     """SIGINT, SIGTERM or SIGUSR1 (the warning of a batch system) asks for a stop at the step's end;
-    a second one ends the process at once. One within a second is the same, sent by a launcher too.
+    a second one ends the process at once.
     """
 
     def __init__(self):
-        self.signal, self.asked, self.before = 0, {}, {}
+        self.signal, self.before = 0, {}
 
     def __enter__(self) -> "Stop":
         return self
@@ -267,10 +269,8 @@ class Stop:
         self.before = {s: signal.signal(s, self.ask) for s in asked}
 
     def ask(self, number: int, frame) -> None:
-        if time.monotonic() > self.asked.setdefault(number, time.monotonic()) + 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         self.signal = number
+        signal.signal(number, signal.SIG_DFL)
 
     def __exit__(self, *error) -> None:
         for number, handler in self.before.items():

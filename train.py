@@ -324,12 +324,18 @@ def train(c: Config, stop: Stop) -> int:
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         micro_batches = list(zip(*(tokens.to(device).split(micro_batch) for tokens in batch)))
         loss = torch.zeros((), device=device)
-        new_gradients = model.embed.weight.grad is None
+        new_buckets = ranks.size > 1 and model.embed.weight.grad is None
         with explain_memory(micro_batch, c.batch_size // ranks.size):
+            if new_buckets and len(micro_batches) > 1:
+                # Gradients become views of DDP's buckets only where they are averaged. Once for
+                # nothing, lest they accumulate beside the buckets, twice in memory
+                with autocast():
+                    forward(*micro_batches[0]).backward()
+                model.zero_grad(set_to_none=False)
+                for total in inputs.values():
+                    total.zero_()
             for i, (x, y) in enumerate(micro_batches, start=1):
-                # Average once, at the last one; but new gradients become views of DDP's buckets
-                # where they are averaged: at the first too, or they would be in memory twice
-                waits = ranks.size > 1 and new_gradients < i < len(micro_batches)
+                waits = ranks.size > 1 and i < len(micro_batches)  # average once, at the last one
                 with forward.no_sync() if waits else contextlib.nullcontext():
                     with autocast():
                         micro_loss = forward(x, y) / len(micro_batches)

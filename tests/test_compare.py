@@ -205,8 +205,14 @@ def test_several_calls_make_one_table_and_other_runs_of_the_reference_are_refuse
     results.write(tmp_path, runs, curves)
     lines = (tmp_path / "runs.csv").read_bytes().splitlines()
     assert sorted(lines) == sorted(bytes_before.splitlines())
-    with pytest.raises(RuntimeError, match=r"other runs \(idea, seed 1: 3.500000 there, 3.5000"):
+    with pytest.raises(RuntimeError, match="other runs of idea, seed 1; give another --out"):
         compare.with_others(tmp_path, *rows_of({"idea": {1: 3.50001}}), "idea")
+    with pytest.raises(RuntimeError, match="other runs; give another --out"):
+        compare.with_others(tmp_path, *rows_of({"idea": {3: 3.5}}), "idea")
+    runs, curves = rows_of({"idea": {1: 3.5}, "oneshot": {2: 4.0}})
+    runs[1]["flops"] = 8  # seed 1 of this arm is of an older config
+    with pytest.raises(RuntimeError, match="other runs of oneshot; give another --out"):
+        compare.with_others(tmp_path, runs, curves, "idea")
 
 
 def test_an_arm_that_fails_stops_no_other_and_what_is_done_is_written(arms, tmp_path, capsys):

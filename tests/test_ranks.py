@@ -87,7 +87,7 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def pair(toy, tmp_path_factory) -> Path:  # noqa: F811
     out = tmp_path_factory.mktemp("pair") / "run"
-    result = two_ranks(toy, out)
+    result = two_ranks(toy, out, "--micro_batch_size=2")
     assert result.returncode == 0, result.stderr
     return out
 
@@ -101,7 +101,9 @@ def test_two_ranks_train_like_one(undisturbed, pair):  # noqa: F811
 
 
 def test_shared_out_moments_and_recomputed_activations_change_no_bit(toy, pair, tmp_path):  # noqa: F811
-    result = two_ranks(toy, tmp_path / "run", "--shard_optimizer", "--recompute")
+    result = two_ranks(
+        toy, tmp_path / "run", "--shard_optimizer", "--recompute", "--micro_batch_size=2"
+    )
     assert result.returncode == 0, result.stderr
     assert_close(pair, tmp_path / "run", 0.0)
 
@@ -141,7 +143,7 @@ def test_activations_are_averaged_over_ranks_and_counted_once_when_recomputed(to
 def test_all_ranks_prune_what_the_first_one_chose(toy, pair, tmp_path):  # noqa: F811
     script = tmp_path / "dissent.py"
     script.write_text(DISSENT)
-    result = two_ranks(toy, tmp_path / "run", script=script)
+    result = two_ranks(toy, tmp_path / "run", "--micro_batch_size=2", script=script)
     assert result.returncode == 0, result.stderr
     assert same_end(tmp_path / "run", pair)
 
@@ -201,7 +203,8 @@ def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy
         node = [*TORCHRUN[:3], "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
         launchers = [[*node, "--rdzv_backend=c10d", where]] * 2
     started = [
-        start(toy, out, launcher, script=script, stderr=subprocess.PIPE) for launcher in launchers
+        start(toy, out, launcher, "--micro_batch_size=2", script=script, stderr=subprocess.PIPE)
+        for launcher in launchers
     ]
     wait_for(started[0], out, "save", 2)
     children = f"/proc/{started[-1].pid}/task/{started[-1].pid}/children"

@@ -90,11 +90,12 @@ class Runs:
             if new and max((e["step"] for e in read_log(here)), default=0) <= n:
                 try:
                     self.train(trunk, seed, here, f"--stop_after={n}")
-                except RuntimeError as error:
-                    self.failed |= {(arm.name, seed): error for arm, m in arms if m >= n}
+                    for arm in new:
+                        fork(here, arm, seed, self.out_dir(arm, seed))
+                except (RuntimeError, CheckpointError, OSError) as error:
+                    unborn = [a for a, _ in arms if not read_log(self.out_dir(a, seed))]
+                    self.failed |= {(arm.name, seed): error for arm in unborn}
                     return
-                for arm in new:
-                    fork(here, arm, seed, self.out_dir(arm, seed))
 
     def whole(self, arm: Arm, seed: int) -> None:
         """Train an arm to its end, unless its shared stretch failed."""
@@ -215,13 +216,18 @@ def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str)
     def losses(table: list[dict]) -> dict[int, float]:
         return {r["seed"]: r["val_loss"] for r in table if r["arm"] == reference}
 
-    there, here = losses(read_csv(out / "runs.csv")), losses(rows)
-    for seed in sorted({*there, *here}):
-        if seed in there and seed in here and there[seed] != here[seed]:
-            raise RuntimeError(
-                f"{out}: holds other runs ({reference}, seed {seed}: {there[seed]:.6f} there, "
-                f"{here[seed]:.6f} here); give another --out, and --runs as it was"
-            )
+    def costs(table: list[dict]) -> dict[str, tuple]:
+        return {r["arm"]: (r["params"], r["tokens"], r["flops"]) for r in table}
+
+    old = read_csv(out / "runs.csv")
+    there, here = losses(old), losses(rows)
+    changed = [f"{reference}, seed {s}" for s in there if there[s] != here.get(s, there[s])]
+    changed += [arm for arm, cost in costs(old).items() if cost != costs(rows).get(arm, cost)]
+    if changed or not {*there} & {*here}:
+        which = f" of {'; '.join(changed)}" if changed else ""
+        raise RuntimeError(
+            f"{out}: holds other runs{which}; give another --out, and --runs as it was"
+        )
     made = {(row["arm"], row["seed"]) for row in rows}
     kept = [
         [row for row in read_csv(out / f"{name}.csv") if (row["arm"], row["seed"]) not in made]
@@ -259,8 +265,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.reference in {row["arm"] for row in rows}:
             write(out, *with_others(out, rows, curves, args.reference))
             report(out, args.reference)
-        for error in runs.failed.values():  # what is done is written all the same
-            raise error
+        for error in dict.fromkeys(map(str, runs.failed.values())):  # what is done is written
+            print(f"error: {error}", file=sys.stderr)
+        if runs.failed:
+            return 2
         if args.quick:
             print(QUICK)
     except KeyboardInterrupt:

@@ -221,7 +221,7 @@ def describe_plan(
     widest = plan.shapes[0][0]
     need = memory_of(widest, micro_batch, c.recompute, dtype, gpus, c.shard_optimizer)
     if c.recompute:
-        lines.append("Recomputing runs a third more FLOPs; the MFU counts these alone.")
+        lines.append("The MFU counts the model's FLOPs; recomputing runs a third more.")
     parts = ", ".join(f"{key} {value / 2**30:.1f}" for key, value in vars(need).items())
     lines.append(f"GiB of a rank at the widest shape: {parts}.")
     assert math.isclose(total, plan.flops, rel_tol=1e-9)
