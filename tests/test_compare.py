@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,12 @@ def wait_for_file(path: Path) -> None:
 
 def test_ctrl_c_saves_what_runs_and_starts_nothing_else(arms, tmp_path):
     command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path), "--max_steps=9000"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    listens = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # tests in the background do not
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listens
+    ) as process:
         trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
         wait_for_file(trunk / "log.jsonl")
         process.send_signal(signal.SIGINT)
