@@ -119,7 +119,8 @@ def test_the_plan_is_for_the_run_that_train_would_make(folder_of, capsys):
         assert words in planned("idea_gpt2.py", *knobs)
 
 
-def test_the_bench_measures_a_toy(toy, capsys, tmp_path):  # noqa: F811
+def test_the_bench_measures_a_toy(toy, capsys, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(bench.race, "__defaults__", (0.05,))  # shorter turns
     knobs = [str(toy), "--repeats=1", "--n_kv_head_target=0", "--max_steps=4000"]
     assert bench.main(knobs) == 0
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", capsys.readouterr().out, re.M))

@@ -114,7 +114,7 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, 
 
 def test_the_results_hold_every_seed_that_is_done(arms, tmp_path):
     path = [a for a in arms if Path(a).stem == "idea"]
-    knobs = ["--stop_after=0", "--max_steps=20", "--warmup_steps=2", f"--out={tmp_path / 'r'}"]
+    knobs = ["--jobs=2", "--max_steps=20", "--warmup_steps=2", f"--out={tmp_path / 'r'}"]
     for seeds in (2, 1):
         assert compare.main([*path, *knobs, f"--runs={tmp_path / 'runs'}", f"--seeds={seeds}"]) == 0
     rows = results.read_csv(tmp_path / "r" / "runs.csv")
@@ -223,14 +223,13 @@ def test_several_calls_make_one_table_and_other_runs_of_the_reference_are_refuse
 
 def test_an_arm_that_fails_stops_no_other_and_what_is_done_is_written(arms, tmp_path, capsys):
     paths = [arm for arm in arms if Path(arm).stem in ("idea", "scratch_flops")]
-    assert compare.main(tool(paths, tmp_path)) == 0
-    shutil.rmtree(tmp_path / "results")
-    edited = tmp_path / "scratch_flops.py"
-    edited.write_text(Path(paths[1]).read_text() + "weight_decay = 0.2\n")
-    third = tmp_path / "lower.py"
-    third.write_text(Path(paths[0]).read_text() + "learning_rate = 1e-3\n")
-    assert compare.main(tool([paths[0], str(edited), str(third)], tmp_path)) == 2
-    assert "made by another config" in capsys.readouterr().err
+    lower = tmp_path / "lower.py"
+    lower.write_text(Path(paths[0]).read_text() + "learning_rate = 1e-3\n")
+    old = tmp_path / "runs" / "scratch_flops" / "1" / "config.json"
+    old.parent.mkdir(parents=True)
+    old.write_text('{"weight_decay": 0.2}')
+    assert compare.main(tool([*paths, str(lower)], tmp_path)) == 2
+    assert "made by another config (weight_decay=0.2 there" in capsys.readouterr().err
     names = [row["arm"] for row in results.read_csv(tmp_path / "results" / "runs.csv")]
     assert names == ["idea", "lower"]
 
