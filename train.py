@@ -324,9 +324,8 @@ def train(c: Config, stop: Stop) -> int:
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         micro_batches = list(zip(*(tokens.to(device).split(micro_batch) for tokens in batch)))
         loss = torch.zeros((), device=device)
-        new_buckets = ranks.size > 1 and model.embed.weight.grad is None
         with explain_memory(micro_batch, c.batch_size // ranks.size):
-            if new_buckets and len(micro_batches) > 1:
+            if ranks.size > 1 and len(micro_batches) > 1 and model.embed.weight.grad is None:
                 # Gradients become views of DDP's buckets only where they are averaged. Once for
                 # nothing, lest they accumulate beside the buckets, twice in memory
                 with autocast():

@@ -48,9 +48,8 @@ def wait_for_file(path: Path) -> None:
 
 def test_ctrl_c_saves_what_runs_and_starts_nothing_else(arms, tmp_path):
     command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path), "--max_steps=9000"]
-    listens = partial(
-        signal.signal, signal.SIGINT, signal.SIG_DFL
-    )  # tests in the background do not
+    # A shell that runs the tests in the background has them ignore it
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listens
     ) as process:
@@ -181,11 +180,10 @@ def test_arms_of_other_flops_or_another_shape_of_equal_size_are_refused(arms, tm
     scratch = equal.partition("match_flops")[0]
     (tmp_path / "alike.py").write_text(scratch)
     arms_tool.load_arms([idea, str(tmp_path / "alike.py")], [], "idea")
-    # 12 weights of a neuron are those of a query head with its output: as many, elsewhere
-    (tmp_path / "other.py").write_text(
-        scratch.replace("head_dim = 4", "head_dim = 2") + "d_ff = 10"
-    )
-    with pytest.raises(ConfigError, match="other.py: ends with .*or in another shape"):
+    # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
+    (tmp_path / "other.py").write_text(scratch + "n_head = 3; head_dim = 2\n")
+    same = r"other.py: ends with ([\d,]+) parameters, .* with \1, or in another shape"
+    with pytest.raises(ConfigError, match=same):
         arms_tool.load_arms([idea, str(tmp_path / "other.py")], [], "idea")
 
 

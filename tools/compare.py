@@ -208,7 +208,8 @@ def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
 
 def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str) -> tuple:
     """And the rows in `out` of arms and seeds that this call leaves out: one comparison can be made
-    by several calls. Raises RuntimeError where the reference's runs there are others.
+    by several calls. Raises RuntimeError where the runs there are others: the reference's losses
+    or an arm's size or cost differ, or no seed of the reference is in both.
     """
     if not (out / "runs.csv").exists():
         return rows, curves
