@@ -1,86 +1,156 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
 import math
-import os
 import random
 import resource
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, events, run, same_end, stop_at, toy, undisturbed  # noqa: F401
+from test_run import (
+    ROOT,
+    events,
+    run,
+    same_end,
+    stop_at,
+    toy,  # noqa: F401
+    undisturbed,  # noqa: F401
+    wait_until,
+)
 
 import train as train_module
 from checkpoint import CheckpointError, load_checkpoint
 
+TRAIN = [sys.executable, "train.py"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def start(config: Path, out: Path, launcher=(sys.executable,), *more: str, script="train.py", **to):
-    command = [*launcher, str(script), str(config), f"--out_dir={out}", "--resume", *more]
+ENDLESS = "--max_steps=1000000000000"  # no machine gets there: such a run ends when it is told to
+
+# As train.py, but killed, as from outside, when it comes to a place for the nth time: an import, a
+# file that is opened or renamed, half of a checkpoint, half of a line of the log. With `work` it is
+# killed a little later, wherever it is by then; not after its end, as Python waits for a thread.
+DYING = """
+import io, os, signal, sys, threading, types
+place, nth, work = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+del sys.argv[1:4]
+sys.path.insert(0, os.getcwd())
+
+def die():
+    for _ in range(work):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def come_to(here):
+    global nth
+    if here == place:
+        nth -= 1
+        if nth == 0:
+            threading.Thread(target=die).start() if work else die()
+
+def in_halves(write, data, name):
+    half = len(data) // 2
+    write(data[:half])
+    come_to("half " + name)
+    write(data[half:])
+    return len(data)
+
+def audit(event, arguments):
+    if event in ("import", "open", "os.rename"):
+        come_to(f"{event} {os.path.basename(str(arguments[0]))}")
+
+def save(state, file):
+    whole = io.BytesIO()
+    save_whole(state, whole)
+    in_halves(lambda part: (file.write(part), file.flush()), whole.getvalue(), "checkpoint")
+
+def write(log, event, **values):
+    file = log.file
+    log.file = types.SimpleNamespace(write=lambda line: in_halves(file.write, line, event))
+    write_whole(log, event, **values)
+    log.file = file
+
+sys.addaudithook(audit)
+import torch, checkpoint, train
+save_whole, torch.save = torch.save, save
+write_whole, checkpoint.Log.write = checkpoint.Log.write, write
+sys.exit(train.main())
+"""
+
+# Where a run may die, and how often an undisturbed one comes there, at least.
+PLACES = {
+    "import train": 1, "open lock": 1, "os.rename config.json.tmp": 1, "os.rename log.jsonl.tmp": 1,
+    "open log.jsonl": 1, "half start": 1, "half step": 30, "half prune": 6, "half eval": 3,
+    "open checkpoint.pt.tmp": 6, "half checkpoint": 6, "os.rename checkpoint.pt": 5,
+    "os.rename checkpoint.pt.tmp": 6, "half save": 6, "half done": 1,
+}  # fmt: skip
+
+
+def start(command: list, config: Path, out: Path, *more: str, **to) -> subprocess.Popen:
+    command = [*map(str, command), str(config), f"--out_dir={out}", "--resume", *more]
     out_err = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | to
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **out_err)
 
 
-def wait_for(process: subprocess.Popen, out: Path, name: str, count: int) -> None:
-    """Until so many events more than now stand in the log, or the process has ended."""
-    log = out / "log.jsonl"
+def die_at(place: str, nth: int, work: int, config: Path, out: Path) -> int:
+    """The exit code of a run that dies there, or ends before."""
+    script = out.with_name("dying.py")
+    script.write_text(DYING)
+    return start([sys.executable, script, place, nth, work], config, out).wait()
 
-    def so_far() -> int:
-        return log.read_text(errors="replace").count(f'"event": "{name}"') if log.exists() else 0
 
-    deadline, first = time.monotonic() + 60, None
-    while process.poll() is None and time.monotonic() < deadline:
-        first = so_far() if first is None else min(first, so_far())  # a resumed run cuts its log
-        if so_far() >= first + count:
+def assert_same_as(undisturbed: Path, out: Path) -> None:  # noqa: F811
+    assert same_end(out, undisturbed)
+    assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
+    assert len(events(out, "done")) == 1
+
+
+def test_killed_in_its_start_a_line_and_a_save_the_same_command_ends_in_the_same_bytes(
+    toy, undisturbed, tmp_path  # noqa: F811
+):  # fmt: skip
+    out, kept = tmp_path / "run", {"lock", "config.json"}
+    kept_and_saved = kept | {"log.jsonl", "checkpoint.prev.pt", "checkpoint.pt.tmp"}
+    for place, nth, left in (
+        ("os.rename log.jsonl.tmp", 1, kept | {"log.jsonl.tmp"}),
+        ("half step", 8, kept | {"log.jsonl", "checkpoint.pt"}),
+        ("half checkpoint", 2, kept_and_saved | {"checkpoint.pt"}),
+        ("os.rename checkpoint.pt.tmp", 1, kept_and_saved),  # between the two renames of a save
+    ):
+        assert die_at(place, nth, 0, toy, out) == -signal.SIGKILL
+        assert {path.name for path in out.iterdir()} == left
+    assert start(TRAIN, toy, out).wait() == 0
+    assert_same_as(undisturbed, out)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(toy, undisturbed, tmp_path):  # noqa: F811
+    chance, kills, code = random.Random(1), 0, 0
+    for round in range(50):  # the first attempt of each is killed, so 50 are enough
+        out = tmp_path / f"run{round}"
+        while kills < 50:
+            place = chance.choice(list(PLACES))
+            work = chance.choice([0, chance.randrange(10**6)])
+            code = die_at(place, chance.randint(1, PLACES[place]), work, toy, out)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            kills += 1
+        if code:
+            assert start(TRAIN, toy, out).wait() == 0
+        assert_same_as(undisturbed, out)
+        if kills == 50:
             return
-        time.sleep(0.001)
+    pytest.fail(f"only {kills} kills in 50 rounds")
 
 
-def kill_until_done(toy: Path, out: Path, kills: int, launcher=(sys.executable,)) -> int:  # noqa: F811
-    """SIGKILL at random moments: start-up, steps, prunes, saves, validations. Returns the kills."""
-    chance = random.Random(1)
-    for done in range(kills):
-        process = start(toy, out, launcher)
-        if chance.random() < 0.25:
-            time.sleep(chance.uniform(0, 3))  # anywhere, often in the start-up
-        else:
-            name = chance.choice(["step", "prune", "save", "eval"])
-            wait_for(process, out, name, chance.randint(1, 2))
-            time.sleep(chance.uniform(0, 0.02))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if events_or_none(out, "done"):
-            return done
-    assert start(toy, out, launcher).wait() == 0
-    return kills
-
-
-def events_or_none(out: Path, name: str) -> bool:
+def has_logged(out: Path, name: str) -> bool:
     log = out / "log.jsonl"
     return log.exists() and f'"event": "{name}"' in log.read_text(errors="replace")
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(
-    kills, toy, undisturbed, tmp_path  # noqa: F811
-):  # fmt: skip
-    survived, round = 0, 0
-    while survived < kills:
-        out = tmp_path / f"run{round}"
-        survived += kill_until_done(toy, out, kills - survived)
-        round += 1
-        if not events_or_none(out, "done"):
-            assert start(toy, out).wait() == 0
-        assert same_end(out, undisturbed)
-        assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
-        assert len(events(out, "done")) == 1
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
@@ -190,10 +260,10 @@ def test_a_last_save_that_fails_is_exit_1_and_the_one_before_stays(
 
 def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "run"
-    process = start(toy, out, (sys.executable,), "--max_steps=100000")
-    wait_for(process, out, "step", 1)
+    process = start(TRAIN, toy, out, ENDLESS)
+    wait_until(process, lambda: has_logged(out, "step"))
     log = (out / "log.jsonl").read_bytes()
-    assert run(toy, out, "--max_steps=100000", "--resume") == 2
+    assert run(toy, out, ENDLESS, "--resume") == 2
     assert "another process" in capsys.readouterr().err
     assert (out / "log.jsonl").read_bytes().startswith(log)
     process.kill()
@@ -202,14 +272,42 @@ def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp
     assert same_end(out, undisturbed)
 
 
+# As train.py, but the step after its second save does not end; it tells when it got a signal.
+STUCK = """
+import os, pathlib, sys, time
+sys.path.insert(0, os.getcwd())
+import machine, train
+here, save, ask, saves = pathlib.Path(__file__), train.save_checkpoint, machine.Stop.ask, []
+
+def forward(self, *arguments):
+    if len(saves) == 2:
+        here.with_name("stuck").touch()
+        time.sleep(10**6)
+    return GPT_forward(self, *arguments)
+
+def save_and_count(*arguments):
+    save(*arguments)
+    saves.append(1)
+
+def ask_and_tell(*arguments):
+    ask(*arguments)
+    here.with_name("asked").touch()
+
+GPT_forward, train.GPT.forward = train.GPT.forward, forward
+train.save_checkpoint, machine.Stop.ask = save_and_count, ask_and_tell
+sys.exit(train.main())
+"""
+
+
 def test_a_second_signal_leaves_at_once_and_the_checkpoint_is_whole(toy, tmp_path):  # noqa: F811
-    out = tmp_path / "run"
-    process = start(toy, out, (sys.executable,), "--max_steps=100000", "--save_every=5")
-    wait_for(process, out, "save", 2)
-    for _ in range(2):
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    process = start([sys.executable, script], toy, tmp_path / "run")
+    for told in ("stuck", "asked"):
+        wait_until(process, (tmp_path / told).exists)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    assert load_checkpoint(out / "checkpoint.pt")["step"] >= 5
+    assert process.wait() == -signal.SIGTERM
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 10
 
 
 def diverge_at(monkeypatch, bad_steps: set[int]) -> None:

@@ -1,14 +1,13 @@
 """Two gloo ranks under torchrun: they train like one, prune alike, and fail together."""
 
 import os
-import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from test_faults import TORCHRUN, start, wait_for
+from test_faults import TORCHRUN, start
 from test_run import ROOT, events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
 from checkpoint import load_checkpoint
@@ -172,46 +171,60 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
     assert "error: this rank starts after step 8, another elsewhere" in result.stderr
 
 
-# As train.py, but the first rank 1 dies while rank 0 waits for it, before it has spoken.
-STILLBORN = """
-import os, pathlib, sys, time
+# As train.py, but rank 1 is killed: at its third save and, on one node, already in its first start,
+# before it has spoken, when rank 0 waits for it. (Launchers of several nodes each count restarts.)
+MORTAL = """
+import os, pathlib, signal, sys, time, types
 sys.path.insert(0, os.getcwd())
-import train
-waits, Ranks = pathlib.Path(__file__).with_name("waits"), train.Ranks
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+import machine, train
+waits, killed = (pathlib.Path(__file__).with_name(name) for name in ("waits", "killed"))
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def sleep(seconds):  # rank 0 does so between two looks for rank 1
+    waits.touch()
+    time.sleep(seconds)
+
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["LOCAL_WORLD_SIZE"] == "2"
+if os.environ["RANK"] == "1" and first:
     while not waits.exists():
         time.sleep(0.01)
-    time.sleep(0.5)
-    os._exit(9)
-def watched(*arguments):
-    waits.touch()
-    return Ranks(*arguments)
-train.Ranks = watched
+    die()
+
+def gather_and_die(self, *arguments):
+    global saves
+    moments = gather(self, *arguments)
+    saves += 1
+    if saves == 3 and self.rank == 1 and not killed.exists():
+        killed.touch()
+        die()
+    return moments
+
+saves, gather, machine.Ranks.gather_moments = 0, machine.Ranks.gather_moments, gather_and_die
+machine.time = types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
 sys.exit(train.main())
 """
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(nodes, toy, pair, tmp_path):  # noqa: F811
-    out, launchers, script = tmp_path / "run", [[*TORCHRUN, "--max-restarts=2"]], "train.py"
-    if nodes == 1:
-        script = tmp_path / "stillborn.py"
-        script.write_text(STILLBORN)
-    else:  # each with a launcher of its own, which counts restarts for itself
+    out, launchers = tmp_path / "run", [[*TORCHRUN, "--max-restarts=2"]]
+    if nodes == 2:  # each with a launcher of its own, which counts restarts for itself
         with socket.socket() as free:
             free.bind(("localhost", 0))
             where = f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"
         node = [*TORCHRUN[:3], "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
         launchers = [[*node, "--rdzv_backend=c10d", where]] * 2
+    script = tmp_path / "mortal.py"
+    script.write_text(MORTAL)
     started = [
-        start(toy, out, launcher, "--micro_batch_size=2", script=script, stderr=subprocess.PIPE)
+        start([*launcher, script], toy, out, "--micro_batch_size=2", stderr=subprocess.PIPE)
         for launcher in launchers
     ]
-    wait_for(started[0], out, "save", 2)
-    children = f"/proc/{started[-1].pid}/task/{started[-1].pid}/children"
-    os.kill(int(Path(children).read_text().split()[-1]), signal.SIGKILL)
-    errors = [process.communicate(timeout=90)[1].decode() for process in started]
+    errors = [process.communicate()[1].decode() for process in started]
     assert [process.returncode for process in started] == [0] * nodes, errors
+    assert (tmp_path / "killed").exists()
     assert any("error: another rank no longer answers; --resume goes on" in e for e in errors)
     assert same_end(out, pair)
     resumed = [e["resumed"] for e in events(out, "start")]

@@ -5,6 +5,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +59,17 @@ def events(out: Path, name: str) -> list[dict]:
 
 def same_end(a: Path, b: Path) -> bool:
     return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
+
+
+def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    """Until something has happened, which the process does while it runs, or it has ended. No clock
+    bounds this but the deadline of every test (conftest.py).
+    """
+    ended = False
+    while not happened():
+        assert not ended, f"it has ended before, with exit code {process.returncode}"
+        ended = process.poll() is not None
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
