@@ -4,12 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
+from test_run import ROOT, run, same_end, toy, wait_until  # noqa: F401 (toy is a fixture)
 
 from checkpoint import load_checkpoint, read_log
 from config import ConfigError
@@ -40,25 +39,20 @@ def tool(arms: list[str], tmp_path: Path) -> list[str]:
     return [*arms, *where, "--seeds=1", "--jobs=2", "--eval_every=5"]
 
 
-def wait_for_file(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 def test_ctrl_c_saves_what_runs_and_starts_nothing_else(arms, tmp_path):
-    command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path), "--max_steps=9000"]
+    many = "--max_steps=90000"  # 36000 to the first prune: far more than fit between two looks
+    command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path), many]
     # A shell that runs the tests in the background has them ignore it
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listens
     ) as process:
         trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
-        wait_for_file(trunk / "log.jsonl")
+        wait_until(process, (trunk / "log.jsonl").exists)
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate()[1]
     assert process.returncode == 130 and "stopped; the same command goes on" in error
-    assert 0 < load_checkpoint(trunk / "checkpoint.pt")["step"] < 9000
+    assert 0 < load_checkpoint(trunk / "checkpoint.pt")["step"] < 36000
     assert not list((tmp_path / "runs").glob("[a-z]*/1/log.jsonl"))
 
 
@@ -66,7 +60,7 @@ def test_killed_it_continues_and_shared_stretches_change_no_bit(arms, tmp_path, 
     command = [sys.executable, "-m", "tools.compare", *tool(arms, tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         trunk = tmp_path / "runs" / "trunks" / "idea" / "1"
-        wait_for_file(trunk / "log.jsonl")
+        wait_until(process, (trunk / "log.jsonl").exists)
         process.kill()  # what it has started goes on, and holds its out_dir
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

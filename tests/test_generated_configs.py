@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -95,6 +96,7 @@ def attempt(data_dir, tmp_path, monkeypatch, capsys):
 
     def run(text: str, arguments: list[str], words: tuple[str, ...], **knobs) -> int:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(sys.modules, "wandb", None)  # it would ask the network
         knobs = TOY | {"out_dir": str(tmp_path / "run"), "data_dir": str(data_dir)} | knobs
         content = "".join(f"{key} = {value!r}\n" for key, value in knobs.items()) + text
         Path("mine.py").write_bytes(content.encode("latin-1" if "\xff" in text else "utf-8"))

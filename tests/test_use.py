@@ -383,6 +383,7 @@ def test_mirrors_show_the_numbers_of_the_log_and_change_no_bit(
 ):
     (tmp_path / "wandb.py").write_text(FAKE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # the real one, if there is one
     capsys.readouterr()
     out = tmp_path / "run"
     assert run(toy, out, "--wandb_project=closed") == 2
