@@ -15,8 +15,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
 
 # Seconds from the start of a test, its fixtures' setup included, to the end of their teardown. No
-# other clock is in these tests: where they wait, they wait for an event. On two cores, beside other
-# work, the longest take 35 s, and those marked slow 6 minutes
+# test fails by another clock: where they wait, they wait for an event. On two cores, beside other
+# work, the longest takes 45 s, of those marked slow three minutes
 DEADLINE, DEADLINE_OF_SLOW = 600, 3600
 GRACE = 20  # for a test that was told to end
 

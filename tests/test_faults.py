@@ -263,7 +263,7 @@ def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp
     process = start(TRAIN, toy, out, ENDLESS)
     wait_until(process, lambda: has_logged(out, "step"))
     log = (out / "log.jsonl").read_bytes()
-    assert run(toy, out, ENDLESS, "--resume") == 2
+    assert run(toy, out, ENDLESS, "--resume", "--stop_after=1") == 2
     assert "another process" in capsys.readouterr().err
     assert (out / "log.jsonl").read_bytes().startswith(log)
     process.kill()
