@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import shlex
 import sys
 import zipfile
 from collections.abc import Callable
@@ -136,9 +137,27 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint onto the CPU, its `config` and `model_config` as a dict and a GPTConfig.
 
-    Raises CheckpointError for a file that is missing, damaged, or not one of ours. Never runs its
-    code.
+    Raises CheckpointError for a file that is missing, damaged, or not one of ours, and says what
+    the one before it is worth. Never runs its code.
     """
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        before = path.with_name(PREVIOUS)
+        if path.name != "checkpoint.pt" or not before.exists():
+            raise
+        try:
+            step = read_checkpoint(before)["step"]
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; {other}") from error
+        way = f"python train.py {shlex.quote(str(path.parent))} --resume"
+        raise CheckpointError(
+            f"{error}; the one before it, {before}, step {step}, is whole: {way} goes on from it"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict:
+    """load_checkpoint, of this file alone."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
@@ -190,9 +209,9 @@ def check_same_run(config: Config, state: dict) -> None:
 
 
 def find_checkpoint(config: Config) -> dict | None:
-    """The checkpoint to go on from, or None for a fresh start. Raises CheckpointError where
-    out_dir is not a folder, or holds a run that the config neither resumes nor overwrites. Writes
-    nothing.
+    """The checkpoint to go on from and the `path` of its file, or None for a fresh start. Raises
+    CheckpointError where out_dir is not a folder, or holds a run that the config neither resumes
+    nor overwrites, or only damaged checkpoints. Writes nothing.
     """
     folder = Path(config.out_dir)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -201,15 +220,18 @@ def find_checkpoint(config: Config) -> dict | None:
             f"out_dir={config.out_dir}: cannot write in {nearest}; choose another"
         )
     saved = [folder / name for name in ("checkpoint.pt", PREVIOUS) if (folder / name).exists()]
-    if config.resume and saved:
+    damaged = []
+    for path in saved if config.resume else []:
         try:
-            return load_checkpoint(saved[0])
+            state = read_checkpoint(path) | {"path": path}
         except CheckpointError as error:
-            if saved[0] == saved[-1]:
-                raise
-            state = load_checkpoint(saved[-1])
-            print(f"{error}; going on from {saved[-1]}, step {state['step']}", file=sys.stderr)
-            return state
+            damaged.append(str(error))
+            continue
+        if damaged:
+            print(f"{damaged[0]}; going on from {path}, step {state['step']}", file=sys.stderr)
+        return state
+    if damaged:
+        raise CheckpointError("; ".join(damaged))
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (config.overwrite or config.resume):
         raise CheckpointError(
@@ -219,9 +241,10 @@ def find_checkpoint(config: Config) -> dict | None:
     return None
 
 
-def open_out_dir(config: Config, step: int) -> "Log":
-    """Make the folder of a run that starts, or goes on, after `step`. Raises CheckpointError, also
-    where another process runs there: its lock is the system's, and ends with it however it ends.
+def open_out_dir(config: Config, step: int, found: Path | None) -> "Log":
+    """Make the folder of a run that starts, or goes on, after `step`, from the checkpoint `found`.
+    Raises CheckpointError, also where another process runs there: its lock is the system's, and
+    ends with it however it ends.
     """
     folder = Path(config.out_dir)
     try:
@@ -229,7 +252,9 @@ def open_out_dir(config: Config, step: int) -> "Log":
         lock = open(folder / "lock", "w")  # noqa: SIM115
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if step == 0:
+        if found:  # in the place of a damaged one, which the next save would keep
+            os.replace(found, folder / "checkpoint.pt")
+        else:
             for name in ("checkpoint.pt", PREVIOUS):
                 (folder / name).unlink(missing_ok=True)
         write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1))

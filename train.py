@@ -213,7 +213,7 @@ def train(c: Config, stop: Stop) -> int:
         load_optimizer(optimizer, model, state)
         scaler.load_state_dict(state["scaler"])
         scores = {name: score.to(device) for name, score in state["scores"].items()}
-    resumed = state is not None
+    found = state["path"] if state else None  # the file that the run goes on from
     del state
     if not ranks.alike(torch.tensor([step, c.max_steps], device=device)):
         way = "give all of them one out_dir, on a disk that they share"
@@ -232,7 +232,7 @@ def train(c: Config, stop: Stop) -> int:
 
     if is_main:
         mirrors = open_mirrors(c, step)
-        log = open_out_dir(c, step)
+        log = open_out_dir(c, step, found)
     on_terminal = is_main and sys.stderr.isatty() and sys.stdout.isatty()
     bar_format = "{percentage:3.0f}%|{bar:8}|{postfix}"  # our time left knows the prunes to come
     bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=bar_format)
@@ -265,8 +265,8 @@ def train(c: Config, stop: Stop) -> int:
     machine = f"{device.type}, ranks: {ranks.size}, CPU threads: {torch.get_num_threads()}, "
     machine += f"{c.dtype}, {'compiled' if compiled else 'eager'}"
     say(describe(c, plan, data, val, machine))
-    say(f"output   {folder}" + (f", going on from step {step}" if resumed else ""))
-    write("start", resumed=resumed, planned_flops=plan.flops)
+    say(f"output   {folder}" + (f", going on from step {step}" if found else ""))
+    write("start", resumed=found is not None, planned_flops=plan.flops)
 
     # ---- Loop
 

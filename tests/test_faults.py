@@ -3,6 +3,7 @@
 import math
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from test_run import (
 
 import train as train_module
 from checkpoint import CheckpointError, load_checkpoint
+from tools import evaluate, export, sample
 
 TRAIN = [sys.executable, "train.py"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -188,6 +190,60 @@ def test_a_flipped_bit_is_found(undisturbed, tmp_path):  # noqa: F811
         for name, weight in expected["model"].items():  # the bit was padding, or a date
             assert torch.equal(state["model"][name], weight)
     assert refused > 40
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_between_the_two_renames_of_a_save_a_whole_checkpoint_is_there(
+    damaged, toy, undisturbed, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(patched, 18)
+        run(toy, out)
+    path, before, replace = out / "checkpoint.pt", out / "checkpoint.prev.pt", os.replace
+    if damaged:
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    def killed(old, new):
+        if Path(old).name == "checkpoint.pt.tmp":
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        assert run(toy, out, "--resume") == 128 + signal.SIGINT
+    assert not path.exists() and load_checkpoint(before)["step"] == (15 if damaged else 18)
+    assert run(toy, out, "--resume") == 0
+    assert same_end(out, undisturbed)
+
+
+def test_who_reads_a_damaged_checkpoint_names_the_one_before_it_and_how_to_go_on(
+    toy, undisturbed, tmp_path, capsys  # noqa: F811
+):  # fmt: skip
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+    def refused(*words: str) -> None:
+        for main, *arguments in (
+            (sample.main, out),
+            (export.main, out, f"--to={tmp_path / 'folder'}"),
+            (evaluate.main, out, f"--text={toy}"),
+            (train_module.main, toy, f"--out_dir={tmp_path / 'new'}", f"--init_from={path}"),
+        ):
+            capsys.readouterr()
+            assert main([str(argument) for argument in arguments]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1, error
+            assert all(word in error for word in (str(path), str(before), *words)), error
+
+    refused("step 25", f"python train.py {out} --resume")
+    before.write_bytes(b"nothing")
+    refused("damaged")
+    assert run(toy, out, "--resume") == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and str(before) in error and error.count("\n") == 1
 
 
 def test_a_compressed_bomb_is_refused_unopened(undisturbed, tmp_path):  # noqa: F811
