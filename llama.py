@@ -98,13 +98,18 @@ def config_json(shape: GPTConfig, bos: int, eos: int) -> dict:
 
 
 def save_weights(folder: Path, shape: GPTConfig, weights: dict[str, Tensor]) -> None:
-    """model.safetensors from weights under our names. Raises CheckpointError without safetensors"""
+    """model.safetensors from weights under our names. Raises CheckpointError without safetensors,
+    OSError where the file cannot be written."""
     _need_safetensors(folder)
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    names = weight_names(shape)
+    path, names = folder / "model.safetensors", weight_names(shape)
     tensors = {theirs: weights[ours].float().contiguous() for ours, theirs in names.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{path.name}: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------------

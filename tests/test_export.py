@@ -2,6 +2,8 @@
 
 import json
 import random
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
+from test_faults import file_size_limit  # noqa: E402
 from test_run import TOY, events  # noqa: E402
 
 import train as train_module  # noqa: E402
@@ -124,6 +127,23 @@ def test_padding_is_said_and_counted_or_refused(tmp_path, data, capsys):
     neurons, heads = 32 * 3 * 32, (2 * 2 + 2) * 8 * 32  # of the narrower layer
     assert f"{neurons + heads:,} parameters" in (tmp_path / "folder" / "README.md").read_text()
     assert export.main([str(out), "--to", str(tmp_path / "folder")]) == 2  # never over a folder
+
+
+@pytest.mark.parametrize("size", [100, 25_000])  # the second has room for the weights alone
+def test_on_a_full_disk_an_export_is_one_line_and_leaves_nothing(size, tmp_path, data, capsys):
+    small = GPTConfig(V, 32, 4, 4, 1, [1], [8])
+    out = make_run(tmp_path / "run", data / "shipped", make(small))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    file_size_limit(size)
+    try:
+        code = export.main([str(out), "--to", str(tmp_path / "folder")])
+    finally:
+        file_size_limit(resource.RLIM_INFINITY)
+        signal.signal(signal.SIGXFSZ, before)
+    error = capsys.readouterr().err
+    assert code == 2 and f"{tmp_path / 'folder'}: cannot be written: " in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_exported_tokenizer_gives_the_same_ids(folder, data):

@@ -133,8 +133,8 @@ def model_card(out_dir: Path, name: str, state: dict, wide: GPTConfig, n_tokens:
 def export(out_dir: Path, folder: Path, padding: bool = True) -> GPTConfig:
     """Write the folder, as a whole or not at all. Returns its shape.
 
-    Raises CheckpointError or DataError, in one line: no run, no tokenizer, a folder that is there,
-    uneven widths without padding.
+    Raises CheckpointError or DataError, in one line: no run, no tokenizer, a folder that is there
+    or cannot be written, uneven widths without padding.
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists; give another --to")
@@ -178,6 +178,8 @@ def export(out_dir: Path, folder: Path, padding: bool = True) -> GPTConfig:
         card = model_card(out_dir, folder.name, state, wide, data.vocab_size)
         (aside / "README.md").write_text(card, encoding="utf-8")
         aside.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return wide
