@@ -178,6 +178,13 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
+def check_finite(state: dict, path: Path) -> None:
+    """Refuse weights of which nothing can come. Raises CheckpointError."""
+    for name, weight in state["model"].items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path}: its weights are not finite ({name}); take another")
+
+
 def load_model(state: dict) -> GPT:
     """The model of a checkpoint, whatever its widths. Raises CheckpointError if they disagree."""
     model = GPT(state["model_config"])

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from checkpoint import (
     CheckpointError,
+    check_finite,
     check_same_run,
     find_checkpoint,
     load_checkpoint,
@@ -175,6 +176,7 @@ def train(c: Config, stop: Stop) -> int:
     if c.init_from and not state:
         initial = Path(c.init_from)
         source = load_folder(initial) if initial.is_dir() else load_checkpoint(initial)
+        check_finite(source, initial)
     if c.init_from and state:  # the shape that it gave then; the checkpoint may be narrower by now
         c = dataclasses.replace(c, **{key: state["config"][key] for key in SHAPE})
     elif c.init_from:

@@ -1,5 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
+import json
 import math
 import random
 import resource
@@ -25,7 +26,7 @@ from test_run import (
 )
 
 import train as train_module
-from checkpoint import CheckpointError, load_checkpoint
+from checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from tools import evaluate, export, sample
 
 TRAIN = [sys.executable, "train.py"]
@@ -393,6 +394,25 @@ def test_a_run_whose_first_steps_were_skipped_goes_on(toy, tmp_path, monkeypatch
         patch.setattr(torch.nn.utils, "get_total_norm", broken)
         assert run(toy, tmp_path / "a", "--on_nonfinite=skip", "--stop_after=2") == 0
     assert run(toy, tmp_path / "a", "--on_nonfinite=skip", "--resume") == 0
+
+
+def test_weights_that_are_not_finite_are_named_before_they_are_used(
+    toy, undisturbed, tmp_path, capsys  # noqa: F811
+):  # fmt: skip
+    out, path = tmp_path / "broken", tmp_path / "broken" / "checkpoint.pt"
+    state = load_checkpoint(undisturbed / "checkpoint.pt")
+    state["model"]["blocks.1.ffn.up.weight"][2, 3] = math.inf
+    state["config"] = json.dumps(state["config"])
+    state["model_config"] = json.dumps(vars(state["model_config"]))
+    out.mkdir()
+    write_checkpoint(path, state)
+    capsys.readouterr()
+    codes = [sample.main([str(out)]), run(toy, tmp_path / "run", f"--init_from={path}")]
+    errors = capsys.readouterr().err.splitlines()
+    assert codes == [2, 2] and len(errors) == 2
+    why = "its weights are not finite (blocks.1.ffn.up.weight)"
+    assert all(str(out) in error and why in error for error in errors)
+    assert not (tmp_path / "run").exists()
 
 
 def test_skipping_is_bounded(toy, tmp_path, monkeypatch, capsys):  # noqa: F811

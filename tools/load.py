@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import load_checkpoint, load_model
+from checkpoint import check_finite, load_checkpoint, load_model
 from config import Config, model_config
 from data.loader import TokenDataset
 from data.tokenizer import Encoding, load_tokenizer
@@ -30,16 +30,16 @@ def load_run(path: Path) -> Run:
     """What a run left in its out_dir, or a Hugging Face folder (llama.py); the model on the GPU if
     there is one, and in eval mode.
 
-    Raises CheckpointError; DataError, where the folder that it was trained on is gone or damaged.
+    Raises CheckpointError, also for weights that are not finite; DataError, where the folder that
+    it was trained on is gone or damaged.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (path / "config.json").exists() and not (path / "log.jsonl").exists():
-        model, tokenizer = (
-            load_model(load_folder(path)).to(device).eval(),
-            load_tokenizer(str(path)),
-        )
+    from_elsewhere = (path / "config.json").exists() and not (path / "log.jsonl").exists()
+    state = load_folder(path) if from_elsewhere else load_checkpoint(path / "checkpoint.pt")
+    check_finite(state, path)
+    if from_elsewhere:
+        model, tokenizer = load_model(state).to(device).eval(), load_tokenizer(str(path))
         return Run(model, tokenizer, tokenizer.n_vocab, tokenizer.eot_token, model.config)
-    state = load_checkpoint(path / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
     model = load_model(state).to(device).eval()
     enlarged = model_config(Config(**state["config"]), model.config.vocab_size)
