@@ -150,8 +150,9 @@ def test_the_plan_counts_a_shared_stretch_once(arms, capsys, tmp_path):
     assert f"{(whole - twice) / 1e9 / 3600:.3g} hours" in text and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("folder", sorted(p.parent for p in (ROOT / "results").glob("*/runs.csv")))
-def test_committed_tables_come_out_of_their_runs_byte_for_byte(folder):
+@pytest.mark.parametrize("name", ["ablations", "default", "main"])
+def test_committed_tables_come_out_of_their_runs_byte_for_byte(name):
+    folder = ROOT / "results" / name
     rows = results.read_csv(folder / "runs.csv")
     assert results.table(rows, "idea") == (folder / "table.md").read_text()
 

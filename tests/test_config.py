@@ -1,8 +1,10 @@
+import csv
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from test_readme import CONFIGS
 
 from config import (
     Config,
@@ -23,7 +25,6 @@ from tools.sample import generate
 from train import main
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 VOCAB = 1024
 OTHER_SIZES = ("idea_12m", "idea_gpt2", "idea_2.8b", "smollm2")
 
@@ -47,17 +48,23 @@ def test_every_config_loads_and_plans(name):
     assert (final == idea) == (name not in ("enlarged", *OTHER_SIZES))
 
 
+def arms_of(results: str) -> list[str]:
+    with open(ROOT / "results" / results / "runs.csv") as file:
+        return sorted({row["arm"] for row in csv.DictReader(file)} - {"idea"})
+
+
 LABORATORIES = {
-    folder: sorted((ROOT / "configs" / folder).glob("*.py"))
-    for folder in ("compare", "ablations", "compare_gpu")
+    "compare": arms_of("main"),
+    "ablations": arms_of("ablations"),
+    "compare_gpu": ["enlarged", "naive", "oneshot", "scratch", "scratch_flops"],
 }
 
 
 @pytest.mark.parametrize("folder", LABORATORIES)
 def test_every_laboratory_compares_what_can_be_compared(folder):
-    paths = [str(path) for path in LABORATORIES[folder]]
-    if folder == "ablations":
-        paths.append(str(ROOT / "configs" / "compare" / "idea.py"))
+    base = "compare" if folder == "ablations" else folder
+    paths = [f"configs/{folder}/{name}.py" for name in LABORATORIES[folder]]
+    paths.append(f"configs/{base}/idea.py")
     arms = load_arms(paths, ["--data_dir=data/sotu"], "idea")  # raises where they cannot
     assert len(arms) == len(paths) > 5
     for arm in arms:

@@ -1,10 +1,15 @@
 """What the README says about the project holds for the files as they are."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+# The shipped configs, by the README's table: configs/ may also hold a reader's own.
+CONFIGS = re.findall(r"^\| `([\w.]+)` \|", README.partition("\n## Configs\n")[2], re.M)
 
 
 def test_the_two_commands_are_the_ones_that_ci_runs():
@@ -22,10 +27,30 @@ def test_every_line_that_the_tour_quotes_stands_in_its_file():
         assert line in (ROOT / file).read_text(), (file, line)
 
 
-def test_every_config_is_listed_and_every_named_file_is_there():
-    for config in (ROOT / "configs").glob("*.py"):
-        assert f"`{config.stem}`" in README, config
+def test_every_named_file_is_there():
+    assert len(CONFIGS) >= 12
+    for config in CONFIGS:
+        assert (ROOT / "configs" / f"{config}.py").exists(), config
     for path in re.findall(r"`((?:configs/|data/|results/)?\w+\.(?:py|md))`", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\((results/[^)]+)\)", README):
         assert (ROOT / path).stat().st_size < 300_000
+
+
+def test_what_a_reader_adds_breaks_no_test(tmp_path):
+    """Configs of their own, also as arms, and results, all of them too odd for our tests."""
+    copy = tmp_path / "project"
+    for folder in ("configs", "results", "tests", "tools", ".ci"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    for file in (*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "pytest.ini"):
+        shutil.copy(file, copy)
+    (copy / "data").symlink_to(ROOT / "data")
+    for folder in ("configs", "configs/compare", "configs/ablations", "configs/compare_gpu"):
+        (copy / folder / "mine.py").write_text("n_layer = 3\n")
+    (copy / "results" / "mine").mkdir()
+    (copy / "results" / "mine" / "runs.csv").write_text("arm\nmine\n")
+    tests = [f"tests/test_{name}.py" for name in ("readme", "config", "compare")]
+    chosen = "every_named or every_config or every_laboratory or committed"
+    command = [sys.executable, "-m", "pytest", "-q", *tests, "-k", chosen]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
