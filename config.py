@@ -115,10 +115,9 @@ def shown(value: object) -> str:
 def set_key(values: dict, key: str, value: object, where: str) -> None:
     hints = get_type_hints(Config)
     if key not in hints:
-        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"{where}: unknown key {shown(key)}; the nearest is '{near}' (all: --help)"
-        )
+        near = difflib.get_close_matches(key.lower(), hints, n=1)
+        hint = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all"
+        raise ConfigError(f"{where}: unknown key {shown(key)}; {hint}")
     if hints[key] is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if type(value) is not hints[key]:

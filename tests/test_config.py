@@ -120,6 +120,7 @@ def test_command_line_overrides_the_file_with_the_type_of_the_knob():
 
 BAD = {
     "unknown key": (["--d_ff_targt=3"], ["d_ff_targt", "d_ff_target"]),
+    "a key like no other": (["--foo=3"], ["unknown key 'foo'; --help lists all\n"]),
     "not a number": (["--max_steps=abc"], ["max_steps", "abc", "int"]),
     "a float for an int": (["--max_steps=1e3"], ["max_steps", "1000.0", "int"]),
     "a text for a float": (["--learning_rate=high"], ["learning_rate", "high"]),
