@@ -35,6 +35,7 @@ RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", PREVIOUS)
 # What a resumed run may change: it moves the weights by no more than rounding (device, compile,
 # micro batches), or only says what to do with a step that is not finite.
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after", "tensorboard", "wandb_project"}
+NOT_SAVED |= {"match_flops"}  # max_steps is what it came to
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "on_nonfinite"}
 MAY_CHANGE |= {"recompute", "shard_optimizer", "rank_timeout"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import importlib.util
+import json
 import math
 import os
 import runpy
@@ -126,11 +127,9 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
     values[key] = value
 
 
-def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """Run a config file and apply `--key=value` overrides. Raises ConfigError. Names that start
-    with an underscore, modules and functions are the file's own business.
-    """
-    values, hints = {}, get_type_hints(Config)
+def run_file(path: str) -> dict[str, object]:
+    """What a config file assigns. Names that start with an underscore, modules and functions are
+    its own business."""
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/")
     try:
@@ -138,10 +137,35 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     except BaseException as error:  # sys.exit() too: a config has no say in how the run ends
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{path}: {what}") from error
-    for key, value in names.items():
-        own = isinstance(value, types.ModuleType) or callable(value)
-        if not key.startswith("_") and (key in hints or not own):
-            set_key(values, key, value, path)
+
+    def own(value: object) -> bool:
+        return isinstance(value, types.ModuleType) or callable(value)
+
+    hints = get_type_hints(Config)
+    return {k: v for k, v in names.items() if k[:1] != "_" and (k in hints or not own(v))}
+
+
+def read_run(folder: str) -> dict[str, object]:
+    """The knobs of the run in this folder, but for what was said to one call only, and for
+    match_flops: max_steps is what it came to."""
+    path = Path(folder, "config.json")
+    try:
+        values = json.loads(path.read_bytes())
+        values["max_steps"]  # a Hugging Face folder has a config.json, too
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        what = "not a run's folder (no config.json of train.py); give that, or a config file"
+        raise ConfigError(f"{folder}: {what}") from error
+    of_the_call = ("resume", "overwrite", "stop_after", "match_flops")
+    kept = {key: value for key, value in values.items() if key not in of_the_call}
+    return kept | {"out_dir": str(Path(folder))}
+
+
+def load_config(path: str, overrides: list[str] = ()) -> Config:
+    """The knobs in a config file or a run's folder, with `--key=value` overrides. Raises
+    ConfigError."""
+    values, hints = {}, get_type_hints(Config)
+    for key, value in (read_run(path) if os.path.isdir(path) else run_file(path)).items():
+        set_key(values, key, value, path)
     for argument in overrides:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):

@@ -3,9 +3,9 @@
     python train.py CONFIG [--key=value ...]
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
-CONFIG is a Python file of assignments, such as configs/idea.py; every knob is in config.py. The
-method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score,
-update.
+CONFIG is a Python file of assignments, such as configs/idea.py, or the folder of a run, such as
+out/idea, to go on with --resume; every knob is in config.py. The method (IDEA Prune, arXiv
+2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
 """
 
 import contextlib

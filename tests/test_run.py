@@ -242,6 +242,42 @@ def test_resume_starts_afresh_where_there_is_nothing_and_repeats_nothing_when_do
     assert len(events(tmp_path / "run", "done")) == 1
 
 
+def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys, monkeypatch):
+    """Also one whose length comes from another config, and on another look."""
+    idea, wide = tmp_path / "idea.py", tmp_path / "wide.py"
+    idea.write_text(toy.read_text() + "n_kv_head_target = 0\n")
+    wide.write_text(idea.read_text() + f"d_ff = 8; d_ff_target = 0; match_flops = {str(idea)!r}\n")
+    assert run(wide, tmp_path / "whole", "--seed=3") == 0
+    assert run(wide, tmp_path / "first", "--seed=3", "--stop_after=7", "--resume") == 0
+    (tmp_path / "first").rename(tmp_path / "moved")
+    idea.unlink()
+    moved = str(tmp_path / "moved")
+    assert train_module.main([moved]) == 2
+    assert f"out_dir={moved}: holds a run; --resume goes on" in capsys.readouterr().err
+    assert train_module.main([moved, "--resume", "--log_every=3"]) == 0
+    assert not (tmp_path / "first").exists()
+    a, b = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "moved"))
+    assert a["step"] == b["step"] > 30 and b["config"].pop("log_every") == 3
+    assert a["config"].items() > b["config"].items() and a["config"]["seed"] == 3
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    monkeypatch.chdir(tmp_path)
+    assert train_module.main(["moved/", "--overwrite"]) == 0
+    assert [e["resumed"] for e in events(tmp_path / "moved", "start")] == [False]
+
+
+def test_a_folder_that_no_run_made_is_one_line(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    for content in (None, "", "[1]", '"max_steps"', '{"model_type": "llama"}', "{" * 10_000):
+        if content is not None:
+            config.write_text(content)
+        assert train_module.main([str(tmp_path), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {tmp_path}: not a run's folder") and error.count("\n") == 1
+    config.write_text('{"max_steps": 10, "d_ff": "wide"}')
+    assert train_module.main([str(tmp_path), "--resume"]) == 2
+    assert f"{tmp_path}: d_ff='wide' is not of type int" in capsys.readouterr().err
+
+
 def test_an_occupied_out_dir_is_refused_unless_overwritten(toy, undisturbed, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
