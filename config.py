@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import runpy
 import types
 from bisect import bisect_right
@@ -102,6 +103,8 @@ class ConfigError(Exception):
 
 
 PATHS = ("out_dir", "data_dir", "init_from", "match_flops")
+# What --shorter divides: the run and all that is counted in its steps.
+LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
 
 
 def shown(value: object) -> str:
@@ -161,15 +164,20 @@ def read_run(folder: str) -> dict[str, object]:
 
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """The knobs in a config file or a run's folder, with `--key=value` overrides. Raises
-    ConfigError."""
-    values, hints = {}, get_type_hints(Config)
+    """The knobs in a config file or a run's folder, with `--key=value` overrides, and with
+    `--shorter=N` N times shorter. Raises ConfigError."""
+    values, hints, shorter = {}, get_type_hints(Config), 1
     for key, value in (read_run(path) if os.path.isdir(path) else run_file(path)).items():
         set_key(values, key, value, path)
     for argument in overrides:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             raise ConfigError(f"command line: {shown(argument)} is not of the form --key=value")
+        if key == "shorter":  # no knob: what a run keeps of it are the lengths
+            if not re.fullmatch("[1-9][0-9]{0,17}", text):
+                raise ConfigError(f"command line: shorter={shown(text)}: must be 1, 2, 3, ...")
+            shorter = int(text)
+            continue
         kind = hints.get(key)
         if kind is bool:
             text = text.capitalize() if equals else "True"
@@ -180,6 +188,9 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
                 value = ast.literal_eval(text)
         set_key(values, key, value, "command line")
+    for key in LENGTHS:
+        full = values.get(key, getattr(Config, key))
+        values[key] = max(min(1, full), full // shorter)
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
     config, later = Config(**values), {}
@@ -188,7 +199,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     check_config(replace(config, **later))
     if config.match_flops:  # its prunes, but for what the command line says of them
         given = {argument.removeprefix("--").partition("=")[0] for argument in overrides}
-        other = matched(config.match_flops)
+        other = matched(config.match_flops, shorter)
         config = replace(config, **{key: getattr(other, key) for key in PRUNES - given})
     return config
 
@@ -439,11 +450,11 @@ def make_plan(c: Config, vocab_size: int) -> Plan:
     return Plan(schedule, shapes, flops, enlarged)
 
 
-def matched(path: str) -> Config:
+def matched(path: str, shorter: int = 1) -> Config:
     """The config that `match_flops` names. Raises ConfigError."""
     here = path if os.path.isfile(path) else str(Path(__file__).parent / path)
     try:
-        return load_config(here, ["--match_flops="])
+        return load_config(here, ["--match_flops=", f"--shorter={shorter}"])
     except ConfigError as error:
         raise ConfigError(f"match_flops={path!r}: {error}") from error
 

@@ -1,11 +1,12 @@
 """Train an enlarged GPT, prune it step by step and let it recover, in one run, under one cosine.
 
-    python train.py CONFIG [--key=value ...]
+    python train.py CONFIG [--key=value ...] [--shorter=N]
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py, or the folder of a run, such as
-out/idea, to go on with --resume; every knob is in config.py. The method (IDEA Prune, arXiv
-2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
+out/idea, to go on with --resume; every knob is in config.py. --shorter=8 makes a run of an eighth
+of the steps to look at. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune,
+forward and backward, score, update.
 """
 
 import contextlib

@@ -114,26 +114,24 @@ def test_the_results_hold_every_seed_that_is_done(arms, tmp_path):
     assert [row["seed"] for row in rows] == [1, 2]
 
 
-def test_quick_shortens_runs_and_warmups_and_keeps_arms_comparable(arms):
-    whole = {a.name: a for a in arms_tool.load_arms(arms, [], "idea")}
-    quick = {a.name: a for a in arms_tool.load_arms(arms, ["--seed=7"], "idea", shorter=2)}
-    for name in ("idea", "oneshot", "enlarged"):
-        assert quick[name].config.max_steps == whole[name].config.max_steps // 2 == 15
-        assert quick[name].knobs == [
-            "--seed=7",
-            "--max_steps=15",
-            "--warmup_steps=1",
-            "--prune_every=1",
-        ]
-    one_step = quick["scratch_flops"].plan.flops / quick["scratch_flops"].config.max_steps
-    assert abs(quick["scratch_flops"].plan.flops - quick["idea"].plan.flops) < one_step
+def test_a_shorter_comparison_keeps_its_seeds_and_folder_and_says_what_it_proves(
+    arms, tmp_path, capsys
+):
+    idea = [arm for arm in arms if Path(arm).stem == "idea"]
+    command = [*tool(idea, tmp_path), "--shorter=2", "--seeds=2"]
+    assert compare.main(command) == 0
+    assert "2 times shorter than their configs: this proves nothing" in capsys.readouterr().out
+    rows = results.read_csv(tmp_path / "results" / "runs.csv")
+    assert [(row["seed"], row["tokens"]) for row in rows] == [(1, 15 * 8 * 16), (2, 15 * 8 * 16)]
+    assert compare.main([*command, "--shorter=0"]) == 2
+    assert "shorter='0'" in capsys.readouterr().err
 
 
-def test_quick_makes_the_shipped_arms_shorter_and_they_stay_comparable():
+def test_shorter_shipped_arms_stay_comparable():
     for folder, extra in (("configs/compare", []), ("configs", ["--prune_every=50"])):
         names = ["idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged"]
         paths = [str(ROOT / folder / f"{name}.py") for name in names]
-        loaded = arms_tool.load_arms(paths, extra, "idea", shorter=8)
+        loaded = arms_tool.load_arms(paths, [*extra, "--shorter=8"], "idea")
         idea, equal = loaded[0], loaded[names.index("scratch_flops")]
         assert idea.config.max_steps in (125, 500) and len(idea.plan.shapes) > 1
         assert equal.kind == "same FLOPs" and equal.config.max_steps > idea.config.max_steps

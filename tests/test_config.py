@@ -118,6 +118,16 @@ def test_command_line_overrides_the_file_with_the_type_of_the_knob():
     assert load("idea", "--resume=false", "--out_dir=1e3").out_dir == "1e3"
 
 
+def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
+    c = load("idea", "--shorter=8", "--max_steps=2000", "--stop_after=90", "--log_every=3")
+    assert (c.max_steps, c.warmup_steps, c.prune_every) == (250, 50 // 8, 20 // 8)
+    assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (250 // 8, 250 // 8, 1, 90)
+    assert load("idea", "--shorter=1") == load("idea")
+    assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
+    equal = load("scratch_flops", "--shorter=8")  # its prunes are those of the other config
+    assert equal.prune_every == c.prune_every and "shorter" not in vars(c)
+
+
 BAD = {
     "unknown key": (["--d_ff_targt=3"], ["d_ff_targt", "d_ff_target"]),
     "a key like no other": (["--foo=3"], ["unknown key 'foo'; --help lists all\n"]),
@@ -129,6 +139,8 @@ BAD = {
     "negative": (["--seed=-1"], ["seed", "-1"]),
     "zero": (["--batch_size=0"], ["batch_size", "0"]),
     "no value": (["--max_steps"], ["max_steps", "VALUE"]),
+    "not so many times shorter": (["--shorter=0.5"], ["shorter='0.5'"]),
+    "no times shorter": (["--shorter"], ["shorter=''"]),
     "no dashes": (["max_steps=3"], ["max_steps=3", "--key=value"]),
     "beta of one": (["--beta2=1.0"], ["beta2", "1.0"]),
     "floor above one": (["--min_lr_fraction=1.5"], ["min_lr_fraction", "1.5"]),

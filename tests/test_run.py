@@ -243,12 +243,13 @@ def test_resume_starts_afresh_where_there_is_nothing_and_repeats_nothing_when_do
 
 
 def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys, monkeypatch):
-    """Also one whose length comes from another config, and on another look."""
+    """Also one whose length comes from another config, made shorter, and on another look."""
     idea, wide = tmp_path / "idea.py", tmp_path / "wide.py"
     idea.write_text(toy.read_text() + "n_kv_head_target = 0\n")
     wide.write_text(idea.read_text() + f"d_ff = 8; d_ff_target = 0; match_flops = {str(idea)!r}\n")
-    assert run(wide, tmp_path / "whole", "--seed=3") == 0
-    assert run(wide, tmp_path / "first", "--seed=3", "--stop_after=7", "--resume") == 0
+    assert run(wide, tmp_path / "whole", "--seed=3", "--shorter=2") == 0
+    assert run(wide, tmp_path / "first", "--seed=3", "--shorter=2", "--stop_after=7") == 0
+    assert load_checkpoint(tmp_path / "first" / "checkpoint.pt")["step"] == 7
     (tmp_path / "first").rename(tmp_path / "moved")
     idea.unlink()
     moved = str(tmp_path / "moved")
@@ -257,7 +258,7 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys,
     assert train_module.main([moved, "--resume", "--log_every=3"]) == 0
     assert not (tmp_path / "first").exists()
     a, b = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "moved"))
-    assert a["step"] == b["step"] > 30 and b["config"].pop("log_every") == 3
+    assert a["step"] == b["step"] > 15 and b["config"].pop("log_every") == 3
     assert a["config"].items() > b["config"].items() and a["config"]["seed"] == 3
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     monkeypatch.chdir(tmp_path)

@@ -24,22 +24,14 @@ class Arm:
     kind: str  # "same tokens", "same FLOPs" or "ceiling", seen from the reference
 
 
-def load_arms(
-    paths: list[str], overrides: list[str], reference: str, shorter: int = 1
-) -> list[Arm]:
+def load_arms(paths: list[str], overrides: list[str], reference: str) -> list[Arm]:
     """The arms, checked to be comparable with the reference. Raises ConfigError naming those that
     are not: all end in its shape on its tokens or its FLOPs; one that keeps its enlarged shape to
-    the end is the ceiling. Runs, warm-ups and the steps between prunes are `shorter` times shorter
-    than the configs say.
+    the end is the ceiling.
     """
     arms = []
     for path in paths:
-        c, knobs = load_config(path, overrides), overrides
-        if shorter > 1:
-            keys = ("max_steps", "warmup_steps", "prune_every")
-            lengths = {key: max(1, vars(c)[key] // shorter) for key in keys}
-            knobs = [*overrides, *(f"--{key}={value}" for key, value in lengths.items())]
-            c = load_config(path, knobs)
+        c = load_config(path, overrides)
         if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
             prepare_shipped(Path(c.data_dir))
         data = TokenDataset(c.data_dir, "train", c.context_length)
@@ -47,7 +39,7 @@ def load_arms(
         equal_flops = c.match_flops != ""
         c = match_flops(c, vocab_size)
         kind = "same FLOPs" if equal_flops else "same tokens"
-        arms.append(Arm(Path(path).stem, path, knobs, c, make_plan(c, vocab_size), kind))
+        arms.append(Arm(Path(path).stem, path, overrides, c, make_plan(c, vocab_size), kind))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms of one name among {', '.join(names)}: rename a config")

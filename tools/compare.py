@@ -6,7 +6,7 @@ prune on start from one enlarged checkpoint. The results go to --out: runs.csv, 
 and the figure (tools/results.py), of every seed that is done: some arms may get more than others by
 a call of their own. A --key=value that is not listed is a knob for every arm.
 
---quick shows in minutes what the tool does: one seed, an eighth of the steps. It proves nothing.
+--shorter N shows in a fraction of the time what the tool does, and proves nothing.
 --plan SPEED says what the comparison costs at SPEED FLOP/s (of all jobs together) and runs nothing.
 """
 
@@ -237,9 +237,6 @@ def with_others(out: Path, rows: list[dict], curves: list[dict], reference: str)
     return rows + kept[0], curves + kept[1]
 
 
-QUICK = "A quick look, an eighth of the steps with one seed: it shows the tool and proves nothing."
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
@@ -249,29 +246,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
-    parser.add_argument("--quick", action="store_true", help="one seed, an eighth of the steps")
+    parser.add_argument("--shorter", type=int, default=1, metavar="N", help="runs N times shorter")
     parser.add_argument("--plan", type=float, metavar="SPEED", help="only say what it costs")
     args, overrides = parser.parse_known_args(argv)
-    n_seeds, shorter, out = args.seeds, 1, args.out
-    if args.quick:
-        n_seeds, shorter, out = 1, 8, out.with_name(out.name + "-quick")
+    if args.shorter != 1:
+        overrides.append(f"--shorter={args.shorter}")
     try:
-        arms = load_arms(args.configs, overrides, args.reference, shorter)
+        arms = load_arms(args.configs, overrides, args.reference)
         if args.plan:
-            print_plan(arms, n_seeds, args.plan)
+            print_plan(arms, args.seeds, args.plan)
             return 0
-        runs = Runs(args.runs or Path("out") / out.name, args.threads)
-        runs.everything(arms, range(1, n_seeds + 1), args.jobs)
+        runs = Runs(args.runs or Path("out") / args.out.name, args.threads)
+        runs.everything(arms, range(1, args.seeds + 1), args.jobs)
         rows, curves = collect(arms, runs)
         if args.reference in {row["arm"] for row in rows}:
-            write(out, *with_others(out, rows, curves, args.reference))
-            report(out, args.reference)
+            write(args.out, *with_others(args.out, rows, curves, args.reference))
+            report(args.out, args.reference)
+        if args.shorter != 1:
+            print(f"runs {args.shorter} times shorter than their configs: this proves nothing")
         for error in dict.fromkeys(map(str, runs.failed.values())):  # what is done is written
             print(f"error: {error}", file=sys.stderr)
         if runs.failed:
             return 2
-        if args.quick:
-            print(QUICK)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
