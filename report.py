@@ -1,6 +1,7 @@
 """What a run says to a person: its plan at first, lines on the way, a table at the end."""
 
 import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -56,14 +57,17 @@ def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machi
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
 
 
-def step_line(
-    loss: float, lr: float, speed: float, shape: GPTConfig, phase: str, left: float
-) -> str:
-    """One line on the way. speed: tokens per second; left: seconds."""
-    return (
-        f"loss {loss:.4f} lr {lr:.1e} {compact(speed)} tok/s d_ff {one_or_all(shape.d_ff)} "
-        f"kv {one_or_all(shape.n_kv_head)} {phase} {clock(left)} left"
+def step_line(loss: float, speed: float, shape: GPTConfig, left: float) -> str:
+    """Where the run is, short enough to stand behind the step in a terminal of 80 columns.
+
+    speed: tokens per second; left: seconds.
+    """
+    d_ff, n_kv_head = (
+        f"{min(w)}" if min(w) == max(w) else f"{min(w)}-{max(w)}"
+        for w in (shape.d_ff, shape.n_kv_head)
     )
+    speed, left = compact(speed), clock(left)
+    return f"loss {loss:.4f} {speed} tok/s d_ff {d_ff} kv {n_kv_head} {left} left"
 
 
 def prune_line(
@@ -94,16 +98,14 @@ def summary(
         "loss": f"{val_loss:.4f} nats per token on the validation split",
         "bits/byte": f"{bits:.4f}",
         "seconds": f"{seconds:.0f}",
-        "sample": f"python -m tools.sample {c.out_dir}",
-        "picture": f"python -m tools.plot {c.out_dir}",
-        "compare": "python train.py configs/scratch.py  # the final shape from the start",
-        "resume": "the same command with --resume goes on with a run that was stopped",
+        "sample": f"python -m tools.sample {shlex.quote(c.out_dir)}",
+        "picture": f"python -m tools.plot {shlex.quote(c.out_dir)}",
     }
     if plan.schedule.window:
         rows["parameters"] += f", enlarged {full:,}"
         rows["FLOPs"] += f", without pruning {plan.enlarged_flops:.4g}"
     if bigram:
-        rows["loss"] += f"; counted token pairs reach {bigram:.4f}"
+        rows["loss"] += f"; bigram baseline {bigram:.4f}"
     return "\n" + "\n".join(f"{name:<11}{text}" for name, text in rows.items())
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -237,7 +238,7 @@ def train(c: Config, stop: Stop) -> int:
         mirrors = open_mirrors(c, step)
         log = open_out_dir(c, step, found)
     on_terminal = is_main and sys.stderr.isatty() and sys.stdout.isatty()
-    bar_format = "{percentage:3.0f}%|{bar:8}|{postfix}"  # our time left knows the prunes to come
+    bar_format = "{n_fmt}/{total_fmt} {desc} |{bar}|"  # our time left knows the prunes to come
     bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=bar_format)
     say = bar.write if is_main else lambda text: None
 
@@ -398,10 +399,10 @@ def train(c: Config, stop: Stop) -> int:
                 skipped=skipped,
             )
             left = (plan.flops - flops) / (shape.flops_per_token() * speed)  # seconds
-            line = step_line(loss, lr, speed, shape, schedule.phase(step), left)
-            bar.set_postfix_str(line, refresh=False)
+            line = step_line(loss, speed, shape, left)
+            bar.set_description_str(line, refresh=False)
             if not on_terminal:
-                say(f"step {step:6}/{c.max_steps}  {line}")
+                say(f"step {step:6}/{c.max_steps}  {line} lr {lr:.1e} {schedule.phase(step)}")
         bar.update()
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(c.eval_tokens)
@@ -414,7 +415,8 @@ def train(c: Config, stop: Stop) -> int:
             break
     bar.close()
     if step < c.max_steps:
-        say(f"stopped after step {step}, saved in {folder}; --resume goes on")
+        way = f"python train.py {shlex.quote(str(folder))} --resume"
+        say(f"stopped after step {step}, saved in {folder}; {way} goes on")
         return 128 + (stop.signal or signal.SIGTERM) if signalled else 0
 
     # ---- Done

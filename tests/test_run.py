@@ -4,8 +4,12 @@ import contextlib
 import json
 import math
 import os
+import re
+import shlex
 import signal
+import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +23,8 @@ import train as train_module
 from checkpoint import FORMAT, CheckpointError, Log, load_checkpoint, load_model, write_text
 from data.loader import TokenDataset
 from data.prepare import prepare
-from model import GPT
+from model import GPT, GPTConfig
+from report import step_line
 from tools import sample
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +236,42 @@ def test_validation_weighs_every_token_alike(toy, undisturbed):
     got = train_module.evaluate(model, data, 10**9, 8, contextlib.nullcontext, ranks)
     assert len(losses[-1]) < 16 and sum(map(len, losses)) == data.tokens - 1
     assert got == pytest.approx(torch.cat(losses).double().mean().item(), abs=1e-5)
+
+
+def test_a_stopped_run_says_how_to_go_on_and_a_finished_one_what_to_do_with_it(
+    toy, tmp_path, capsys
+):
+    out = tmp_path / "my run"
+    for steps in (["--stop_after=7"], ["--resume", "--stop_after=15"]):
+        assert run(toy, out, *steps) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.endswith(f"; python train.py '{out}' --resume goes on")
+    assert train_module.main(shlex.split(last)[-4:-2]) == 0
+    end = capsys.readouterr().out.partition("\n\n")[2]
+    assert f"python -m tools.sample '{out}'\n" in end and f"tools.plot '{out}'\n" in end
+    assert "; bigram baseline " in end and "train.py" not in end and "resume" not in end
+
+
+def test_on_a_terminal_the_bar_shows_all_in_80_columns(toy, tmp_path):
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path}", "--scope=global"]
+    shown = b""
+    with subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its):
+        os.close(its)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    lines = [line for line in re.split("[\r\n]+", shown.decode()) if " loss " in line]
+    whole = r"\d+/30 loss \S+ \S+ tok/s d_ff [\d-]+ kv [\d-]+ \S+ left \|.+\|"
+    bars = [line for line in lines if re.fullmatch(whole, line.strip())]
+    assert bars and len(bars) == len([line for line in lines if "tok/s" in line])
+    assert bars[-1].startswith("30/30 ") and max(map(len, bars)) < 80
+    widest = GPTConfig(1, 1, 1, 1, 1, [8, 16], [10_000, 20_000])
+    line = f"1000000/1000000 {step_line(10.1234, 123_456, widest, 999 * 3600)}"
+    assert len(line) < 80
 
 
 def test_resume_starts_afresh_where_there_is_nothing_and_repeats_nothing_when_done(
