@@ -27,7 +27,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import (
+from data import DataError
+from data.loader import TokenDataset, bigram_loss
+from data.prepare import prepare_shipped
+from model import GPT
+from prune import prune, update_scores, watch_inputs
+from run.checkpoint import (
     CheckpointError,
     check_finite,
     check_same_run,
@@ -38,7 +43,7 @@ from checkpoint import (
     open_out_dir,
     save_checkpoint,
 )
-from config import (
+from run.config import (
     SHAPE,
     Config,
     ConfigError,
@@ -53,11 +58,8 @@ from config import (
     prune_targets,
     take_shape,
 )
-from data import DataError
-from data.loader import TokenDataset, bigram_loss
-from data.prepare import prepare_shipped
-from llama import load_folder
-from machine import (
+from run.llama import load_folder
+from run.machine import (
     Ranks,
     Stop,
     TrainingError,
@@ -69,9 +71,7 @@ from machine import (
     explain_memory,
     keep_memory,
 )
-from model import GPT
-from prune import prune, update_scores, watch_inputs
-from report import (
+from run.report import (
     describe,
     diverged,
     one_or_all,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_run import ROOT, toy  # noqa: F401 (a fixture)
 
-from llama import config_json, write_json
-from machine import keep_memory
 from model import GPT, GPTConfig
+from run.llama import config_json, write_json
+from run.machine import keep_memory
 from tools import bench, plan
 
 SHAPE = GPTConfig(

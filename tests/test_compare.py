@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_run import ROOT, run, same_end, toy, wait_until  # noqa: F401 (toy is a fixture)
 
-from checkpoint import load_checkpoint, read_log
-from config import ConfigError
+from run.checkpoint import load_checkpoint, read_log
+from run.config import ConfigError
 from tools import arms as arms_tool
 from tools import compare, results
 from tools.results import CURVE_COLUMNS, RUN_COLUMNS

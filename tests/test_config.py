@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_readme import CONFIGS
 
-from config import (
+from model import GPT
+from run.config import (
     Config,
     ConfigError,
     check_memory,
@@ -17,8 +18,7 @@ from config import (
     model_config,
     padded_vocab,
 )
-from machine import choose_compile
-from model import GPT
+from run.machine import choose_compile
 from tools.arms import load_arms
 from tools.load import Run
 from tools.sample import generate
@@ -233,7 +233,7 @@ def test_help_lists_every_knob_with_its_default(capsys):
 
 
 def test_compiling_on_a_cpu_without_a_compiler_is_refused_and_auto_stays_eager(monkeypatch):
-    monkeypatch.setattr("machine.shutil.which", lambda name: None)
+    monkeypatch.setattr("run.machine.shutil.which", lambda name: None)
     cpu = torch.device("cpu")
     with pytest.raises(ConfigError, match="compile='on'.*g\\+\\+.*--compile=off"):
         choose_compile(load("idea", "--compile=on"), cpu, 1e18)

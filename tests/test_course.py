@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import load_config, make_schedule
 from prune import CRITERIA
+from run.config import load_config, make_schedule
 
 ROOT = Path(__file__).parent.parent
 COURSE = (ROOT / "README.md").read_text().partition("\n## A course\n")[2].partition("\n## ")[0]

@@ -29,9 +29,9 @@ import data.loader
 import data.prepare
 from data import DataError
 from data.loader import TokenDataset, bigram_loss
-from data.make_sotu import rank_file, train_tokenizer, training_texts
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare, prepare_shipped
 from data.tokenizer import END_OF_TEXT, SHIPPED_RANKS, encode_blocks, encode_bytes, load_tokenizer
+from experiments.sotu.make import rank_file, train_tokenizer, training_texts
 
 ROOT = Path(__file__).parent.parent
 

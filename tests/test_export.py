@@ -19,13 +19,14 @@ from test_faults import file_size_limit  # noqa: E402
 from test_run import TOY, events  # noqa: E402
 
 import train as train_module  # noqa: E402
-from checkpoint import CheckpointError, load_checkpoint, load_model, write_checkpoint  # noqa: E402
 from data.loader import TokenDataset  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 from data.tokenizer import END_OF_TEXT, load_tokenizer  # noqa: E402
-from llama import config_json, load_folder, save_weights, write_json  # noqa: E402
+from experiments.smollm2 import convert as smollm2  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
-from tools import evaluate, export, sample, smollm2  # noqa: E402
+from run.checkpoint import CheckpointError, load_checkpoint, load_model, write_checkpoint  # noqa: E402
+from run.llama import config_json, load_folder, save_weights, write_json  # noqa: E402
+from tools import evaluate, export, sample  # noqa: E402
 from tools.load import load_run  # noqa: E402
 
 V = 1024  # of the shipped tokenizer

@@ -27,7 +27,7 @@ from test_run import (
 )
 
 import train as train_module
-from checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from run.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from tools import evaluate, export, sample
 
 TRAIN = [sys.executable, "train.py"]
@@ -80,7 +80,8 @@ def write(log, event, **values):
     log.file = file
 
 sys.addaudithook(audit)
-import torch, checkpoint, train
+import torch, train
+from run import checkpoint
 save_whole, torch.save = torch.save, save
 write_whole, checkpoint.Log.write = checkpoint.Log.write, write
 sys.exit(train.main())
@@ -334,7 +335,8 @@ def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp
 STUCK = """
 import os, pathlib, sys, time
 sys.path.insert(0, os.getcwd())
-import machine, train
+import train
+from run import machine
 here, save, ask, saves = pathlib.Path(__file__), train.save_checkpoint, machine.Stop.ask, []
 
 def forward(self, *arguments):

@@ -9,9 +9,9 @@ from typing import get_type_hints
 import pytest
 from test_run import TOY
 
-from checkpoint import load_checkpoint
-from config import Config, ConfigError, check_memory
 from data.prepare import prepare
+from run.checkpoint import load_checkpoint
+from run.config import Config, ConfigError, check_memory
 from train import main
 
 TOY = TOY | {"batch_size": 2, "context_length": 8, "eval_tokens": 8, "score_beta": 0.5}

@@ -10,13 +10,14 @@ import torch
 from test_faults import TORCHRUN, start
 from test_run import ROOT, events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
-from checkpoint import load_checkpoint
+from run.checkpoint import load_checkpoint
 
 # As train.py, but rank 1 scores units upside down; with LOCAL=1 it prunes what it chose itself.
 DISSENT = """
 import os, sys
 sys.path.insert(0, os.getcwd())
-import machine, train
+import train
+from run import machine
 if os.environ["RANK"] == "1":
     agreed = train.update_scores
     def reversed_scores(scores, *arguments):
@@ -176,7 +177,8 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):  
 MORTAL = """
 import os, pathlib, signal, sys, time, types
 sys.path.insert(0, os.getcwd())
-import machine, train
+import train
+from run import machine
 waits, killed = (pathlib.Path(__file__).with_name(name) for name in ("waits", "killed"))
 
 def die():

@@ -31,7 +31,7 @@ def test_every_named_file_is_there():
     assert len(CONFIGS) >= 12
     for config in CONFIGS:
         assert (ROOT / "configs" / f"{config}.py").exists(), config
-    for path in re.findall(r"`((?:configs/|data/|results/)?\w+\.(?:py|md))`", README):
+    for path in re.findall(r"`((?:configs/|data/|results/|run/)?\w+\.(?:py|md))`", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\((results/[^)]+)\)", README):
         assert (ROOT / path).stat().st_size < 300_000
@@ -40,9 +40,9 @@ def test_every_named_file_is_there():
 def test_what_a_reader_adds_breaks_no_test(tmp_path):
     """Configs of their own, also as arms, and results, all of them too odd for our tests."""
     copy = tmp_path / "project"
-    for folder in ("configs", "results", "tests", "tools", ".ci"):
+    for folder in ("configs", "experiments", "results", "run", "tests", "tools", ".ci"):
         shutil.copytree(ROOT / folder, copy / folder)
-    for file in (*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "pytest.ini"):
+    for file in (*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "pyproject.toml"):
         shutil.copy(file, copy)
     (copy / "data").symlink_to(ROOT / "data")
     for folder in ("configs", "configs/compare", "configs/ablations", "configs/compare_gpu"):

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 
 import train as train_module
-from checkpoint import FORMAT, CheckpointError, Log, load_checkpoint, load_model, write_text
 from data.loader import TokenDataset
 from data.prepare import prepare
 from model import GPT, GPTConfig
-from report import step_line
+from run.checkpoint import FORMAT, CheckpointError, Log, load_checkpoint, load_model, write_text
+from run.report import step_line
 from tools import sample
 
 ROOT = Path(__file__).parent.parent

@@ -13,11 +13,12 @@ import pytest
 import torch
 from test_run import TOY, events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
-from checkpoint import load_checkpoint, read_log
 from data.loader import TokenDataset
 from data.tokenizer import END_OF_TEXT
-from report import scalars
-from tools import evaluate, plot, sample, smollm2_table
+from experiments.smollm2 import table as smollm2_table
+from run.checkpoint import load_checkpoint, read_log
+from run.report import scalars
+from tools import evaluate, plot, sample
 from tools.load import Run, load_run
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, ConfigError, Plan, load_config, make_plan, match_flops, padded_vocab
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
-from report import compact
+from run.config import Config, ConfigError, Plan, load_config, make_plan, match_flops, padded_vocab
+from run.report import compact
 
 # Knobs with no say in a step before the first prune is near.
 PRUNE_KNOBS = {"d_ff_target", "n_kv_head_target", "criterion", "score_beta", "scope", "layer_floor"}

@@ -21,13 +21,13 @@ from statistics import median
 
 import torch
 
-from checkpoint import CheckpointError, read_log
-from config import Config, ConfigError, make_plan, model_config, padded_vocab, prune_targets
 from data import DataError
 from data.loader import TokenDataset
-from machine import Ranks, Stop, choose_device, choose_dtype, keep_memory
 from model import GPT, GPTConfig
 from prune import prune, update_scores
+from run.checkpoint import CheckpointError, read_log
+from run.config import Config, ConfigError, make_plan, model_config, padded_vocab, prune_targets
+from run.machine import Ranks, Stop, choose_device, choose_dtype, keep_memory
 from tools.plan import GPUS, config_with_data, describe_plan, memory_of, planned
 from train import evaluate, make_optimizer, train
 

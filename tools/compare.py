@@ -23,7 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import (
+from data import DataError
+from run.checkpoint import (
     NOT_SAVED,
     CheckpointError,
     is_running,
@@ -32,8 +33,7 @@ from checkpoint import (
     write_checkpoint,
     write_text,
 )
-from config import ConfigError
-from data import DataError
+from run.config import ConfigError
 from tools.arms import Arm, find_trunks, load_arms, print_plan
 from tools.results import CURVE_COLUMNS, RUN_COLUMNS, read_csv, report, write
 

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from checkpoint import CheckpointError
 from data import DataError
 from data.tokenizer import encode_bytes
 from model import GPT
+from run.checkpoint import CheckpointError
 from tools.load import Run, load_run
 
 BATCH_LOGITS = 2**24  # 64 MiB of float32 at a time

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoint import CheckpointError, load_checkpoint, read_log
-from config import Config, model_config
 from data import DataError
 from data.loader import TokenDataset
 from data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_files
 from data.tokenizer_json import from_tiktoken
-from llama import config_json, save_weights, weight_shapes, write_json
 from model import GPTConfig
+from run.checkpoint import CheckpointError, load_checkpoint, read_log
+from run.config import Config, model_config
+from run.llama import config_json, save_weights, weight_shapes, write_json
 
 INPUTS = ["input_ids", "attention_mask"]  # transformers 4 would give token types, which Llama lacks
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import check_finite, load_checkpoint, load_model
-from config import Config, model_config
 from data.loader import TokenDataset
 from data.tokenizer import Encoding, load_tokenizer
-from llama import load_folder
 from model import GPT, GPTConfig
+from run.checkpoint import check_finite, load_checkpoint, load_model
+from run.config import Config, model_config
+from run.llama import load_folder
 
 
 @dataclass

@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from checkpoint import load_checkpoint
-from config import (
+from data.loader import TokenDataset
+from data.prepare import prepare_shipped
+from model import GPT, GPTConfig
+from run.checkpoint import load_checkpoint
+from run.config import (
     Config,
     ConfigError,
     Plan,
@@ -24,12 +27,9 @@ from config import (
     padded_vocab,
     take_shape,
 )
-from data.loader import TokenDataset
-from data.prepare import prepare_shipped
-from llama import read_shape, weight_shapes
-from machine import share_out
-from model import GPT, GPTConfig
-from report import compact
+from run.llama import read_shape, weight_shapes
+from run.machine import share_out
+from run.report import compact
 
 # Makers' figures: dense bfloat16 FLOP/s, bytes of memory.
 GPUS = {

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from checkpoint import read_log
+from run.checkpoint import read_log
 
 AXES = {"tokens": "training tokens", "flops": "training FLOPs"}
 KINDS = {"d_ff": "FFN neurons", "n_kv_head": "KV groups"}

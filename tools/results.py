@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from checkpoint import write_text
+from run.checkpoint import write_text
 
 # prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]

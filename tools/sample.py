@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint import CheckpointError
 from data import DataError
 from data.tokenizer import encode_bytes
 from model import GPT
-from report import one_or_all
+from run.checkpoint import CheckpointError
+from run.report import one_or_all
 from tools.bench import race
 from tools.load import Run, load_run
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from config import Config, ConfigError
+from run.config import Config, ConfigError
 
 
 class TrainingError(Exception):

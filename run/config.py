@@ -452,7 +452,7 @@ def make_plan(c: Config, vocab_size: int) -> Plan:
 
 def matched(path: str, shorter: int = 1) -> Config:
     """The config that `match_flops` names. Raises ConfigError."""
-    here = path if os.path.isfile(path) else str(Path(__file__).parent / path)
+    here = path if os.path.isfile(path) else str(Path(__file__).parent.parent / path)
     try:
         return load_config(here, ["--match_flops=", f"--shorter={shorter}"])
     except ConfigError as error:

@@ -21,8 +21,8 @@ from typing import BinaryIO, TextIO
 import torch
 from torch import Tensor
 
-from config import Config
 from model import GPT, GPTConfig
+from run.config import Config
 
 try:
     import fcntl

