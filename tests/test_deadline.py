@@ -58,6 +58,8 @@ def test_may_take_longer():
     pass
 
 def test_is_stuck_in_c():
+    if "gil" not in os.environ:
+        start("import time; time.sleep(10**6)", start_new_session=True)
     lock = bytes(64)  # a mutex that nobody will ever open
     lib = (ctypes.PyDLL if "gil" in os.environ else ctypes.CDLL)(None)
     for _ in range(2):
@@ -65,11 +67,9 @@ def test_is_stuck_in_c():
 
 @pytest.mark.slow
 def test_leaves_an_orphan():
-    middle = start("import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'],"
-                   " close_fds=False, start_new_session=True)", stdin=subprocess.PIPE)
-    middle.wait()
-    global kept
-    kept = middle.stdin
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
+    code += "time.sleep(10**6)'], close_fds=False, start_new_session=True)"
+    assert start(code).wait() == 0
 """
 
 
