@@ -49,10 +49,23 @@ def pytest_configure(config) -> None:
 
 def pytest_unconfigure(config) -> None:
     if config.stash[LATE]:  # Python waits for its threads before it ends: one may be left, and hang
-        faulthandler.dump_traceback_later(3 * GRACE, exit=True, file=config.stash[STDERR])
+        faulthandler.dump_traceback_later(GRACE, exit=True, file=config.stash[STDERR])
 
 
-STDERR, LATE = pytest.StashKey(), pytest.StashKey()
+STDERR, LATE, INSIDE = pytest.StashKey(), pytest.StashKey(), pytest.StashKey()
+
+
+@pytest.hookimpl(wrapper=True)
+def inside(item):
+    """Setup, call and teardown: what a deadline ends. What pytest does between them, it may do."""
+    item.stash[INSIDE] = True
+    try:
+        return (yield)
+    finally:
+        item.stash[INSIDE] = False
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = inside
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,10 +87,12 @@ def pytest_runtest_protocol(item):
             patience = GRACE
 
     def fail(*_) -> None:
-        pytest.fail(words)
+        if item.stash[INSIDE]:
+            pytest.fail(words)
 
+    item.stash[INSIDE] = False
     others, before = set(descendants()), signal.signal(signal.SIGALRM, fail)
-    faulthandler.dump_traceback_later(seconds + 3 * GRACE, exit=True, file=stderr)
+    faulthandler.dump_traceback_later(seconds + 10 * GRACE, exit=True, file=stderr)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
