@@ -1,214 +1,190 @@
-"""Which units go, and how: score, choose, slice.
+"""How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-A group (see `model.Group`) has `name`, `kind`, `width` and `members`, pairs of a module name and
-the dim of that module's weight along which the group's `width` units lie, `size // width` slices
-each. Nothing here knows what an FFN or a head is.
+Units come in groups, all units of one kind in one layer (`model.Group`). A group names the weights
+that its units have slices in, so nothing here knows what an FFN or a head is.
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-# --------------------------------------------------------------------------------------------------
-# Score
-# --------------------------------------------------------------------------------------------------
+
+def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
+    """How much the loss would change if this weight alone were zero, to first order and but for the
+    sign (LoSparse, 2306.11222)."""
+    return weight * gradient
+
+
+def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
+    """How large the weight is, whatever its gradient."""
+    return weight
+
+
+# The importance of single weights. To add a criterion of this sort, write such a function and name
+# it in this dict. Signs do not matter: importances are squared.
+ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
+# These two are not functions of a weight: see output_scores, and Pruner.score.
+CRITERIA = (*ELEMENTWISE, "activation", "random")
 
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
-    """Sum a matrix shaped like a member's weight over all that belongs to each unit: (width,)."""
-    return x.sum(1 - dim).view(width, -1).sum(1)
+    """Sum a tensor, shaped like a weight of a group, within each of its units: (width,)."""
+    others = [d for d in range(x.dim()) if d != dim]
+    return (x.sum(others) if others else x).view(width, -1).sum(1)  # a norm's weight has one dim
 
 
-def sensitivity(weights, members, width, inputs, generator) -> Tensor:
-    """s_j = sqrt(sum over the unit's weights of (w dL/dw)^2).
+def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
+    """(width,): for each unit the L2 norm of the importances of its weights. (The published reviews
+    of the paper say that it uses this norm.)"""
+    importance = ELEMENTWISE[criterion]
+    sums = []
+    for name, dim in group.members:
+        weight = model.get_parameter(name)
+        sums.append(per_unit(importance(weight, weight.grad).square(), dim, group.width))
+    return torch.stack(sums).sum(0).sqrt()
 
-    |w dL/dw| is the first-order change of the loss if w alone were zero (LoSparse, 2306.11222);
-    the L2 norm over the unit's slices makes it one number per unit (IDEA Prune, as its reviews
-    report it).
+
+def output_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
+    """Group name -> (width,): the root of the sum, over a unit's output channels, of the channel's
+    mean square times the squared norm of the weights that read it. A neuron has one channel, a KV
+    head with its query heads several. The mean is over the tokens of all ranks.
+
+    batches: pairs of tokens, (B, T), and targets. The output channels of a group are the inputs of
+    the module that holds its last weight. Computed in float32.
     """
-    parts = [per_unit((w * w.grad).square(), dim, width) for w, (_, dim) in zip(weights, members)]
-    return torch.stack(parts).sum(0).sqrt()
-
-
-def activation(weights, members, width, inputs, generator) -> Tensor:
-    """Root mean square of the unit's activation times the norm of the columns that read it."""
-    down, (_, dim) = weights[-1], members[-1]
-    return per_unit(down.square() * inputs, dim, width).sqrt()
-
-
-def magnitude(weights, members, width, inputs, generator) -> Tensor:
-    """The L2 norm of the unit's weights."""
-    parts = [per_unit(w.square(), dim, width) for w, (_, dim) in zip(weights, members)]
-    return torch.stack(parts).sum(0).sqrt()
-
-
-def random(weights, members, width, inputs, generator) -> Tensor:
-    """No knowledge at all: what any criterion has to beat."""
-    return torch.rand(width, generator=generator).to(weights[0].device)
-
-
-CRITERIA = {f.__name__: f for f in (sensitivity, activation, magnitude, random)}
-
-
-@torch.no_grad()
-def update_scores(
-    scores: dict[str, Tensor],
-    model: nn.Module,
-    groups: list,
-    criterion: str,
-    beta: float,
-    inputs: dict[str, Tensor],
-    generator: torch.Generator,
-) -> None:
-    """Smooth this step's score into the running one, S <- beta S + (1 - beta) s, for every group.
-
-    Call it after the backward pass and before clipping, when `w.grad` is the gradient of the mean
-    loss over all micro-batches and ranks. scores: group name -> (width,) float32, changed in
-    place. inputs: group name -> mean square of each input of the group's last member, from
-    `watch_inputs`; only `activation` reads it.
-    """
+    squares = {group.name: 0.0 for group in groups}  # name -> mean square of each output
+    hooks = []
     for group in groups:
-        weights = [model.get_submodule(name).weight for name, _ in group.members]
-        s = CRITERIA[criterion](
-            weights, group.members, group.width, inputs.get(group.name), generator
-        ).float()
-        scores.setdefault(group.name, torch.zeros_like(s)).lerp_(s, 1 - beta)
+        reader = model.get_submodule(group.members[-1][0].rpartition(".")[0])
 
+        def add(module: nn.Module, args: tuple[Tensor], name: str = group.name) -> None:
+            outputs = args[0].float()  # (B, T, outputs)
+            squares[name] += outputs.square().mean((0, 1)) / len(batches)
 
-def watch_inputs(model: nn.Module, groups: list) -> tuple[dict[str, Tensor], list]:
-    """Sum the squares of what each group's last member reads, over the training batches to come.
-
-    Returns group name -> (inputs of that module,) float32, and the hooks to `remove()`. The caller
-    divides by the number of tokens and sets the sums back to zero.
-    """
-    sums, hooks = {}, []
-    for group in groups:
-        reader = model.get_submodule(group.members[-1][0])
-        total = torch.zeros(reader.weight.shape[1], device=reader.weight.device)
-
-        def add(module: nn.Module, args: tuple[Tensor], total: Tensor = total) -> None:
-            if module.training:
-                total.add_(args[0].detach().float().square().sum((0, 1)))  # (B, T, inputs)
-
-        sums[group.name] = total
         hooks.append(reader.register_forward_pre_hook(add))
-    return sums, hooks
+    model.eval()  # in eval mode blocks run as they are: not compiled, without recomputation
+    for tokens, _ in batches:
+        model(tokens)
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    scores = {}
+    for group in groups:
+        name, dim = group.members[-1]
+        read = model.get_parameter(name).square() * ranks.mean(squares[group.name])
+        scores[group.name] = per_unit(read, dim, group.width).sqrt()
+    return scores
 
 
-# --------------------------------------------------------------------------------------------------
-# Choose
-# --------------------------------------------------------------------------------------------------
-
-
-def choose(
-    scores: list[Tensor], width: int, scope: str, round_to: int = 1, floor: int = 1
-) -> list[Tensor]:
-    """Which units survive: one boolean mask per group, of the scores' shape.
-
-    scope "layer": the `width` best of every group. scope "global": the best across groups, `width`
-    of them on average, in blocks of `round_to` units and at least `floor` units in each group.
-    Ties go to the lower index.
-    """
-    order = [torch.sort(s, descending=True, stable=True).indices for s in scores]
-    widths = [width] * len(scores)
-    if scope == "global":
-        widths = _global_widths([s[o] for s, o in zip(scores, order)], width, round_to, floor)
-    masks = []
-    for s, o, n in zip(scores, order, widths):
-        mask = torch.zeros_like(s, dtype=torch.bool)
-        mask[o[:n]] = True
-        masks.append(mask)
-    return masks
-
-
-def _global_widths(best_first: list[Tensor], width: int, round_to: int, floor: int) -> list[int]:
-    """Share `len(best_first) * width` units out: the strongest blocks win, whatever their group.
-
-    Blocks of a group are taken best first, so what a group gets is always its best units. Like
-    units, blocks are compared by the L2 norm of their scores.
-    """
-    floor_blocks = -(-floor // round_to)
-    candidates = []  # (-strength, group, block): in order, the best comes first, ties by position
-    for g, s in enumerate(best_first):
-        n_blocks = len(s) // round_to
-        blocks = s[: n_blocks * round_to].view(n_blocks, round_to).double().norm(dim=1).tolist()
-        candidates += [(-b, g, i) for i, b in enumerate(blocks) if i >= floor_blocks]
-    n_free = len(best_first) * (width // round_to - floor_blocks)
-    widths = [floor_blocks * round_to] * len(best_first)
-    for _, g, _ in sorted(candidates)[:n_free]:
-        widths[g] += round_to
-    return widths
-
-
-# --------------------------------------------------------------------------------------------------
-# Slice
-# --------------------------------------------------------------------------------------------------
+def choose(scores: Tensor, width: int) -> Tensor:
+    """A boolean mask of the `width` units with the highest scores. Ties go to the lower index."""
+    best = torch.sort(scores, descending=True, stable=True).indices[:width]
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[best] = True
+    return mask
 
 
 @torch.no_grad()
 def slice_group(model: nn.Module, optimizer: torch.optim.Optimizer, group, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
-    The new, smaller parameter takes the old one's place in its module and in the optimizer's
-    parameter group; its AdamW moments are sliced with it and its step count is kept, so the next
-    update of a surviving weight is the one it would have had.
+    A smaller parameter replaces the old one wherever the model and the optimizer hold it. AdamW's
+    moments are cut in the same way, and its step count is kept: given the same gradient, a weight
+    that stays gets the same update as without the prune. Old gradients are dropped.
     """
     for name, dim in group.members:
-        module = model.get_submodule(name)
-        old = module.weight
+        old = model.get_parameter(name)
         index = keep.repeat_interleave(old.shape[dim] // group.width).nonzero().squeeze(1)
         new = nn.Parameter(old.index_select(dim, index))
-        module.weight = new
-        setattr(module, "in_features" if dim else "out_features", len(index))
+        for module in model.modules():
+            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter is old:  # in two modules, if it is tied
+                    setattr(module, key, new)
+                    if isinstance(module, nn.Linear):  # so that print(model) is right
+                        module.out_features, module.in_features = new.shape
         for param_group in optimizer.param_groups:
             param_group["params"] = [new if p is old else p for p in param_group["params"]]
-        if old in optimizer.state:
-            optimizer.state[new] = {
-                key: value.index_select(dim, index) if value.shape == old.shape else value
-                for key, value in optimizer.state.pop(old).items()
-            }
+        optimizer.state[new] = {  # what is not of the weight's shape is the step count
+            key: value.index_select(dim, index) if value.shape == old.shape else value
+            for key, value in optimizer.state.pop(old, {}).items()
+        }
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
-    """Our own invariant: the optimizer holds `count` of the model's parameters (all, unless ranks
-    share them out), none twice, none dead, and moments of their shapes."""
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """An invariant: the optimizer holds each parameter of the model once and no other, and its
+    state has their shapes."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(held) == len({id(p) for p in held}) == count
-    assert {id(p) for p in held} <= {id(p) for p in model.parameters()}
-    assert {id(p) for p in optimizer.state} <= {id(p) for p in held}
+    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
+    assert set(optimizer.state) <= set(held)
     for parameter, state in optimizer.state.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            assert state[key].shape == parameter.shape, (key, state[key].shape, parameter.shape)
+        assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
 
-def prune(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scores: dict[str, Tensor],
-    kind: str,
-    width: int,
-    scope: str,
-    round_to: int,
-    floor: int,
-    agree=lambda mask: mask,
-) -> dict[str, list[list]]:
-    """Choose and slice: leave `width` units in each group of this kind (on average, if scope is
-    global).
+class Pruner:
+    """Keeps the scores of a run's units and prunes by them.
 
-    The scores are cut with the units. `agree(mask)` returns the mask of rank 0 on every rank.
-    Returns for each group, in the order of layers: `removed`, which of the units that it had went,
-    counted from 0, and `scores`, least, quartiles and most of those that they were judged by.
+    kinds: the kinds of unit that the run prunes. ranks: the processes that train together (see
+    run/ranks.py): `ranks.mean(x)` averages x over them, `ranks.from_first(x)` sends what rank 0 has
+    to all, and `ranks.check(model)` raises where their weights differ.
+
+    Raises ValueError for an unknown criterion.
     """
-    cuts: dict[str, list[list]] = {"removed": [], "scores": []}
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    groups = [g for g in model.groups() if g.kind == kind]
-    masks = choose([scores[g.name] for g in groups], width, scope, round_to, floor)
-    for group, mask in zip(groups, masks):
-        mask = agree(mask)
-        slice_group(model, optimizer, group, mask)
-        judged = scores[group.name]
-        cuts["removed"].append((~mask).nonzero().squeeze(1).tolist())
-        cuts["scores"].append(judged.quantile(torch.linspace(0, 1, 5).to(judged)).tolist())
-        scores[group.name] = judged[mask]
-    check_optimizer(model, optimizer, count)
-    return cuts
+
+    def __init__(self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks):
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
+        self.criterion, self.beta, self.kinds, self.ranks = criterion, beta, set(kinds), ranks
+        self.generator = torch.Generator().manual_seed(seed)
+        self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> None:
+        """Update the scores by those of this step: S = beta S + (1 - beta) s.
+
+        Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
+        ranks, before it is clipped: clipping scales it by a different factor each time. `random`
+        draws one number for each unit, once. `activation` is computed at the prune.
+        """
+        for group in model.groups():
+            if group.kind not in self.kinds:
+                continue
+            if self.criterion in ELEMENTWISE:
+                s = unit_scores(model, group, self.criterion)
+                average = self.scores.setdefault(group.name, torch.zeros_like(s))
+                average.lerp_(s, 1 - self.beta)  # in place
+            elif self.criterion == "random" and group.name not in self.scores:
+                weight = model.get_parameter(group.members[0][0])
+                numbers = torch.rand(group.width, generator=self.generator)
+                self.scores[group.name] = numbers.to(weight.device)
+
+    @torch.no_grad()
+    def prune(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        kind: str,
+        width: int,
+        batches: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, list[list]]:
+        """Keep the `width` best units in each group of this kind, the same ones on every rank.
+
+        batches: training data, for `activation` alone. Returns a record for the log, two lists with
+        an entry for each layer: "removed" has the indices of the units that went (among those there
+        were), "scores" the minimum, the quartiles and the maximum of the group's scores.
+        """
+        groups = [group for group in model.groups() if group.kind == kind]
+        if self.criterion == "activation":
+            self.scores |= output_scores(model, groups, batches, self.ranks)
+        record: dict[str, list[list]] = {"removed": [], "scores": []}
+        for group in groups:
+            scores = self.scores[group.name]
+            keep = self.ranks.from_first(choose(scores, width))
+            slice_group(model, optimizer, group, keep)
+            self.scores[group.name] = scores[keep]
+            record["removed"].append((~keep).nonzero().squeeze(1).tolist())
+            record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
+        check_optimizer(model, optimizer)
+        self.ranks.check(model)
+        return record

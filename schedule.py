@@ -1,8 +1,10 @@
-"""When: learning rate, widths and phase, as pure functions of the step. No torch.
+"""When things happen: learning rate, widths and phase as pure functions of the step. No torch.
 
-Steps are counted from 1, and every answer holds DURING that step: `width(s)` is what the model has
-in its s-th forward pass. The horizon is the whole run; the prune window lies inside it. The naive
-pipeline is the same code with a restart of the learning rate at the prune.
+Steps count from 1. `width(s, kind)` is the width during step s, in its forward pass. One cosine
+spans the whole run. Units are removed inside a part of the run, the prune window.
+
+The usual pipeline ("naive") trains, prunes once and trains again, with a second cosine and a fresh
+optimizer. It is the same code with `lr_restart` and prune_schedule "oneshot".
 """
 
 import math
@@ -12,59 +14,68 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Schedule:
     max_steps: int
-    peak: float
-    min_lr_fraction: float
+    peak: float  # the highest learning rate
+    min_lr_fraction: float  # the last step has this fraction of the peak
     warmup_steps: int
     lr_restart: bool
-    restart_fraction: float  # the second stage's peak, as a fraction of the first's
     prune_schedule: str  # "cubic", "linear" or "oneshot"
-    window: tuple[int, int] | None  # first and last step of the prune window; None: never prune
+    # The prune window. The width falls after its first step, and is the target from its last step
+    # on; oneshot prunes just before the first. None: never prune.
+    window: tuple[int, int] | None
     prune_every: int
-    score_steps: int  # how many steps before the window scores are gathered
+    score_steps: int  # for how many steps units are scored before the window opens
+    # Kind of unit -> (first width, last width, grid). The widths in between lie on the grid.
+    widths: dict[str, tuple[int, int, int]]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then one cosine to exactly `min_lr_fraction` of the peak at the last
-        step.
-
-        With `lr_restart` the run has two such stages that meet at the start of the prune window,
-        and the second climbs to `restart_fraction` of the peak.
+        step. With `lr_restart` the run has two such stages; the second begins with the window.
         """
-        first, last, peak = 1, self.max_steps, self.peak
-        floor = self.min_lr_fraction * peak
-        if self.lr_restart and self.window:
-            restart = self.window[0]
-            if step >= restart:
-                first, peak = restart, self.restart_fraction * peak
-            else:
-                last = restart - 1
-        done = step - first + 1  # steps of this stage, this one included
-        if done < self.warmup_steps:
-            return peak * done / self.warmup_steps
-        span = last - first + 1 - self.warmup_steps
-        progress = (done - self.warmup_steps) / span
-        cosine = (1 + math.cos(math.pi * progress)) / 2
-        return floor + (peak - floor) * cosine
+        first, last = 1, self.max_steps  # of this stage
+        if self.lr_restart and step >= self.window[0]:
+            first = self.window[0]
+        elif self.lr_restart:
+            last = self.window[0] - 1
+        n = step - first + 1  # this is the n-th step of the stage
+        if n < self.warmup_steps:
+            return self.peak * n / self.warmup_steps
+        progress = (n - self.warmup_steps) / (last - first + 1 - self.warmup_steps)
+        floor = self.min_lr_fraction * self.peak
+        return floor + (self.peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
-    def width(self, step: int, full: int, target: int, round_to: int = 1) -> int:
-        """How many units of a group are alive during `step`, on its way from `full` to `target`.
+    def restarts(self, step: int) -> bool:
+        """Whether a second warm-up and cosine begin with this step."""
+        return self.lr_restart and step == self.window[0]
+
+    def width(self, step: int, kind: str) -> int:
+        """How many units of this kind each layer has during `step`.
 
         cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
-        1710.01878): fast while many units are idle, slow at the end. linear: the same with power 1.
-        oneshot: `target` from the start of the window. Rounded up to a multiple of `round_to`.
+        1710.01878): fast while many units are redundant, slow at the end. linear: the same with
+        power 1. oneshot: `target` from the start of the window. In between, the width changes every
+        `prune_every` steps and is rounded up to the grid.
         """
+        full, target, grid = self.widths[kind]
         if self.window is None or step < self.window[0]:
             return full
         first, last = self.window
         if step >= last or self.prune_schedule == "oneshot":
             return target
-        event = first + (step - first) // self.prune_every * self.prune_every  # latest, maybe now
-        progress = (event - first) / (last - first)
+        prunes_so_far = (step - first) // self.prune_every
+        progress = prunes_so_far * self.prune_every / (last - first)
         left = (1 - progress) ** (3 if self.prune_schedule == "cubic" else 1)
         exact = target + (full - target) * left
-        return min(full, max(target, math.ceil(exact / round_to) * round_to))
+        on_grid = math.ceil(exact / grid) * grid
+        return min(full, max(target, on_grid))  # full itself may be off the grid
+
+    def prunes(self, step: int) -> dict[str, int]:
+        """Kind of unit -> new width, for each kind that is pruned just before this step."""
+        widths = {kind: self.width(step, kind) for kind in self.widths}
+        return {kind: width for kind, width in widths.items() if width < self.width(step - 1, kind)}
 
     def phase(self, step: int) -> str:
-        """The paper's three phases; "train" in a run that never prunes."""
+        """One of the three phases of IDEA Prune: enlarged, prune, recover. One-shot pruning has no
+        phase "prune". A run that never prunes is in phase "train"."""
         if self.window is None:
             return "train"
         first, last = self.window
@@ -73,8 +84,8 @@ class Schedule:
         return "prune" if step < last and self.prune_schedule != "oneshot" else "recover"
 
     def scoring(self, step: int) -> bool:
-        """Whether units are scored in this step: just before the window and in it, until its last
-        prune."""
+        """Whether units are scored in this step: from `score_steps` before the window opens to the
+        step before the last prune."""
         if self.window is None:
             return False
         first, last = self.window

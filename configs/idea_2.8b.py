@@ -1,5 +1,5 @@
 # The paper's run, 2.82B -> 1.31B on 2T tokens, in a shape that fits what is known of it.
-# Plan: python -m tools.bench configs/idea_2.8b.py --plan --gpus 64 --gpu h100
+# What it needs: python -m tools.plan configs/idea_2.8b.py --gpus 64 --gpu h100
 from configs.idea_paper import *
 
 data_dir = "data/fineweb"  # yours: python -m data.prepare --tokenizer gpt2 --input ... --out ...
@@ -16,9 +16,8 @@ round_to = 128
 context_length = 2048
 batch_size = 1024  # 2.1M tokens
 max_steps = 953_674  # 2T tokens
-micro_batch_size = 2
+micro_batch_size = 4
 recompute = True
-shard_optimizer = True
 learning_rate = 3e-4
 warmup_steps = 2000
 

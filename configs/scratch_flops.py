@@ -1,4 +1,4 @@
-# The final shape from the start, with the same FLOPs: max_steps grows until they are spent.
+# The final shape from the start, with the FLOPs of IDEA: more steps.
 from configs.scratch import *
 
-match_flops = "configs/idea.py"
+max_steps = 1146  # as many FLOPs as configs/idea.py, to one step

@@ -2,11 +2,11 @@
 
     python -m data.prepare --input my.txt more.jsonl.gz --tokenizer shipped --out data/mine
 
-Inputs are .txt and .jsonl (an object a line, its text under the key `text`), plain or compressed
-(.gz, .xz). The folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ... little-endian
-uint16 or uint32), the vocabulary (`tokenizer.tiktoken`, or `tokenizer.json` with its config; not
-for gpt2, which tiktoken knows), and `meta.json`, which says what the files hold. It appears as a
-whole or not at all.
+Inputs are .txt and .jsonl (one object a line, its text under the key `text`), plain or compressed
+(.gz, .xz). The folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian
+uint16 or uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), and `meta.json`,
+which says what the files hold. The folder appears as a whole or not at all. A process that is
+killed leaves a hidden folder beside it, `.NAME.tmp-...`, which you may delete.
 """
 
 import argparse
@@ -16,16 +16,14 @@ import json
 import lzma
 import math
 import os
-import platform
 import secrets
 import shutil
 import sys
-import time
 import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,20 +31,16 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
-from data.tokenizer import (
-    SHIPPED_RANKS,
-    Encoding,
-    encode_blocks,
-    load_tokenizer,
-    tokenizer_files,
-)
+from data.tokenizer import SHIPPED_RANKS, Encoding, encode_blocks, load_tokenizer, tokenizer_files
 
 SHIPPED_CORPUS = SHIPPED_RANKS.with_name("sotu.jsonl.xz")
+SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
-PART_BYTES = 2**15  # a .txt file is dealt out to the splits in parts of about this size
+PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one of the splits
 BATCH_BYTES = 2**20  # what a thread tokenizes at a time
 MAX_LINE_BYTES = 2**28  # of .jsonl: a line is held in memory, and a compressed one may be endless
+UNPACK = {".gz": gzip.open, ".xz": lzma.open}
 WRITTEN_FILES = ("*.bin", "meta.json", "tokenizer.tiktoken")
 WRITTEN_FILES += ("tokenizer.json", "tokenizer_config.json")
 
@@ -66,11 +60,11 @@ def prepare(
 ) -> dict:
     """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
 
-    A .jsonl line is a document; so is a .txt file. `<|endoftext|>` stands after each document. The
-    validation split is made of whole .jsonl documents, and of parts of about 32 KiB, cut at line
-    ends, of .txt files, so that one long file serves too. Same inputs, same bytes.
+    Each line of a .jsonl file is a document, and so is a .txt file; `<|endoftext|>` comes after it.
+    A .jsonl document goes to one of the splits as a whole. A .txt file is cut at line ends into
+    parts of about 32 KiB, and each part goes to one of the splits. Same inputs give same bytes.
 
-    Raises DataError, with nothing left at `out` that was not there before.
+    Raises DataError. Then `out` is as it was before.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
@@ -81,60 +75,72 @@ def prepare(
     encoding = load_tokenizer(tokenizer)
     out = Path(os.path.realpath(out))  # a symbolic link to another disk is followed, not replaced
     _refuse_existing(out, overwrite)
-
-    temporary = _temporary_beside(out)
+    temporary = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         meta = _write_tokens(inputs, encoding, val_fraction, temporary, shard_tokens)
         meta["tokenizer"] = tokenizer if tokenizer in ("shipped", "gpt2") else encoding.name
         for name, path in tokenizer_files(tokenizer).items():
-            _write_file(temporary / name, path.read_bytes())
-        _write_file(temporary / "meta.json", json.dumps(meta, indent=1).encode() + b"\n")
-        _sync_folder(temporary)
-        _publish(temporary, out, overwrite)
-    except OSError as error:  # reading has its own messages, so this is about writing
+            (temporary / name).write_bytes(path.read_bytes())
+        (temporary / "meta.json").write_bytes(json.dumps(meta, indent=1).encode() + b"\n")
+        _refuse_existing(out, overwrite)  # again: it may have come, or changed, since the start
+        old = out.with_name(f"{temporary.name}-old")
+        if overwrite and out.exists():
+            os.rename(out, old)
+        os.rename(temporary, out)  # fails if another process has made `out` by now
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:  # of writing: errors of reading are a DataError already
         raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return meta
 
 
-def prepare_shipped(out: Path) -> None:
-    """Makes the token files of the corpus that ships with the project; a few seconds."""
-    try:
-        prepare([SHIPPED_CORPUS], "shipped", Path(out))
-    except DataError:
-        if not (Path(out) / "meta.json").exists():  # else another process was faster: fine
-            raise
+def prepare_shipped(data_dir: str) -> None:
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet.
+    This takes a few seconds."""
+    out = Path(data_dir)
+    if data_dir == SHIPPED_FOLDER and not out.exists():
+        try:
+            prepare([SHIPPED_CORPUS], "shipped", out)
+        except DataError:
+            if not (out / "meta.json").exists():  # else another process was faster, which is fine
+                raise
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    """--overwrite removes a folder. It must hold nothing but what data.prepare writes."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
+    known = {path for pattern in WRITTEN_FILES for path in out.glob(pattern)}
+    if not (out / "meta.json").is_file() or set(out.iterdir()) - known:
+        raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
 
 
 # ---- reading ---------------------------------------------------------------------------------
 
 
 def _text_format(path: Path) -> str:
-    """`.txt` or `.jsonl`, by the name; a bare .gz or .xz holds plain text."""
-    name = path.name.lower()
-    packed = name.endswith((".gz", ".xz"))
-    suffix = Path(name[:-3] if packed else name).suffix
-    if suffix in (".txt", ".jsonl"):
-        return suffix
-    if packed and not suffix:
-        return ".txt"
-    raise DataError(f"{path}: should end in .txt or .jsonl, or one of these and .gz or .xz")
+    """`.txt` or `.jsonl`, by the name."""
+    unpacked = path.stem if path.suffix.lower() in UNPACK else path.name
+    suffix = Path(unpacked).suffix.lower()
+    if suffix not in (".txt", ".jsonl"):
+        raise DataError(f"{path}: should end in .txt or .jsonl, or one of these and .gz or .xz")
+    return suffix
 
 
 def _read_items(paths: list[Path], bar: tqdm) -> Iterator[tuple[bytes, bool]]:
-    """All (text, whether a document ends here): the units that the split deals out, never empty.
+    """Yields (text, whether a document ends here). Each item goes to one split; none is empty.
 
-    Text is bytes exactly as they stand in a .txt file, and UTF-8 from a .jsonl file.
+    The text is the very bytes of a .txt file, or UTF-8 from a .jsonl file.
     """
     before = 0
     for path in paths:
         try:
             with path.open("rb") as raw:
-                unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower())
+                unpack = UNPACK.get(path.suffix.lower())
                 stream = unpack(raw) if unpack else raw
                 read = _read_jsonl if _text_format(path) == ".jsonl" else _read_text
                 for item in read(path, stream):
@@ -149,7 +155,7 @@ def _read_items(paths: list[Path], bar: tqdm) -> Iterator[tuple[bytes, bool]]:
 def _read_text(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     while part := stream.read(PART_BYTES):
         if not part.endswith(b"\n"):
-            part += stream.readline(PART_BYTES)  # bounded: there may be no line end at all
+            part += stream.readline(PART_BYTES)  # has a limit, as there may be no line end
         yield part, not stream.peek(1)
 
 
@@ -163,12 +169,11 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
             continue
         try:
             text = json.loads(line)["text"]
-            # JSON can spell half a surrogate pair (\ud800). It is kept, as its three bytes.
+            # JSON can spell half a surrogate pair (\ud800). Its three bytes are kept.
             data = text.encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise DataError(
-                f'{path}, line {number}: should be UTF-8 JSON like {{"text": "..."}}'
-            ) from None
+            what = 'should be UTF-8 JSON like {"text": "..."}'
+            raise DataError(f"{path}, line {number}: {what}") from None
         if data:
             yield data, True
 
@@ -177,68 +182,48 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 class _Split:
-    """The shards of one split while they are written, and the counts for meta.json."""
+    """Writes the shards of one split. `meta` is what meta.json says about it."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype, shard_tokens: int):
-        self.folder, self.name, self.dtype, self.shard_tokens = folder, name, dtype, shard_tokens
-        self.bytes = 0
-        self.documents = 0
-        self.shards: list[dict] = []
-        self.file = None
+    def __init__(self, folder: Path, name: str, shard_tokens: int):
+        self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
+        self.meta = {
+            "tokens": 0,
+            "bytes": 0,  # of text, without the tokens that end documents
+            "documents": 0,  # that end in this split
+            "shards": [],
+        }
 
     def write(self, tokens: np.ndarray) -> None:
+        shards = self.meta["shards"]
+        self.meta["tokens"] += len(tokens)
         while len(tokens):
-            if self.file is None:
-                shard = {"file": f"{self.name}_{len(self.shards):03d}.bin", "tokens": 0}
-                self.shards.append(shard)
-                self.file = (self.folder / shard["file"]).open("wb")
+            if not shards or shards[-1]["tokens"] == self.shard_tokens:
+                shards.append({"file": f"{self.name}_{len(shards):03d}.bin", "tokens": 0})
                 self.sha256 = hashlib.sha256()
-            shard = self.shards[-1]
-            fits = tokens[: self.shard_tokens - shard["tokens"]]
-            data = fits.astype(self.dtype).tobytes()
-            self.file.write(data)
-            self.sha256.update(data)
-            shard["tokens"] += len(fits)
-            tokens = tokens[len(fits) :]
-            if shard["tokens"] == self.shard_tokens:
-                self.close()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.file = None
-            self.shards[-1]["sha256"] = self.sha256.hexdigest()
-
-    def meta(self) -> dict:
-        return {
-            "tokens": sum(shard["tokens"] for shard in self.shards),
-            "bytes": self.bytes,  # of text: separators are none
-            "documents": self.documents,  # that end in this split
-            "shards": self.shards,
-        }
+            shard = shards[-1]
+            part = tokens[: self.shard_tokens - shard["tokens"]]
+            with (self.folder / shard["file"]).open("ab") as file:
+                file.write(part)
+            self.sha256.update(part)
+            shard["tokens"] += len(part)
+            shard["sha256"] = self.sha256.hexdigest()
+            tokens = tokens[len(part) :]
 
 
 def _write_tokens(
-    inputs: list[Path],
-    encoding: Encoding,
-    val_fraction: float,
-    folder: Path,
-    shard_tokens: int,
+    inputs: list[Path], encoding: Encoding, val_fraction: float, folder: Path, shard_tokens: int
 ) -> dict:
-    """Reads, tokenizes on all cores and writes; returns the meta without the tokenizer's name."""
+    """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer's name."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    splits = {name: _Split(folder, name, dtype, shard_tokens) for name in ("train", "val")}
-    # Threads, not processes: tiktoken lets go of Python's lock, and no worker outlives a kill.
+    splits = {name: _Split(folder, name, shard_tokens) for name in ("train", "val")}
+    # Threads suffice, as tiktoken releases Python's lock. And no thread outlives a kill.
     workers = os.cpu_count() or 1
-    running: deque = deque()  # (future, bytes of its text), in the order of the input
+    running: deque[Future] = deque()  # in the order of the input
     batch: list[tuple[str, bytes, bool]] = []
-    batch_bytes = 0
-    items = 0
+    batch_bytes = items = 0
 
     def write_oldest() -> None:
-        for name, tokens in running.popleft()[0].result().items():
+        for name, tokens in running.popleft().result().items():
             splits[name].write(tokens)
 
     total = sum(path.stat().st_size for path in inputs)
@@ -246,170 +231,67 @@ def _write_tokens(
     with bar, ThreadPoolExecutor(workers) as pool:
         for items, (text, ends_document) in enumerate(_read_items(inputs, bar), 1):
             name = "val" if is_validation(items - 1, val_fraction) else "train"
-            splits[name].bytes += len(text)
-            splits[name].documents += ends_document
+            splits[name].meta["bytes"] += len(text)
+            splits[name].meta["documents"] += ends_document
             batch.append((name, text, ends_document))
             batch_bytes += len(text)
             if batch_bytes >= BATCH_BYTES:
-                running.append((pool.submit(_encode, encoding, batch), batch_bytes))
+                running.append(pool.submit(_encode, encoding, dtype, batch))
                 batch, batch_bytes = [], 0
-                # Reading may not run ahead of the tokenizers: memory stays bounded.
-                while sum(size for _, size in running) > 2 * workers * BATCH_BYTES:
+                if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
                     write_oldest()
-        running.append((pool.submit(_encode, encoding, batch), batch_bytes))
+        running.append(pool.submit(_encode, encoding, dtype, batch))
         while running:
             write_oldest()
 
     for name, split in splits.items():
-        split.close()
-        if not split.shards:
-            raise DataError(_too_little(name, items, val_fraction))
+        if not split.meta["tokens"]:
+            raise DataError(
+                f"the {name} split would be empty: the inputs have {items} documents or 32 KiB "
+                f"parts, --val-fraction is {val_fraction}; give more text or another fraction"
+            )
     return {
-        "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
+        "dtype": dtype.name,
         "vocab_size": encoding.n_vocab,
         "end_of_text": encoding.eot_token,
-        **{name: split.meta() for name, split in splits.items()},
+        **{name: split.meta for name, split in splits.items()},
     }
 
 
-def _encode(encoding: Encoding, batch: list[tuple[str, bytes, bool]]) -> dict[str, np.ndarray]:
+def _encode(
+    encoding: Encoding, dtype: np.dtype, batch: list[tuple[str, bytes, bool]]
+) -> dict[str, np.ndarray]:
     """The tokens of a batch's texts, in order, for each split."""
-    tokens = {"train": array("I"), "val": array("I")}  # compact, unlike lists of Python ints
+    tokens = {"train": array("I"), "val": array("I")}  # smaller than lists
     for name, text, ends_document in batch:
         for block in encode_blocks(encoding, text):
             tokens[name].extend(block)
         if ends_document:
             tokens[name].append(encoding.eot_token)
-    return {name: np.asarray(ids) for name, ids in tokens.items()}
-
-
-def _too_little(split: str, items: int, val_fraction: float) -> str:
-    if items == 0:
-        return "the inputs hold no text; nothing to do"
-    if items == 1:
-        return "one document or 32 KiB part cannot make two splits; give more text"
-    # Rounding holds out at least one of n items from a fraction of 0.5 / n on.
-    least = math.ceil(500 / items) / 1000
-    advice = f"of at least {least}" if split == "val" else f"below {1 - least:.3f}"
-    return (
-        f"--val-fraction {val_fraction} of {items} documents or 32 KiB parts leaves the {split} "
-        f"split empty; give more text or a fraction {advice}"
-    )
-
-
-# ---- the folder appears as a whole -----------------------------------------------------------
-
-
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    """--overwrite removes a folder, so it must be one that this program made."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
-    known = {path for pattern in WRITTEN_FILES for path in out.glob(pattern)}
-    if not (out / "meta.json").is_file() or set(out.iterdir()) - known:
-        raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
-
-
-def _publish(temporary: Path, out: Path, overwrite: bool) -> None:
-    """Renames the finished folder to its name, also when another process does so meanwhile."""
-    while True:
-        try:
-            os.rename(temporary, out)  # fails where a folder with files in it exists
-            _sync_folder(out.parent)
-            return
-        except OSError:
-            if not out.exists():
-                raise
-        if overwrite:
-            _refuse_existing(out, overwrite)
-            old = _temporary_beside(out)
-            try:
-                os.rename(out, old)
-            except FileNotFoundError:  # the other process is at this very point
-                continue
-            shutil.rmtree(old)
-        elif _same_meta(temporary, out):
-            return
-        else:
-            raise DataError(f"{out}: another process made it meanwhile, from other inputs")
-
-
-def _same_meta(a: Path, b: Path) -> bool:
-    try:
-        return (a / "meta.json").read_bytes() == (b / "meta.json").read_bytes()
-    except OSError:
-        return False
-
-
-def _temporary_beside(out: Path) -> Path:
-    name = f".{out.name}.tmp-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
-    return out.with_name(name)
-
-
-def _remove_stale(out: Path) -> None:
-    """Removes what killed preparations of `out` on this machine have left."""
-    if os.name != "posix":  # elsewhere, asking whether a process lives can end it
-        return
-    prefix = f".{out.name}.tmp-{platform.node()}-"
-    for path in out.parent.iterdir():
-        pid = path.name.removeprefix(prefix).split("-")[0]
-        if path.name.startswith(prefix) and pid.isdecimal():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except OSError:
-                pass  # it lives and belongs to somebody else
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes names last over a power cut, not only contents."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    return {name: np.asarray(ids).astype(dtype) for name, ids in tokens.items()}
 
 
 # ---- command line ----------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):  # one line instead of the usage
-        raise DataError(f"{message}; --help explains")
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", nargs="+", type=Path, required=True, metavar="FILE")
     known = "gpt2, shipped, a tiktoken rank file, or a Hugging Face folder"
     parser.add_argument("--tokenizer", required=True, help=known)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier --out")
-    started = time.perf_counter()
+    args = parser.parse_args(argv)
     try:
-        args = parser.parse_args(argv)
         meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, args.overwrite)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split in ("train", "val"):
-        counts = meta[split]
-        print(
-            f"{split}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, "
-            f"{counts['documents']:,} documents"
-        )
-    print(f"{args.out}: ready in {time.perf_counter() - started:.1f} s")
+        counts = [f"{meta[split][key]:,} {key}" for key in ("tokens", "bytes", "documents")]
+        print(f"{split}: {', '.join(counts)}")
+    print(f"{args.out}: ready")
     return 0
 
 

@@ -1,5 +1,7 @@
-"""Text to token ids with tiktoken, whose vocabularies keep any bytes, valid UTF-8 or not; or with
-the tokenizer.json of a Hugging Face folder."""
+"""Text to token ids, with tiktoken or with the tokenizer.json of a Hugging Face folder.
+
+The vocabularies of tiktoken encode any bytes, valid UTF-8 or not.
+"""
 
 import base64
 import json
@@ -14,8 +16,8 @@ from data import DataError
 END_OF_TEXT = "<|endoftext|>"
 SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"
 
-# How text is cut into pieces before byte pairs are merged inside each: the pattern of GPT-4
-# (cl100k) and Llama 3, so that their rank files work here too.
+# Text is cut into pieces by this pattern, then byte pairs are merged inside each piece. It is the
+# pattern of GPT-4 (cl100k) and Llama 3, so that their rank files work here too.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # contractions
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word with the space or sign in front of it
@@ -26,28 +28,36 @@ PATTERN = (
     r"|\s+"
 )
 
-# What tiktoken sees at a time. Without a bound, a megabyte of one letter takes some versions
-# quadratic time, and a megabyte of spaces overflows the regex engine. A block ends, where it can,
-# before a single space that something follows: there PATTERN and gpt2's pattern both start a new
-# piece, so the tokens are those of the whole text. Bytes that are not UTF-8 arrive as the lone
-# surrogates U+DC80 to U+DCFF (PEP 383) and go their own way.
+# Text goes to tiktoken in blocks. Without a limit, a megabyte of one letter takes some versions
+# quadratic time, and a megabyte of spaces overflows the regex engine. Where it can, a block ends
+# before a single space that something follows: PATTERN and gpt2's pattern both start a new piece
+# there, so the tokens are those of the whole text. Bytes that are not UTF-8 arrive as the lone
+# surrogates U+DC80 to U+DCFF (PEP 383) and get blocks of their own.
 _BLOCK = re.compile(
     r"(?P<stray>[\udc80-\udcff]{1,1024})"
     r"|[^\udc80-\udcff]{1,1024}(?= \S|[\udc80-\udcff]|\Z)"
     r"|[^\udc80-\udcff]{1,1024}"
 )
 
+# Hugging Face's files spell bytes as printable characters, as GPT-2's bytes_to_unicode does.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
+CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+BYTE = {character: byte for byte, character in CHARACTER.items()}
+
 
 class FolderTokenizer:
-    """The tokenizer.json in a Hugging Face folder, with what is used here of tiktoken's Encoding.
+    """The tokenizer.json of a Hugging Face folder, with the methods of tiktoken's Encoding that are
+    used here.
 
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
-    split_special_tokens=True: as everywhere here, nothing in a text is special. Bytes that are not
-    UTF-8 become U+FFFD, which such a tokenizer need not keep apart. Needs the package tokenizers.
+    split_special_tokens=True: nothing in a text is special, as everywhere here. Bytes that are not
+    UTF-8 become U+FFFD. Needs the package tokenizers.
 
-    Attributes: `name`, `n_vocab`, `eot_token`: the id of `<|endoftext|>`, or else of the
-    `eos_token` that tokenizer_config.json names; `specials`: the ids of those of bos, eos and pad
-    that it names. Raises DataError.
+    Attributes: `name`, `n_vocab`, `eot_token` (the id of `<|endoftext|>`, or else of the
+    `eos_token` in tokenizer_config.json), `specials` (the ids of bos, eos and pad, where
+    tokenizer_config.json names them). Raises DataError.
     """
 
     def __init__(self, folder: Path):
@@ -56,44 +66,38 @@ class FolderTokenizer:
             raise DataError(f"{where}: the folder has no tokenizer.json")
         try:
             from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(path))
         except ImportError:
             way = "pip install -r requirements-hf.txt"
             raise DataError(f"{where}: needs the package tokenizers: {way}") from None
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package has no class of its own
             raise DataError(f"{where}: cannot read its tokenizer.json: {error}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab()
-        end = END_OF_TEXT if END_OF_TEXT in vocab else _special_token(folder, "eos")
+        named = {key: _special_token(folder, key) for key in ("bos", "eos", "pad")}
+        end = END_OF_TEXT if END_OF_TEXT in vocab else named["eos"]
         if end not in vocab:
             what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
             raise DataError(f"{where}: nothing ends a text: {what}")
         self._tokenizer, self.name = tokenizer, folder.name
         self.n_vocab, self.eot_token = max(vocab.values()) + 1, vocab[end]
-        named = {key: _special_token(folder, key) for key in ("bos", "eos", "pad")}
         self.specials = {key: vocab[token] for key, token in named.items() if token in vocab}
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
 
     def encode_ordinary(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=False)
-
     def decode_single_token_bytes(self, token: int) -> bytes:
         """What a token stands for, which may be a part of a character."""
-        from data.tokenizer_json import CHARACTER
-
         spelled = self._tokenizer.id_to_token(token) or ""
-        if not self._byte_level:  # SentencePiece writes a space, or a byte that is no character, so
+        if not self._byte_level:  # SentencePiece: \u2581 is a space, <0xE9> a byte
             byte = re.fullmatch("<0x([0-9A-F]{2})>", spelled)
             return bytes.fromhex(byte[1]) if byte else spelled.replace("\u2581", " ").encode()
-        byte_of = {character: byte for byte, character in CHARACTER.items()}
-        if all(character in byte_of for character in spelled):
-            return bytes(byte_of[character] for character in spelled)
+        if all(character in BYTE for character in spelled):
+            return bytes(BYTE[character] for character in spelled)
         return spelled.encode()  # a special token, spelled as it is
 
 
@@ -101,24 +105,21 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 
 def load_tokenizer(name: str) -> Encoding:
-    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), a rank file, or a
-    Hugging Face folder.
+    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
+    file, or that of a Hugging Face folder.
 
-    A rank file is tiktoken's own format, one `<base64 of the token> <rank>` a line. It is split by
-    PATTERN, and `<|endoftext|>` gets the id after its last rank.
+    A rank file has tiktoken's own format, one `<base64 of the token> <rank>` a line. Text is cut by
+    PATTERN, and `<|endoftext|>` gets the id after the last rank.
 
-    Raises DataError: unknown name, malformed rank file, gpt2 not to be had; what FolderTokenizer
-    raises.
+    Raises DataError if the name is unknown, the file damaged, or gpt2 cannot be downloaded.
     """
     if name == "gpt2":
         try:
             return tiktoken.get_encoding("gpt2")
-        except Exception as error:  # whatever the network, a proxy or a full disk comes up with
-            raise DataError(
-                f"tokenizer gpt2: tiktoken cannot download it ({type(error).__name__}); load it "
-                "once on a connected machine with TIKTOKEN_CACHE_DIR=FOLDER, copy FOLDER here and "
-                "set the same variable, or give --tokenizer shipped or a rank file"
-            ) from None
+        except Exception as error:  # of the network, a proxy, the disk
+            what = f"tiktoken cannot download it ({type(error).__name__})"
+            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
+            raise DataError(f"tokenizer gpt2: {what}; {way}") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
@@ -132,7 +133,7 @@ def load_tokenizer(name: str) -> Encoding:
 
 
 def tokenizer_files(name: str) -> dict[str, Path]:
-    """What a folder of prepared data keeps of a tokenizer: file name there -> file here."""
+    """The files of a tokenizer that prepared data keeps a copy of: name of the copy -> file."""
     if name == "gpt2":
         return {}
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
@@ -143,12 +144,8 @@ def tokenizer_files(name: str) -> dict[str, Path]:
 
 
 def encode_blocks(encoding: Encoding, data: bytes) -> Iterator[list[int]]:
-    """The tokens of `data`, a bounded block at a time; all at once for a FolderTokenizer, of whose
-    pieces nothing is known.
-
-    Nothing in `data` is special: the string `<|endoftext|>` in a text is text.
-    """
-    if isinstance(encoding, FolderTokenizer):
+    """The tokens of `data`, block by block. Nothing in it is special: `<|endoftext|>` is text."""
+    if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
         yield encoding.encode_ordinary(data.decode("utf-8", "replace"))
         return
     for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
@@ -160,12 +157,12 @@ def encode_blocks(encoding: Encoding, data: bytes) -> Iterator[list[int]]:
 
 
 def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
-    """The tokens of any bytes: tiktoken's `decode_bytes` gives exactly `data` back."""
+    """The tokens of any bytes. tiktoken's `decode_bytes` gives exactly `data` back."""
     return [token for block in encode_blocks(encoding, data) for token in block]
 
 
 def _special_token(folder: Path, key: str) -> str | None:
-    """What tokenizer_config.json names, as a string or as an object with `content`."""
+    """The token that tokenizer_config.json names, as a string or as an object with `content`."""
     try:
         token = json.loads((folder / "tokenizer_config.json").read_bytes())[f"{key}_token"]
         return token["content"] if isinstance(token, dict) else token
@@ -174,31 +171,20 @@ def _special_token(folder: Path, key: str) -> str | None:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Stricter than tiktoken's own loader: a gap or a missing byte would surface as a crash, or as
-    other tokens, at some text far into the data."""
+    """Token -> rank. Stricter than tiktoken's own loader: with a gap or a missing byte, some text
+    far into the data would be a crash or get other tokens."""
+    where = f"tokenizer {path}"
     if not path.is_file():
-        raise DataError(f"tokenizer {str(path)!r}: neither shipped, gpt2, a rank file nor a folder")
-    ranks: dict[bytes, int] = {}
+        raise DataError(f"{where}: neither shipped, gpt2, a rank file nor a folder")
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"tokenizer {path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            encoded, rank = line.split()
-            token, rank = base64.b64decode(encoded, validate=True), int(rank)
-        except ValueError:
-            raise DataError(
-                f"tokenizer {path}, line {number}: not '<base64> <rank>'; is this a tiktoken file?"
-            ) from None
-        if rank != len(ranks) or token in ranks:
-            problem = "this token again" if token in ranks else f"rank {len(ranks)} should be here"
-            raise DataError(f"tokenizer {path}, line {number}: {problem}; the file is damaged")
-        ranks[token] = rank
+        lines = [line.split() for line in path.read_bytes().splitlines()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: not a file of lines '<base64> <rank>': {error}") from None
+    if [int(rank) for _, rank in lines] != list(range(len(ranks))):
+        raise DataError(f"{where}: damaged: line n should have rank n - 1 and a token of its own")
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if missing:
-        raise DataError(
-            f"tokenizer {path}: {missing} of the 256 single bytes are missing, so that not every "
-            "text can be encoded; take a byte-level vocabulary"
-        )
+        way = "take a byte-level vocabulary, which encodes any text"
+        raise DataError(f"{where}: {missing} of the 256 single bytes are missing; {way}")
     return ranks

@@ -2,13 +2,7 @@
 
 import tiktoken
 
-from data.tokenizer import END_OF_TEXT
-
-# In it bytes are spelled as printable characters, as GPT-2's bytes_to_unicode has them.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
-CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+from data.tokenizer import CHARACTER, END_OF_TEXT
 
 SPLIT_BY_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
@@ -20,9 +14,11 @@ def byte_level_bpe(
     splits: list[dict],
     whole_first: bool,
 ) -> dict:
-    """vocab: token -> id. merges: "left right", the first first. specials: token -> id. splits:
-    pre-tokenizers, the last of which spells bytes as characters. whole_first: a piece that is a
-    token is that token, whatever its merges would give.
+    """The content of a tokenizer.json.
+
+    vocab: token -> id. merges: "left right", in order of priority. specials: token -> id. splits:
+    pre-tokenizers, of which the last spells bytes as characters. whole_first: a piece of text that
+    is a token becomes that token, whatever its merges would give.
     """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
@@ -38,12 +34,6 @@ def byte_level_bpe(
         "decoder": SPLIT_BY_BYTE_LEVEL | {"use_regex": True},
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
             "ignore_merges": whole_first,
             "vocab": vocab,
             "merges": merges,
@@ -52,8 +42,8 @@ def byte_level_bpe(
 
 
 def from_tiktoken(encoding: tiktoken.Encoding) -> dict:
-    """The same vocabulary with the same ids. tiktoken merges whichever pair makes the token of the
-    lowest rank, so every pair that makes a token is a merge here, in the order of the ranks.
+    """The same vocabulary with the same ids. tiktoken merges the pair that makes the token of the
+    lowest rank. So each pair that makes a token is a merge here, in the order of the ranks.
     """
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     spelled = {token: "".join(CHARACTER[byte] for byte in token) for token in tokens}

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from model import GPT, GPTConfig
-from run.checkpoint import CheckpointError
+from run import UserError
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
-NAMES = {
-    "embed": "model.embed_tokens",
-    "norm": "model.norm",
-    "unembed": "lm_head",
-}
+NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
 BLOCK_NAMES = {
     "attention_norm": "input_layernorm",
     "attention.q": "self_attn.q_proj",
@@ -35,6 +31,7 @@ BLOCK_NAMES = {
 # Keys of config.json that would change the computation, and the values that do not. A key that is
 # not there has the first of them; rope scaling has its own place, in `read_shape`.
 SUPPORTED = {
+    "model_type": ("llama",),
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -55,33 +52,27 @@ def weight_names(shape: GPTConfig) -> dict[str, str]:
     return {f"{a}.weight": f"{b}.weight" for a, b in names.items()}
 
 
-def weight_shapes(shape: GPTConfig) -> dict[str, torch.Size]:
-    """Our name -> shape of every weight, without making any."""
-    with torch.device("meta"):
-        model = GPT(replace(shape, context_length=1))
-    return {name: w.shape for name, w in model.state_dict().items()}
-
-
-# --------------------------------------------------------------------------------------------------
-# Out
-# --------------------------------------------------------------------------------------------------
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def need_safetensors():
+    """The package, in which a folder's weights lie. Raises UserError where it is missing."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        way = "pip install -r requirements-hf.txt"
+        raise UserError(f"Hugging Face folders need the package safetensors: {way}") from None
+    return safetensors
 
 
 def config_json(shape: GPTConfig, bos: int, eos: int) -> dict:
-    """config.json of a shape with equally wide layers. bos, eos: ids of the special tokens."""
+    """config.json of a shape. bos, eos: ids of the special tokens."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.d_model,
-        "intermediate_size": shape.d_ff[0],
+        "intermediate_size": shape.d_ff,
         "num_hidden_layers": shape.n_layer,
-        "num_attention_heads": shape.n_kv_head[0] * shape.queries_per_kv,
-        "num_key_value_heads": shape.n_kv_head[0],
+        "num_attention_heads": shape.n_head,
+        "num_key_value_heads": shape.n_kv_head,
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -97,154 +88,122 @@ def config_json(shape: GPTConfig, bos: int, eos: int) -> dict:
     }
 
 
-def save_weights(folder: Path, shape: GPTConfig, weights: dict[str, Tensor]) -> None:
-    """model.safetensors from weights under our names. Raises CheckpointError without safetensors,
-    OSError where the file cannot be written."""
-    _need_safetensors(folder)
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path, names = folder / "model.safetensors", weight_names(shape)
-    tensors = {theirs: weights[ours].float().contiguous() for ours, theirs in names.items()}
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except (SafetensorError, RuntimeError) as error:
-        raise OSError(f"{path.name}: {error}") from error
-
-
-# --------------------------------------------------------------------------------------------------
-# In
-# --------------------------------------------------------------------------------------------------
-
-
 def load_folder(folder: Path) -> dict:
     """`model_config` and `model` of a folder, as checkpoint.load_model takes them.
 
     Weights are float32, bfloat16 or float16, in one file or several. They are mapped, not read:
-    `load_model` copies them into a float32 model, and before it the shape can be judged.
+    `load_model` copies them into a float32 model, so memory is checked before they are read.
 
-    Raises CheckpointError, in one line, for what is missing, damaged or not supported.
+    Raises UserError, in one line, for what is missing, damaged or not supported.
     """
-    shape = read_shape(folder)
-    files = _weight_files(folder)
-    _need_safetensors(folder)
-    from safetensors import SafetensorError, safe_open
-
+    shape, safetensors = read_shape(folder), need_safetensors()
     theirs: dict[str, Tensor] = {}
-    for path in files:
+    for path in weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safetensors.safe_open(path, framework="pt") as file:
                 theirs |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: cannot be read, or is damaged: {error}") from error
-    weights, shapes = {}, weight_shapes(shape)
+        except (safetensors.SafetensorError, OSError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{path}: cannot be read, or is damaged: {error}") from error
+    with torch.device("meta"):
+        expected = GPT(replace(shape, context_length=1)).state_dict()
+    weights = {}
     for ours, name in weight_names(shape).items():
         if name not in theirs:
-            raise CheckpointError(f"{folder}: its weights lack {name}")
-        weights[ours] = theirs.pop(name)
-        if weights[ours].shape != shapes[ours]:
-            there, here = tuple(weights[ours].shape), tuple(shapes[ours])
-            raise CheckpointError(f"{folder}: {name} is {there}, by config.json {here}")
-        if weights[ours].dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            dtype = str(weights[ours].dtype).removeprefix("torch.")
-            raise CheckpointError(f"{folder}: {name} is {dtype}; only floats of 16 or 32 bits are")
+            raise UserError(f"{folder}: its weights lack {name}")
+        weight = weights[ours] = theirs.pop(name)
+        if weight.shape != expected[ours].shape:
+            there, here = tuple(weight.shape), tuple(expected[ours].shape)
+            raise UserError(f"{folder}: {name} is {there}, by config.json {here}")
+        if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise UserError(f"{folder}: {name} is {weight.dtype}; only floats of 16 or 32 bits are")
     if shape.tie_embeddings:
         weights["unembed.weight"] = weights["embed.weight"]
         theirs.pop("lm_head.weight", None)  # some write it twice
     unknown = [name for name in theirs if not name.endswith("rotary_emb.inv_freq")]  # computed
     if unknown:
-        raise CheckpointError(f"{folder}: {unknown[0]} is a weight that model.py does not have")
+        raise UserError(f"{folder}: {unknown[0]} is a weight that model.py does not have")
     return {"model_config": shape, "model": weights}
 
 
 def read_shape(folder: Path) -> GPTConfig:
-    """The shape in a folder's config.json. Raises CheckpointError that names what is missing or not
+    """The shape in a folder's config.json. Raises UserError that names what is missing or not
     supported."""
     path = folder / "config.json"
     if (folder / "checkpoint.pt").is_file():
-        raise CheckpointError(f"{folder}: is a run's folder; give {folder / 'checkpoint.pt'}")
+        raise UserError(f"{folder}: is a run's folder; give {folder / 'checkpoint.pt'}")
     if not path.is_file():
-        raise CheckpointError(f"{folder}: has no config.json, so it is no Hugging Face folder")
-    config = _read_json(path)
+        raise UserError(f"{folder}: has no config.json, so it is no Hugging Face folder")
+    try:
+        return shape_of(read_json(path), path)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not as transformers writes it: {error}") from error
 
-    def refuse(key: str, value: object, why: str = "is not supported") -> None:
-        raise CheckpointError(f"{path}: {key}={value!r} {why}")
 
-    if config.get("model_type") != "llama":
-        refuse("model_type", config.get("model_type"), "is not supported, only 'llama' is")
-    for key, values in SUPPORTED.items():
-        if config.get(key, values[0]) not in values:
-            refuse(key, config[key], f"is not supported, only {values[0]!r} is")
-    theta = config.get("rope_theta", 10000.0)
-    for key in ("rope_scaling", "rope_parameters"):  # of transformers 4 and 5
-        rope = config.get(key) or {}
-        if not isinstance(rope, dict):
-            refuse(key, rope)
-        plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-        if not plain or rope.get("partial_rotary_factor", 1) != 1:
-            refuse(key, rope, "is not supported: the embedding would be scaled")
-        theta = rope.get("rope_theta", theta)
+def shape_of(config: dict, path: Path) -> GPTConfig:
+    def refuse(key: str, why: str) -> None:
+        raise UserError(f"{path}: {key}={config.get(key)!r} {why}")
 
     def size(key: str, default: int | None = None) -> int:
         value = config.get(key) or default
         if type(value) is not int or value <= 0:
-            refuse(key, config.get(key), "should be a whole number greater than 0")
+            refuse(key, "should be a whole number greater than 0")
         return value
 
-    def number(key: str, value: object) -> float:
-        if type(value) not in (int, float) or not value > 0:
-            refuse(key, value, "should be a number greater than 0")
-        return float(value)
-
+    if config.get("model_type") != "llama":
+        refuse("model_type", "is not supported, only 'llama' is")
+    for key, values in SUPPORTED.items():
+        if config.get(key, values[0]) not in values:
+            refuse(key, f"is not supported, only {values[0]!r} is")
+    theta = config.get("rope_theta", 10000.0)
+    for key in ("rope_scaling", "rope_parameters"):  # of transformers 4 and 5
+        rope = config.get(key) or {}
+        plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+        if not plain or rope.get("partial_rotary_factor", 1) != 1:
+            refuse(key, "is not supported: the embedding would be scaled")
+        theta = rope.get("rope_theta", theta)
     n_layer, d_model = size("num_hidden_layers"), size("hidden_size")
     n_head = size("num_attention_heads")
     n_kv_head = size("num_key_value_heads", n_head)
     if n_head % n_kv_head:
-        refuse("num_key_value_heads", n_kv_head, f"should divide num_attention_heads={n_head}")
+        refuse("num_key_value_heads", f"should divide num_attention_heads={n_head}")
     head_dim = size("head_dim", d_model // n_head)
     if head_dim % 2:
-        refuse("head_dim", head_dim, "should be even")
+        refuse("head_dim", "should be even")
+    theta, norm_eps = float(theta), float(config.get("rms_norm_eps", 1e-6))
+    if not (theta > 0 and norm_eps > 0):
+        raise ValueError(f"rope theta {theta} and rms_norm_eps {norm_eps} should be above 0")
     return GPTConfig(
         vocab_size=size("vocab_size"),
         context_length=size("max_position_embeddings", 2048),
+        n_layer=n_layer,
         d_model=d_model,
         head_dim=head_dim,
         queries_per_kv=n_head // n_kv_head,
-        n_kv_head=[n_kv_head] * n_layer,
-        d_ff=[size("intermediate_size")] * n_layer,
+        n_kv_head=n_kv_head,
+        d_ff=size("intermediate_size"),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        rope_theta=number("rope_theta", theta),
-        norm_eps=number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        norm_eps=norm_eps,
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or those that an index names."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if not (folder / "model.safetensors").is_file() and index.is_file():
-        shards = _read_json(index).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else {None}
-        if not all(isinstance(n, str) and n == Path(n).name for n in names):
-            raise CheckpointError(f"{index}: its weight_map should name files beside it")
+        names = set(map(str, read_json(index).get("weight_map", {}).values()))
     for name in sorted(names):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: has no {name}; only safetensors are read")
+            raise UserError(f"{folder}: has no {name}; only safetensors are read")
     return [folder / name for name in sorted(names)]
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("not an object")
+        return content
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
-    return content
-
-
-def _need_safetensors(folder: Path) -> None:
-    try:
-        import safetensors  # noqa: F401
-    except ImportError:
-        way = "pip install -r requirements-hf.txt"
-        raise CheckpointError(f"{folder}: needs the package safetensors: {way}") from None
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None

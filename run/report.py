@@ -1,20 +1,26 @@
-"""What a run says to a person: its plan at first, lines on the way, a table at the end."""
+"""What a run says to a person, and writes to its log: its plan, lines on the way, the end."""
 
-import contextlib
+import math
 import shlex
-from collections.abc import Callable
+import sys
+import time
 from pathlib import Path
-from statistics import mean
 
-from data.loader import TokenDataset
-from model import GPTConfig
-from run.config import Config, ConfigError, Plan, prune_targets
+from tqdm import tqdm
+
+from data.loader import TokenDataset, bigram_loss
+from model import UNITS, GPTConfig
+from run import UserError
+from run.checkpoint import NAME, save_checkpoint
+from run.config import Config
+from run.folder import Folder
+from run.plan import Plan, flops_per_token, n_parameters
 
 
 def compact(n: float) -> str:
     """1234567 -> '1.23M'."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(n) >= size:
+        if abs(n) >= 0.9995 * size:  # 999.6 million is 1 billion in three digits
             return f"{n / size:.3g}{unit}"
     return f"{n:.3g}"
 
@@ -26,128 +32,171 @@ def clock(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-def one_or_all(widths: list[int]) -> int | list[int]:
-    """A number while all layers are equally wide, else one per layer."""
-    return widths[0] if len(set(widths)) == 1 else widths
+def in_rows(rows: dict[str, str]) -> str:
+    return "\n".join(f"{name:<11}{text}" for name, text in rows.items())
 
 
-def describe(c: Config, plan: Plan, data: TokenDataset, val: TokenDataset, machine: str) -> str:
-    full, final = plan.shapes[0][0], plan.shapes[-1][0]
-    tokens = c.max_steps * c.batch_size * c.context_length
-    seen = min(val.tokens, c.eval_tokens)
-    rows = {
-        "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size}; "
-        f"validation on {compact(seen)} of {compact(val.tokens)} tokens",
-        "model": f"{compact(full.n_parameters())} parameters: {c.n_layer} layers, d_model "
-        f"{c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
-        "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
-        f"{compact(tokens)} tokens, {tokens / data.tokens:.2g} epochs, "
-        f"{tokens / final.n_parameters():.3g} per final parameter",
-    }
-    saving = ""
-    if plan.schedule.window:
-        first, last = plan.shapes[0][1] + 1, c.max_steps - plan.shapes[-1][1] + 1
-        ways = [f"{kind} {wide} -> {slim}" for kind, (wide, slim, _) in prune_targets(c).items()]
-        rows["prune"] = (
-            f"{', '.join(ways)} in {len(plan.shapes) - 1} prunes, steps {first} to {last}; "
-            f"{compact(final.n_parameters())} parameters remain"
-        )
-        saving = f", {1 - plan.flops / plan.enlarged_flops:.0%} less than without pruning"
-    rows |= {"compute": f"{plan.flops:.3g} training FLOPs{saving}", "machine": machine}
-    return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
-
-
-def step_line(loss: float, speed: float, shape: GPTConfig, left: float) -> str:
-    """Where the run is, short enough to stand behind the step in a terminal of 80 columns.
-
-    speed: tokens per second; left: seconds.
-    """
-    d_ff, n_kv_head = (
-        f"{min(w)}" if min(w) == max(w) else f"{min(w)}-{max(w)}"
-        for w in (shape.d_ff, shape.n_kv_head)
-    )
-    speed, left = compact(speed), clock(left)
-    return f"loss {loss:.4f} {speed} tok/s d_ff {d_ff} kv {n_kv_head} {left} left"
-
-
-def prune_line(
-    step: int, kind: str, before: list, after: list, loss_before: float, loss_after: float
-) -> str:
-    return (
-        f"prune    step {step}: {kind} {one_or_all(before)} -> {one_or_all(after)}, "
-        f"loss {loss_before:.4f} -> {loss_after:.4f}"
-    )
-
-
-def diverged(loss: float, norm: float, lr: float, checkpoint: Path) -> str:
-    kept = f"; {checkpoint} is untouched" if checkpoint.exists() else ""
-    return (
-        f"loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not finite{kept}. Start "
-        "again with a lower --learning_rate, a longer --warmup_steps, or --on_nonfinite=skip"
-    )
-
-
-def summary(
-    c: Config, plan: Plan, val_loss: float, bits: float, bigram: float | None, seconds: float
-) -> str:
-    """The table at the end. bits: per byte; bigram: loss of counted token pairs, where known."""
-    full, final = plan.shapes[0][0].n_parameters(), plan.shapes[-1][0].n_parameters()
-    rows = {
-        "parameters": f"{final:,}",
-        "FLOPs": f"{plan.flops:.4g}",
-        "loss": f"{val_loss:.4f} nats per token on the validation split",
-        "bits/byte": f"{bits:.4f}",
-        "seconds": f"{seconds:.0f}",
-        "sample": f"python -m tools.sample {shlex.quote(c.out_dir)}",
-        "picture": f"python -m tools.plot {shlex.quote(c.out_dir)}",
-    }
-    if plan.schedule.window:
-        rows["parameters"] += f", enlarged {full:,}"
-        rows["FLOPs"] += f", without pruning {plan.enlarged_flops:.4g}"
-    if bigram:
-        rows["loss"] += f"; bigram baseline {bigram:.4f}"
-    return "\n" + "\n".join(f"{name:<11}{text}" for name, text in rows.items())
-
-
-def scalars(event: str, line: dict) -> dict[str, float]:
-    """The numbers of a line of the log, named `event/key`; of one number per layer, the mean."""
-    numbers = {}
-    for key, value in line.items():
-        several = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
-        value = mean(value) if several else value
-        if isinstance(value, (int, float)):
-            numbers[f"{event}/{key}"] = value
-    return numbers
-
-
-def open_mirrors(c: Config, step: int) -> list[Callable[[str, dict], None]]:
-    """What shows each line of the log, (event, line), elsewhere too, for a run that goes on after
-    `step`. Raises ConfigError for what the package says, as where nobody has logged in.
-    """
-    mirrors: list[Callable[[str, dict], None]] = []
-    key = "tensorboard"
+def open_wandb(c: Config):
+    """A run at Weights & Biases. It gets the numbers of each line of the log. Raises UserError."""
     try:
-        if c.tensorboard or c.wandb_project:
-            Path(c.out_dir).mkdir(parents=True, exist_ok=True)
-        if c.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        import wandb
 
-            writer = SummaryWriter(c.out_dir, purge_step=step + 1)  # hides what is done again
+        Path(c.out_dir).mkdir(parents=True, exist_ok=True)
+        about = {"project": c.wandb_project, "name": Path(c.out_dir).name, "dir": c.out_dir}
+        return wandb.init(**about, config=vars(c))
+    except Exception as error:  # no package, no login, no network: whatever the package raises
+        what = f"wandb_project={c.wandb_project[:100]}: {str(error)[:200]}"
+        raise UserError(f"{what}; it needs: pip install wandb && wandb login") from error
 
-            def to_tensorboard(event: str, line: dict) -> None:
-                with contextlib.suppress(OSError):  # a full disk costs the picture, not the run
-                    for name, value in scalars(event, line).items():
-                        writer.add_scalar(name, value, line["step"])
-                    writer.flush()
 
-            mirrors.append(to_tensorboard)
-        key = "wandb_project"
-        if c.wandb_project:
-            import wandb
+class Report:
+    """Prints, and writes to the log, what happens in a run that starts after `step` from the
+    checkpoint `found`. Ranks other than `main` stay silent.
+    """
 
-            name = Path(c.out_dir).name
-            run = wandb.init(project=c.wandb_project, name=name, dir=c.out_dir, config=vars(c))
-            mirrors.append(lambda event, line: run.log(scalars(event, line), step=line["step"]))
-    except Exception as error:  # whatever the package comes up with
-        raise ConfigError(f"{key}={getattr(c, key)!r}: {error}") from error
-    return mirrors
+    def __init__(
+        self, c: Config, plan: Plan, val: TokenDataset, step: int, found: Path | None, main: bool
+    ):
+        self.c, self.plan, self.val, self.main = c, plan, val, main
+        self.began = time.perf_counter()
+        self.speed_from = step, self.began  # (step, time): speed is measured from there
+        self.wandb = open_wandb(c) if main and c.wandb_project else None
+        self.folder = Folder(c, step, found) if main else None
+        on_terminal = main and sys.stderr.isatty() and sys.stdout.isatty()
+        shown = "{n_fmt}/{total_fmt} {desc} |{bar}|"  # tqdm's time left knows nothing of prunes
+        self.bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=shown)
+
+    def say(self, text: str) -> None:
+        if self.main:
+            self.bar.write(text)
+
+    def write(self, event: str, step: int, **values) -> None:
+        """Write a line to the log. A prune comes before its step is trained, all else after it."""
+        trained = step - (event == "prune")
+        if event != "step":  # the time of validations, saves and prunes does not count as training
+            self.speed_from = trained, time.perf_counter()
+        if not self.main:
+            return
+        seconds = round(self.folder.seconds + time.perf_counter() - self.began, 3)
+        line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
+        line |= {"flops": self.plan.flops(trained), "seconds": seconds} | values
+        self.folder.write(line)
+        if self.wandb:
+            numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+            self.wandb.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
+
+    def start(self, step: int, data: TokenDataset, machine: str) -> None:
+        c, plan, schedule = self.c, self.plan, self.plan.schedule
+        full, final = plan.shape(1), plan.final
+        tokens = c.max_steps * plan.tokens_per_step
+        seen, prune = min(self.val.tokens, c.eval_tokens), {}
+        compute = f"{plan.flops():.3g} training FLOPs"
+        if schedule.window:
+            ways = [f"{k} {wide} -> {slim}" for k, (wide, slim, _) in schedule.widths.items()]
+            first, last = plan.starts[1], plan.starts[-1]
+            what = f"{', '.join(ways)} in {len(plan.starts) - 1} prunes, steps {first} to {last}"
+            prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
+            saved = 1 - plan.flops() / (flops_per_token(full) * tokens)
+            compute += f", {saved:.0%} less than without pruning"
+        rows = {
+            "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
+            f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
+            "model": f"{compact(n_parameters(full))} parameters: {c.n_layer} layers, d_model "
+            f"{c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
+            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
+            f"{compact(tokens)} tokens, {tokens / data.tokens:.3g} epochs, "
+            f"{tokens / n_parameters(final):.3g} per final parameter",
+            **prune,
+            "compute": compute,
+            "machine": machine,
+            "output": c.out_dir + (f", going on from step {step}" if step else ""),
+        }
+        self.say(in_rows(rows))
+        self.write("start", step, resumed=step > 0, planned_flops=plan.flops())
+
+    def prune(self, step: int, kind: str, before: float, after: float, cuts: dict) -> None:
+        """before, after: loss on the same batches."""
+        was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
+        losses = {"loss_before": before, "loss_after": after}
+        self.write("prune", step, group=kind, width_before=was, width_after=now, **losses, **cuts)
+        self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
+
+    def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
+        first, began = self.speed_from
+        seconds = time.perf_counter() - began
+        speed = (step - first) * self.plan.tokens_per_step / seconds
+        self.speed_from = step, time.perf_counter()
+        phase = self.plan.schedule.phase(step)
+        widths = {kind: getattr(shape, kind) for kind in UNITS}
+        self.write(
+            "step", step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
+            params=n_parameters(shape), **widths, phase=phase,
+        )  # fmt: skip
+        left = (self.plan.flops() - self.plan.flops(step)) / (flops_per_token(shape) * speed)
+        changing = "".join(f"{k} {widths[k]} " for k in self.plan.schedule.widths)
+        line = f"loss {loss:.4f} {compact(speed)} tok/s {changing}{clock(left)} left"
+        self.bar.set_description_str(line, refresh=False)
+        self.bar.update(step - self.bar.n)
+        if self.bar.disable:
+            self.say(f"step {step:6}/{self.c.max_steps}  {line} lr {lr:.1e} {phase}")
+
+    def eval(self, step: int, val_loss: float) -> None:
+        bits = self.bits(val_loss)
+        self.write("eval", step, val_loss=val_loss, val_bpb=bits)
+        self.say(f"eval       step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
+
+    def bits(self, nats_per_token: float) -> float:
+        """Bits per byte of the validation text."""
+        return nats_per_token / math.log(2) / self.val.bytes_per_token
+
+    def save(self, step: int, model, optimizer, scores: dict, must: bool) -> None:
+        """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
+        last save `must` succeed. Raises UserError."""
+        try:
+            if self.main:
+                save_checkpoint(self.c, step, model, optimizer, scores)
+            self.write("save", step)
+        except OSError as error:
+            path = Path(self.c.out_dir) / NAME
+            self.write("save", step, error=str(error))
+            kept = "; what was saved before is whole" if path.exists() else ""
+            what = f"step {step}: cannot save {path}: {error}{kept}"
+            if must:
+                raise UserError(what, 1) from error
+            self.say(f"save       {what}; trying again at the next save")
+
+    def diverged(self, step: int, loss: float, norm: float, lr: float) -> UserError:
+        path = Path(self.c.out_dir) / NAME
+        kept = f"; {path} is untouched" if path.exists() else ""
+        return UserError(
+            f"step {step}: loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not finite"
+            f"{kept}. Start again with a lower --learning_rate or a longer --warmup_steps", 1
+        )  # fmt: skip
+
+    def stopped(self, step: int) -> None:
+        self.bar.close()
+        way = f"python train.py {shlex.quote(self.c.out_dir)} --resume"
+        self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
+
+    def done(self, step: int, data: TokenDataset, val_loss: float) -> None:
+        self.bar.close()
+        first, last = n_parameters(self.plan.shape(1)), n_parameters(self.plan.final)
+        bits = self.bits(val_loss)
+        self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
+        if not self.main:
+            return
+        bigram = bigram_loss(data, self.val)
+        seconds = self.folder.seconds + time.perf_counter() - self.began
+        folder = shlex.quote(self.c.out_dir)
+        rows = {
+            "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
+            "FLOPs": f"{self.plan.flops():.4g}",
+            "loss": f"{val_loss:.4f} nats per token on the validation split",
+            "bits/byte": f"{bits:.4f}",
+            "seconds": f"{seconds:.0f}",
+            "sample": f"python -m tools.sample {folder}",
+            "picture": f"python -m tools.plot {folder}",
+        }
+        if bigram:
+            rows["loss"] += f"; bigram baseline {bigram:.4f}"
+        self.say("\n" + in_rows(rows))

@@ -1,143 +1,102 @@
 """The plan against what really happens, and the bench on a toy."""
 
-import platform
+import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, toy  # noqa: F401 (a fixture)
+from test_config import in_project  # noqa: F401 (a fixture)
+from test_run import toy  # noqa: F401 (a fixture)
 
-from model import GPT, GPTConfig
-from run.llama import config_json, write_json
-from run.machine import keep_memory
+from model import GPTConfig
+from run.config import Config, load_config
+from run.llama import config_json
+from run.plan import flops_per_token, make_plan, memory_of, n_parameters
 from tools import bench, plan
 
 SHAPE = GPTConfig(
-    vocab_size=97, context_length=12, d_model=24, head_dim=6, queries_per_kv=2,
-    n_kv_head=[2] * 5, d_ff=[40] * 5,
+    vocab_size=256, context_length=64, n_layer=3, d_model=64, head_dim=16, queries_per_kv=2,
+    n_kv_head=2, d_ff=256,
 )  # fmt: skip
 
 
-def kept_for_backward(shape: GPTConfig, batch: int, recompute: bool, dtype: torch.dtype) -> int:
-    """On real tensors: bytes of all that a real forward pass of the whole model keeps."""
-    model, kept = GPT(shape), {}
-    model.recompute = recompute
-    own = {p.data_ptr() for p in model.parameters()}
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        if x.untyped_storage().data_ptr() not in own:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
-        return x
-
-    tokens = torch.randint(shape.vocab_size, (batch, shape.context_length))
-    lower = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), lower:
-        loss = model(tokens, tokens)
-    del loss
-    return sum(storage.nbytes() for storage in kept.values())
+CELLS = [
+    ({}, 1, True, "bfloat16"),
+    ({"vocab_size": 8192}, 16, False, "bfloat16"),
+    ({"vocab_size": 8192}, 16, True, "float32"),
+    ({"d_ff": 2048}, 16, False, "float32"),
+    ({"d_ff": 2048}, 16, True, "bfloat16"),
+    ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_planned_activations_are_those_that_a_forward_pass_keeps(dtype):
-    memory = plan.memory_of(SHAPE, 7, False, dtype, ranks=1, shard=False)
-    kept = kept_for_backward(SHAPE, 7, False, dtype)
-    assert memory.activations + memory.casts == pytest.approx(kept, rel=0.01)
+@pytest.mark.parametrize("changes, sequences, recompute, dtype", CELLS)
+def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, recompute, dtype):
+    shape = replace(SHAPE, **changes)
+    c = Config(batch_size=sequences, context_length=64, recompute=recompute, dtype=dtype)
+    measured = bench.peak_memory(c, shape, torch.device("cpu"))
+    planned = memory_of(shape, sequences, recompute, getattr(torch, dtype))
+    assert sum(planned.values()) == pytest.approx(measured, rel=0.05)
 
 
-def test_recomputing_keeps_a_block_and_one_input_per_layer():
-    whole = plan.memory_of(SHAPE, 7, False, torch.float32, ranks=1, shard=False)
-    less = plan.memory_of(SHAPE, 7, True, torch.float32, ranks=1, shard=False)
-    kept = kept_for_backward(SHAPE, 7, True, torch.float32)
-    one_block = (whole.activations - kept_for_backward(layers(0), 7, False, torch.float32)) / 5
-    assert less.activations + less.casts == pytest.approx(kept + one_block, rel=0.05)
-    assert less.activations < whole.activations / 2
+def planned(capsys, config: str, *arguments: str) -> str:
+    code = plan.main([f"configs/{config}.py", *arguments])
+    said = capsys.readouterr()
+    return said.err if code else said.out
 
 
-@pytest.fixture
-def folder_of(tmp_path):
-    """Makes the config.json of a shape."""
-
-    def make(shape: GPTConfig) -> Path:
-        write_json(tmp_path / "config.json", config_json(shape, 0, 0))
-        return tmp_path
-
-    return make
+def rows(text: str) -> dict[str, list[str]]:
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {name: cells for name, *cells in table}
 
 
-def layers(n: int) -> GPTConfig:
-    return replace(SHAPE, n_kv_head=[2] * n, d_ff=[40] * n)
+def test_the_plan_of_the_big_run_says_what_it_costs_what_fits_and_what_to_do(capsys):
+    table = rows(planned(capsys, "idea_2.8b", "--gpus=64", "--gpu=h100"))
+    assert table["enlarged"][:2] == ["2.82B", "1T"] and table["recover"][:2] == ["1.31B", "500B"]
+    phases = [table[name] for name in ("enlarged", "prune", "recover")]
+    flops, hours = map(float, table["the run"][2:4])
+    assert sum(float(cells[2]) for cells in phases) == pytest.approx(flops, rel=0.01)
+    assert hours == pytest.approx(flops / (64 * 0.4 * 989e12) / 3600, rel=0.01)
+    assert [cells[-1] for cells in phases] == ["yes"] * 3
+    text = planned(capsys, "idea_2.8b", "--gpus=8", "--micro_batch_size=128")
+    best = int(re.search(r"no; --micro_batch_size=(\d+)", text)[1])
+    for size, fits in ((best, "yes"), (2 * best, "no")):
+        text = planned(capsys, "idea_2.8b", "--gpus=8", f"--micro_batch_size={size}")
+        assert rows(text)["enlarged"][-1].startswith(fits)
+    assert "no; not one sequence fits" in planned(capsys, "idea_2.8b", "--gpu=4090")
+    assert "no; --recompute" in planned(capsys, "idea_2.8b", "--gpu=4090", "--recompute=False")
 
 
-def test_moments_are_shared_out_over_ranks():
-    one = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=1, shard=False)
-    eight = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=8, shard=True)
-    assert one.weights == 4 * SHAPE.n_parameters() and one.moments == 2 * one.weights
-    assert one.moments / 8 <= eight.moments < one.moments / 4 and eight.weights == one.weights
-    largest = plan.memory_of(SHAPE, 1, False, torch.float32, ranks=1000, shard=True).moments
-    assert largest == 8 * max(p.numel() for p in GPT(SHAPE).parameters())  # none is cut in two
+def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
+    text = planned(capsys, "idea", "--gpus=1")
+    idea = make_plan(load_config("configs/idea.py"), 1024)
+    ratio, steps = re.search(r"FLOPs: (\S+) times .* max_steps=(\d+)", text).groups()
+    per_step = flops_per_token(idea.final) * 32 * 128
+    assert abs(int(steps) * per_step - idea.flops()) < per_step
+    assert float(ratio) == pytest.approx(idea.flops() / (1000 * per_step), abs=0.005)
+    assert "vocabulary of 1,024" in text and "vocabulary of 50,304" in planned(capsys, "idea_gpt2")
+    shape = replace(SHAPE, d_ff=48)
+    (tmp_path / "config.json").write_text(json.dumps(config_json(shape, 0, 0)))
+    start = f"--init_from={tmp_path}"
+    text = planned(capsys, "smollm2", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
+    assert rows(text)["enlarged"][0] == f"{n_parameters(shape) / 1e3:.3g}k"
+    assert "--gpus=0 --mfu=0.4: must be more" in planned(capsys, "idea", "--gpus=0")
+    words = "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"
+    assert words in planned(capsys, "idea_gpt2", "--gpus=64")
 
 
-def test_the_plan_of_the_big_run_says_what_fits_and_what_to_do(capsys):
-    config = str(ROOT / "configs" / "idea_2.8b.py")
-    assert bench.main([config, "--plan", "--gpus=8"]) == 0
-    text = capsys.readouterr().out
-    assert "| enlarged | 2.82B | 1T |" in text and "| recover | 1.31B | 500B |" in text
-    assert text.count("| yes |") == 4
-    total = float(re.search(r"the run \| \| 2T \| (\S+) \|", text)[1])
-    parts = [
-        float(x)
-        for x in re.findall(r"^\| (?:enlarged|prune|recover) .*?B? \| (\S+e\+\d+)", text, re.M)
-    ]
-    assert len(parts) == 3 and sum(parts) == pytest.approx(total, rel=0.01)
-    assert bench.main([config, "--plan", "--gpus=8", "--micro_batch_size=128"]) == 0
-    best = int(re.search(r"no; --micro_batch_size=(\d+)", capsys.readouterr().out)[1])
-    assert bench.main([config, "--plan", "--gpus=8", f"--micro_batch_size={best}"]) == 0
-    assert capsys.readouterr().out.count("| yes |") == 4
-    assert bench.main([config, "--plan", "--gpu=4090"]) == 0
-    assert "no, not one sequence" in capsys.readouterr().out
-
-
-def test_the_plan_is_for_the_run_that_train_would_make(folder_of, capsys):
-    def planned(config: str, *knobs: str) -> str:
-        code = bench.main([str(ROOT / "configs" / config), "--plan", *knobs])
-        said = capsys.readouterr()
-        return said.err if code else said.out
-
-    assert "vocabulary 1,024" in planned("idea.py", "--gpus=1")
-    flops = re.search(r"the run .* (\S+e\+12)", planned("idea.py", "--gpus=1"))[1]
-    assert f"| train | 250k | 4.69M | {flops} |" in planned("scratch_flops.py", "--gpus=1")
-    start = f"--init_from={folder_of(SHAPE)}"
-    text = planned("smollm2.py", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
-    assert f"| enlarged | {SHAPE.n_parameters() / 1e3:.3g}k |" in text and "vocabulary 97," in text
-    for knobs, words in (
-        (["--gpus=0"], "--gpus 0"),
-        (["--gpus=7"], "batch_size=512: must divide by the 7 ranks"),
-        (["--gpus=64"], "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"),
-    ):
-        assert words in planned("idea_gpt2.py", *knobs)
-
-
-def test_the_bench_measures_a_toy(toy, capsys, tmp_path, monkeypatch):  # noqa: F811
-    knobs = [str(toy), "--repeats=1", "--n_kv_head_target=0", "--max_steps=4000"]
-    assert bench.main(knobs) == 0
-    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", capsys.readouterr().out, re.M))
-    for what in ("step with scoring / without", "the loop's step / bare step", "a prune, in steps"):
-        assert float(rows[what]) > 0, what
-    monkeypatch.setattr(bench, "matmul_peak", lambda device, dtype: 1e11)  # once is enough
-    assert bench.main([*knobs[:3], "--max_steps=30"]) == 0  # scoring begins before step 4
-    assert "the loop's step" not in capsys.readouterr().out
-    trace = tmp_path / "trace.json"
-    assert bench.main([str(toy), f"--profile={trace}"]) == 0
-    assert trace.stat().st_size > 1000 and "aten::mm" in capsys.readouterr().out
-    assert bench.main([str(Path("missing.py"))]) == 2 and "missing.py" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_what_a_step_frees_is_kept_for_the_next():
-    keep_memory()
-    x = torch.ones(2**24)  # 64 MiB
-    held = bench.resident()
-    del x
-    assert bench.resident() > held - 2**25  # many cores count it less exactly than few
+def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
+    """What it took is the machine's; what it counts is not."""
+    monkeypatch.setattr(bench, "race", lambda calls, *_: [bench.seconds_of(c) for c in calls])
+    assert bench.main([str(toy), "--repeats=2", "--micro_batch_size=4"]) == 0
+    table = {what: cells[0] for what, cells in rows(capsys.readouterr().out).items()}
+    peak, memory = map(int, re.findall(r"(\d+) MiB", table["peak memory"]))
+    assert abs(peak - memory) <= 1
+    toy_plan = make_plan(load_config(str(toy)), 1024)
+    fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
+    assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
+    assert float(table["a prune alone"].removesuffix(" steps")) > 0
+    assert bench.main([str(toy), "--d_ff_target=0", "--n_kv_head_target=0"]) == 0
+    assert "the final shape" not in rows(capsys.readouterr().out)
+    assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err

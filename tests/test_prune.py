@@ -1,74 +1,55 @@
+"""A prune against its oracle: the model whose pruned units are zero and never move."""
+
 import copy
+from functools import partial
 
 import pytest
 import torch
+from test_model import large
 
-from model import GPT, GPTConfig
-from prune import (
-    check_optimizer,
-    choose,
-    prune,
-    slice_group,
-    update_scores,
-    watch_inputs,
-)
+from model import GPT, GPTConfig, Group
+from prune import Pruner, check_optimizer, choose, per_unit, slice_group
+from run.ranks import Ranks
 
-CONFIG = GPTConfig(40, 10, 16, 4, 2, [4, 4], [24, 24])
+CONFIG = GPTConfig(
+    vocab_size=40, context_length=10, n_layer=2, d_model=16, head_dim=4, queries_per_kv=2,
+    n_kv_head=4, d_ff=24,
+)  # fmt: skip
 KINDS = ("d_ff", "n_kv_head")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "momentum": partial(torch.optim.SGD, momentum=0.9)}
 
 
 @pytest.fixture(autouse=True)
-def double_precision():
+def double_precision(monkeypatch):
+    """Everything in float64, so that equality means 1e-12."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-class DoubleGPT(GPT):
-    """The same computation in float64 throughout, so that equality means 1e-12."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        for p in self.parameters():
-            torch.nn.init.normal_(p, mean=1.0 if p.dim() == 1 else 0.0, std=0.3)
-
-
-@pytest.fixture(autouse=True)
-def no_float32_inside(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
-def make():
-    model = DoubleGPT(CONFIG)
+def make(optimizer=torch.optim.AdamW):
+    model = large(GPT(CONFIG))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return model, torch.optim.AdamW(groups, lr=1e-2)
+    return model, optimizer(groups, lr=1e-2)
 
 
 def batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 40, (2, 3, 10), generator=generator)
+    """Tokens and targets, (3, 10) each."""
+    return torch.randint(0, 40, (2, 3, 10), generator=torch.Generator().manual_seed(seed))
 
 
 def update(model, optimizer, seed):
-    x, y = batch(seed)
-    model(x, y).backward()
+    model(*batch(seed)).backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def mask_units(model, group, keep):
-    """Silence units without slicing: zero all of their weights. Returns where weights died."""
-    dead = {}
-    for name, dim in group.members:
-        weight = model.get_submodule(name).weight
-        rows = keep.repeat_interleave(weight.shape[dim] // group.width)
-        dead[name] = ~rows[:, None].expand_as(weight) if dim == 0 else ~rows.expand_as(weight)
-        with torch.no_grad():
-            weight[dead[name]] = 0.0
-    return dead
+def of_kind(model, kind):
+    return [group for group in model.groups() if group.kind == kind]
 
 
 def some_of(width):
@@ -77,195 +58,161 @@ def some_of(width):
     return keep
 
 
+def mask_units(model, group, keep):
+    """Silence units without slicing: zero all of their weights. Returns where weights died."""
+    dead = {}
+    for name, dim in group.members:
+        weight = model.get_parameter(name)
+        gone = ~keep.repeat_interleave(weight.shape[dim] // group.width)
+        dead[name] = gone[:, None].expand_as(weight) if dim == 0 else gone.expand_as(weight)
+        with torch.no_grad():
+            weight[dead[name]] = 0.0
+    return dead
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_sliced_model_equals_masked_model(kind):
+def test_a_sliced_model_equals_a_masked_one(kind):
     model, optimizer = make()
     masked = copy.deepcopy(model)
-    for group in [g for g in model.groups() if g.kind == kind]:
+    for group in of_kind(model, kind):
         keep = some_of(group.width)
         mask_units(masked, group, keep)
         slice_group(model, optimizer, group, keep)
     x, _ = batch(1)
     torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-12)
-    assert getattr(model.shape(), kind) == [w // 2 for w in getattr(CONFIG, kind)]
     assert model(x).abs().max() > 0.1
+    assert getattr(model.shape(), kind) == getattr(CONFIG, kind) // 2
+    rebuilt = GPT(model.shape())
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(rebuilt(x), model(x))
+    assert repr(rebuilt) == repr(model)  # what print(model) says
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adamw_steps_after_slicing_equal_the_masked_models(kind):
-    model, optimizer = make()
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_steps_after_slicing_equal_those_of_the_masked_model(make_optimizer, kind):
+    model, optimizer = make(make_optimizer)
     for seed in range(3):
         update(model, optimizer, seed)
-    masked, masked_optimizer = make()
+    masked, masked_optimizer = make(make_optimizer)
     masked.load_state_dict(model.state_dict())
     masked_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     dead = {}
-    for group in [g for g in model.groups() if g.kind == kind]:
+    for group in of_kind(model, kind):
         keep = some_of(group.width)
         dead |= mask_units(masked, group, keep)
         slice_group(model, optimizer, group, keep)
+    check_optimizer(model, optimizer)
     for seed in range(3, 6):
-        x, y = batch(seed)
-        model(x, y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        masked(x, y).backward()
-        masked_optimizer.step()
-        masked_optimizer.zero_grad()
+        update(model, optimizer, seed)
+        update(masked, masked_optimizer, seed)
         with torch.no_grad():
             for name, where in dead.items():  # the moments of the dead would move them again
-                masked.get_submodule(name).weight[where] = 0.0
+                masked.get_parameter(name)[where] = 0.0
     theirs = dict(masked.named_parameters())
     for name, p in model.named_parameters():
-        where = dead.get(name.removesuffix(".weight"))
-        other = theirs[name] if where is None else theirs[name][~where].view_as(p)
+        other = theirs[name][~dead[name]].view_as(p) if name in dead else theirs[name]
         torch.testing.assert_close(p, other, rtol=0, atol=1e-12)
 
 
-def test_moments_are_sliced_with_the_weights_and_the_step_count_is_kept():
+def test_a_tied_matrix_is_cut_once_and_stays_tied_and_a_vector_is_a_member_like_any_other():
+    """What cutting the residual stream will need; the model itself has no such group yet."""
     model, optimizer = make()
     update(model, optimizer, 0)
-    group = next(g for g in model.groups() if g.kind == "d_ff")
-    before = optimizer.state[model.blocks[0].ffn.down.weight]
-    keep = some_of(group.width)
+    keep = some_of(16)
+    before = model.embed.weight.detach().clone()
+    group = Group("stream", "d_model", 16, (("embed.weight", 1), ("norm.weight", 0)))
     slice_group(model, optimizer, group, keep)
-    after = optimizer.state[model.blocks[0].ffn.down.weight]
-    assert torch.equal(after["exp_avg"], before["exp_avg"][:, keep])
-    assert torch.equal(after["exp_avg_sq"], before["exp_avg_sq"][:, keep])
-    assert after["step"] == before["step"] == 1
+    assert model.unembed.weight is model.embed.weight
+    assert torch.equal(model.embed.weight, before[:, keep])
+    assert model.norm.weight.shape == (8,)
+    check_optimizer(model, optimizer)
+    squares = torch.arange(16.0)
+    assert torch.equal(per_unit(squares, 0, 8), squares.view(8, 2).sum(1))
 
 
-def test_after_every_prune_the_optimizer_holds_exactly_the_models_parameters():
-    model, optimizer = make()
-    scores = {g.name: torch.rand(g.width) for g in model.groups()}
-    for width in (20, 12, 8):
-        update(model, optimizer, width)
-        prune(model, optimizer, scores, "d_ff", width, "layer", 4, 4)
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        assert [id(p) for p in model.parameters() if p.dim() == 1] == [id(p) for p in held[-5:]]
-        assert {id(p) for p in held} == {id(p) for p in model.parameters()}
-        assert {len(s) for n, s in scores.items() if n.endswith("d_ff")} == {width}
-        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(held)
-    stranger = torch.nn.Parameter(torch.zeros(2))
-    optimizer.param_groups[0]["params"].append(stranger)
-    with pytest.raises(AssertionError):
-        check_optimizer(model, optimizer, len(list(model.parameters())))
-
-
-def score(model, criterion, beta=0.0, scores=None, inputs=None, generator=None):
-    scores = {} if scores is None else scores
-    generator = generator or torch.Generator().manual_seed(1)
-    update_scores(scores, model, model.groups(), criterion, beta, inputs or {}, generator)
-    return scores
+def test_an_optimizer_that_holds_a_dead_or_not_every_parameter_is_noticed():
+    for change in (lambda held: held.append(torch.zeros(2)), lambda held: held.pop()):
+        model, optimizer = make()
+        change(optimizer.param_groups[0]["params"])
+        with pytest.raises(AssertionError):
+            check_optimizer(model, optimizer)
 
 
 def by_hand(model, kind, value):
-    """sqrt of the sum of value(w, grad)^2 over the weights of each unit, with explicit indices."""
+    """Group name -> the root of the sum of value(w, grad)^2 over each unit, by explicit indices."""
     out = {}
     for i, block in enumerate(model.blocks):
         a, f, hd, n = block.attention, block.ffn, CONFIG.head_dim, CONFIG.queries_per_kv
-        for j in range(CONFIG.d_ff[i] if kind == "d_ff" else CONFIG.n_kv_head[i]):
+        for j in range(getattr(CONFIG, kind)):
             if kind == "d_ff":
                 pieces = [(f.gate, (j,)), (f.up, (j,)), (f.down, (slice(None), j))]
             else:
                 q, kv = slice(j * n * hd, (j + 1) * n * hd), slice(j * hd, (j + 1) * hd)
                 pieces = [(a.q, (q,)), (a.k, (kv,)), (a.v, (kv,)), (a.o, (slice(None), q))]
-            total = 0.0
-            for m, index in pieces:
-                grad = None if m.weight.grad is None else m.weight.grad[index].flatten()
-                total += (value(m.weight[index].flatten(), grad) ** 2).sum().item()
-            out.setdefault(f"blocks.{i}.{kind}", []).append(total**0.5)
+            total = sum((value(m.weight[at], m.weight.grad[at]) ** 2).sum() for m, at in pieces)
+            out.setdefault(f"blocks.{i}.{kind}", []).append(total.sqrt().item())
     return out
 
 
+def pruner(criterion, kinds=KINDS, seed=1):
+    return Pruner(criterion, 0.0, kinds, seed, Ranks(torch.device("cpu")))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_sensitivity_and_magnitude_equal_a_hand_written_sum_per_unit(kind):
+def test_scores_of_the_kinds_to_prune_equal_a_hand_written_sum_per_unit(kind):
     model, _ = make()
     model(*batch(0)).backward()
     for criterion, value in (("sensitivity", lambda w, g: w * g), ("magnitude", lambda w, g: w)):
-        scores = score(model, criterion)
-        for name, expected in by_hand(model, kind, value).items():
-            torch.testing.assert_close(scores[name], torch.tensor(expected))
-
-
-def test_activation_is_rms_of_the_unit_times_norm_of_its_column():
-    model, _ = make()
-    model.train()
-    sums, hooks = watch_inputs(model, model.groups())
-    seen = []
-    model.blocks[1].ffn.down.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    for seed in (0, 1):
-        model(batch(seed)[0])
-    model.eval()
-    model(batch(2)[0])  # validation does not count
-    inputs = {name: total / 60 for name, total in sums.items()}
-    scores = score(model, "activation", inputs=inputs)
-    rms = torch.cat(seen[:2]).square().mean((0, 1)).sqrt()
-    column = model.blocks[1].ffn.down.weight.norm(dim=0)
-    torch.testing.assert_close(scores["blocks.1.d_ff"], rms * column)
-    for hook in hooks:
-        hook.remove()
-    model.train()
-    before = {name: total.clone() for name, total in sums.items()}
-    model(batch(3)[0])
-    assert all(torch.equal(sums[name], before[name]) for name in sums)
-
-
-def test_random_is_a_pure_function_of_its_generator():
-    model, _ = make()
-    draw = [score(model, "random", generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    assert all(torch.equal(draw[0][name], draw[1][name]) for name in draw[0])
-    assert not torch.equal(draw[0]["blocks.0.d_ff"], draw[2]["blocks.0.d_ff"])
-
-
-def test_scores_are_an_exponential_moving_average():
-    model, _ = make()
-    scores, expected = {}, 0.0
-    for seed in range(3):
-        model.zero_grad()
-        model(*batch(seed)).backward()
-        score(model, "sensitivity", beta=0.85, scores=scores)
-        expected = 0.85 * expected + 0.15 * score(model, "sensitivity")["blocks.0.d_ff"]
-    torch.testing.assert_close(scores["blocks.0.d_ff"], expected)
+        judge = pruner(criterion, kinds=[kind])
+        judge.score(model)
+        expected = {name: torch.tensor(s) for name, s in by_hand(model, kind, value).items()}
+        torch.testing.assert_close(judge.scores, expected)
 
 
 def test_choose_keeps_the_best_and_ties_go_to_the_lower_index():
-    (mask,) = choose([torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0])], 3, "layer")
+    mask = choose(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0]), 3)
     assert mask.tolist() == [False, True, True, True, False, False]
 
 
-def test_global_scope_ranks_across_layers_on_the_grid_above_the_floor():
-    scores = [torch.arange(16.0) + 100, torch.arange(16.0), torch.arange(16.0) + 10]
-    masks = choose(scores, 8, "global", round_to=4, floor=4)
-    assert [int(m.sum()) for m in masks] == [16, 4, 4]
-    assert masks[1].nonzero().squeeze(1).tolist() == [12, 13, 14, 15]
-    masks = choose(scores[:2], 12, "global", round_to=4, floor=4)
-    assert [int(m.sum()) for m in masks] == [16, 8]  # a layer is full: the rest goes to the other
-    off_grid = [torch.ones(10), torch.ones(10) * 2]  # 10 is no multiple of 4
-    assert [int(m.sum()) for m in choose(off_grid, 4, "global", 4, 0)] == [0, 8]
-
-
-def test_global_scope_leaves_uneven_widths_that_run_and_rebuild():
+def test_a_prune_cuts_scores_along_and_says_which_units_went_and_by_which_scores():
     model, optimizer = make()
     update(model, optimizer, 0)
-    scores = {g.name: torch.rand(g.width) + g.layer for g in model.groups()}
-    prune(model, optimizer, scores, "d_ff", 12, "global", 4, 4)
-    prune(model, optimizer, scores, "n_kv_head", 2, "global", 1, 1)
-    shape = model.shape()
-    assert sum(shape.d_ff) == 24 and len(set(shape.d_ff)) == 2
-    assert sum(shape.n_kv_head) == 4 and shape.n_kv_head[0] < shape.n_kv_head[1]
-    rebuilt = DoubleGPT(shape)
-    rebuilt.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(rebuilt(batch(1)[0]), model(batch(1)[0]))
-    update(model, optimizer, 1)
-
-
-def test_a_prune_says_which_units_went_and_by_which_scores():
-    model, optimizer = make()
-    update(model, optimizer, 0)
-    width = {g.name: g.width for g in model.groups()}["blocks.0.d_ff"]
-    scores = {g.name: torch.arange(float(g.width)).flip(0) for g in model.groups()}
-    cuts = prune(model, optimizer, scores, "d_ff", 4, "layer", 4, 4)
-    assert cuts["removed"] == [list(range(4, width))] * 2
-    quartiles = [i / 4 * (width - 1) for i in range(5)]  # of all units, the removed ones too
+    judge = pruner("sensitivity")
+    judge.scores = {g.name: torch.arange(float(g.width)).flip(0) for g in model.groups()}
+    cuts = judge.prune(model, optimizer, "d_ff", 4, [])
+    assert cuts["removed"] == [list(range(4, 24))] * 2
+    quartiles = [i / 4 * 23 for i in range(5)]  # of all units, the removed ones too
     assert cuts["scores"] == [pytest.approx(quartiles)] * 2
+    assert judge.scores["blocks.1.d_ff"].tolist() == [23.0, 22.0, 21.0, 20.0]
+    assert judge.prune(model, optimizer, "n_kv_head", 1, [])["removed"] == [[1, 2, 3]] * 2
+    assert (model.shape().d_ff, model.shape().n_kv_head) == (4, 1)
+
+
+def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it():
+    model, optimizer = make()
+    update(model, optimizer, 0)
+    seen = []
+    model.blocks[1].ffn.down.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    batches = [tuple(batch(seed)) for seed in (0, 1)]
+    with torch.no_grad():
+        for tokens, _ in batches:
+            model(tokens)
+    rms = torch.cat(seen).square().mean((0, 1)).sqrt()
+    column = model.blocks[1].ffn.down.weight.norm(dim=0)
+    best = set((rms * column).topk(8).indices.tolist())
+    hooks = len(model.blocks[1].ffn.down._forward_pre_hooks)
+    cuts = pruner("activation").prune(model, optimizer, "d_ff", 8, batches)
+    assert set(range(24)) - set(cuts["removed"][1]) == best
+    assert len(model.blocks[1].ffn.down._forward_pre_hooks) == hooks
+
+
+def test_random_is_one_number_per_unit_that_the_seed_decides():
+    model, _ = make()
+    draws = []
+    for seed, looks in ((1, 1), (1, 2), (2, 1)):  # a second look changes nothing
+        judge = pruner("random", seed=seed)
+        for _ in range(looks):
+            judge.score(model)
+        draws.append(judge.scores["blocks.0.d_ff"])
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

@@ -12,11 +12,11 @@ def make(**changes) -> Schedule:
         "min_lr_fraction": 0.1,
         "warmup_steps": 50,
         "lr_restart": False,
-        "restart_fraction": 1.0,
         "prune_schedule": "cubic",
         "window": (501, 751),
         "prune_every": 10,
         "score_steps": 34,
+        "widths": {"d_ff": (512, 176, 16), "n_kv_head": (4, 2, 1)},
     }
     return Schedule(**knobs | changes)
 
@@ -42,16 +42,14 @@ def test_restart_gives_each_stage_its_own_warmup_and_cosine():
     assert s.learning_rate(501) == pytest.approx(4e-3 / 50)
     assert s.learning_rate(550) == 4e-3
     assert s.learning_rate(1000) == pytest.approx(4e-4)
-    gentle = make(lr_restart=True, restart_fraction=0.3, window=(501, 501))
-    assert gentle.learning_rate(500) == s.learning_rate(500)
-    assert gentle.learning_rate(550) == pytest.approx(0.3 * 4e-3)
-    assert gentle.learning_rate(1000) == pytest.approx(4e-4)
+    assert [step for step in range(1, 1001) if s.restarts(step)] == [501]
+    assert not any(map(make().restarts, range(1, 1001)))
 
 
 @pytest.mark.parametrize("kind, power", [("cubic", 3), ("linear", 1)])
 def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
     s = make(prune_schedule=kind)
-    widths = [s.width(step, 512, 176, 16) for step in range(1, 1001)]
+    widths = [s.width(step, "d_ff") for step in range(1, 1001)]
     assert set(widths[:500]) == {512} and set(widths[750:]) == {176} and widths[749] > 176
     assert all(a >= b for a, b in zip(widths, widths[1:]))
     assert all(w % 16 == 0 for w in widths)
@@ -64,18 +62,29 @@ def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
 
 def test_the_target_is_met_at_the_end_of_a_window_that_the_interval_does_not_divide():
     s = make(prune_every=7)
-    assert s.width(750, 512, 176, 16) > s.width(751, 512, 176, 16) == 176
+    assert s.width(750, "d_ff") > s.width(751, "d_ff") == 176
 
 
 def test_a_width_off_the_grid_is_kept_until_the_first_prune():
-    s = make()
-    assert s.width(501, 500, 176, 16) == 500
-    assert s.width(511, 500, 176, 16) <= 496
+    s = make(widths={"d_ff": (500, 176, 16)})
+    assert s.width(501, "d_ff") == 500
+    assert s.width(511, "d_ff") <= 496
 
 
 def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
-    s = make(prune_schedule="oneshot", window=(501, 501))
-    assert (s.width(500, 512, 170, 16), s.width(501, 512, 170, 16)) == (512, 170)
+    s = make(prune_schedule="oneshot", window=(501, 501), widths={"d_ff": (512, 170, 16)})
+    assert (s.width(500, "d_ff"), s.width(501, "d_ff")) == (512, 170)
+    assert [step for step in range(1, 1001) if s.prunes(step)] == [501]
+
+
+def test_prunes_are_the_steps_at_which_a_width_falls_and_lead_to_every_target():
+    s, widths = make(), {"d_ff": 512, "n_kv_head": 4}
+    for step in range(1, 1001):
+        for kind, width in s.prunes(step).items():
+            assert width < widths[kind]
+            widths[kind] = width
+        assert widths == {kind: s.width(step, kind) for kind in widths}
+    assert widths == {"d_ff": 176, "n_kv_head": 2}
 
 
 def test_phases_and_scoring_follow_the_window():
@@ -89,4 +98,4 @@ def test_phases_and_scoring_follow_the_window():
     assert once.phase(500) == "enlarged" and once.phase(501) == "recover"
     never = make(window=None)
     assert never.phase(700) == "train" and not any(map(never.scoring, range(1, 1001)))
-    assert never.width(1000, 512, 176, 16) == 512
+    assert never.width(1000, "d_ff") == 512

@@ -1,122 +1,80 @@
-"""The arms of a comparison: which configs may be compared, and what they share."""
+"""The arms of a comparison: where they come from, and which may be compared."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.loader import TokenDataset
-from data.prepare import prepare_shipped
-from run.config import Config, ConfigError, Plan, load_config, make_plan, match_flops, padded_vocab
-from run.report import compact
-
-# Knobs with no say in a step before the first prune is near.
-PRUNE_KNOBS = {"d_ff_target", "n_kv_head_target", "criterion", "score_beta", "scope", "layer_floor"}
-PRUNE_KNOBS |= {"prune_schedule", "prune_start", "prune_end", "prune_every", "round_to"}
-PRUNE_KNOBS |= {"lr_restart", "restart_fraction", "max_steps", "out_dir"}
+from run import UserError
+from run.config import Config, load_config, read_file
+from run.plan import Plan, n_parameters
+from tools.plan import planned
 
 
 @dataclass
 class Arm:
     name: str
     path: str
-    knobs: list[str]  # --key=value for train.py
-    config: Config  # with max_steps as match_flops makes it
+    knobs: list[str]  # --key=value, for train.py
+    config: Config
     plan: Plan
-    kind: str  # "same tokens", "same FLOPs" or "ceiling", seen from the reference
 
 
-def load_arms(paths: list[str], overrides: list[str], reference: str) -> list[Arm]:
-    """The arms, checked to be comparable with the reference. Raises ConfigError naming those that
-    are not: all end in its shape on its tokens or its FLOPs; one that keeps its enlarged shape to
-    the end is the ceiling.
+def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
+    """Name -> (config file, knobs), of the arms that an argument of the command line names.
+
+    A config file is one arm. A table of arms, such as configs/ablations.py, assigns `base`, a
+    config file, and `arms`, name -> {key: value}; FILE.py:NAME is one of them. Raises UserError.
     """
-    arms = []
-    for path in paths:
-        c = load_config(path, overrides)
-        if c.data_dir == Config.data_dir and not Path(c.data_dir).exists():
-            prepare_shipped(Path(c.data_dir))
-        data = TokenDataset(c.data_dir, "train", c.context_length)
-        vocab_size = padded_vocab(c, data.vocab_size)
-        equal_flops = c.match_flops != ""
-        c = match_flops(c, vocab_size)
-        kind = "same FLOPs" if equal_flops else "same tokens"
-        arms.append(Arm(Path(path).stem, path, overrides, c, make_plan(c, vocab_size), kind))
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two arms of one name among {', '.join(names)}: rename a config")
-    if reference not in names:
-        raise ConfigError(f"--reference={reference}: not among the arms {', '.join(names)}")
-    base = arms[names.index(reference)]
-    for arm in arms:
-        first, last = arm.plan.shapes[0][0], arm.plan.shapes[-1][0]
-        if first == last == base.plan.shapes[0][0] != base.plan.shapes[-1][0]:
-            arm.kind = "ceiling"
-        elif last != base.plan.shapes[-1][0]:
-            raise ConfigError(
-                f"{arm.path}: ends with {last.n_parameters():,} parameters, {base.path} with "
-                f"{base.plan.shapes[-1][0].n_parameters():,}, or in another shape: not comparable"
-            )
-        if arm.kind == "same FLOPs":
-            one_step = arm.plan.flops / arm.config.max_steps
-            same, what = abs(arm.plan.flops - base.plan.flops) < one_step, "FLOPs"
-        else:
-            same, what = tokens_of(arm) == tokens_of(base), "tokens"
-        if not same:
-            raise ConfigError(f"{arm.path}: not on as many {what} as {base.path}: not comparable")
-    return arms
+    path, colon, name = argument.partition(".py:")
+    path += ".py" if colon else ""
+    table = read_file(path)
+    if "arms" not in table and not colon:
+        return {Path(path).stem: (path, [])}
+    base, arms = table.get("base"), table.get("arms")
+    changes = arms.values() if isinstance(arms, dict) else [None]
+    if not (isinstance(base, str) and all(isinstance(change, dict) for change in changes)):
+        raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
+    if colon and name not in arms:
+        raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")
+    names = [name] if colon else arms
+    return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
 
 
-def tokens_of(arm: Arm) -> int:
-    return arm.config.max_steps * arm.config.batch_size * arm.config.context_length
+def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
+    """The arms, every one with `overrides` on top, checked to be comparable with the reference.
 
-
-def shared_steps(a: Arm, b: Arm) -> int:
-    """How many steps from the first on are the same in both, bit for bit."""
-    differ = {key for key, value in vars(a.config).items() if value != vars(b.config)[key]}
-    if differ - PRUNE_KNOBS or a.plan.shapes[0][0] != b.plan.shapes[0][0]:
-        return 0
-    one, two = a.plan.schedule, b.plan.schedule
-    for step in range(1, min(a.config.max_steps, b.config.max_steps)):  # the last is one's own
-        prunes = any(s.scoring(step) or s.phase(step) not in START for s in (one, two))
-        if prunes or one.learning_rate(step) != two.learning_rate(step):
-            return step - 1
-    return step
-
-
-START = ("train", "enlarged")  # the phases before the first prune
-
-
-def find_trunks(arms: list[Arm]) -> list[tuple[Arm, list[tuple[Arm, int]]]]:
-    """Who starts from a stretch of whom: (trunk, [(arm, steps), ...]), the trunk itself among them,
-    for stretches of at least a twentieth of the run. The arm that shares most is the trunk.
+    They end in its shape, on its tokens or its FLOPs; one that keeps its enlarged shape to the end
+    is the ceiling. Raises UserError with the name of an arm that does not.
     """
-    trunks, left = [], list(arms)
-    while left:
-        shares = [[(a, shared_steps(t, a)) for a in left if a is not t] for t in left]
-        shares = [[(a, n) for a, n in share if n * 20 >= a.config.max_steps] for share in shares]
-        trunk, share = max(zip(left, shares), key=lambda pair: sum(n for _, n in pair[1]))
-        if share:
-            share.append((trunk, max(n for _, n in share)))
-            trunks.append((trunk, share))
-        taken = {a.name for a, _ in share} | {trunk.name}
-        left = [a for a in left if a.name not in taken]
-    return trunks
+    arms: dict[str, Arm] = {}
+    for argument in arguments:
+        for name, (path, changes) in read_arms(argument).items():
+            if name in arms:
+                raise UserError(f"{argument}: a second arm of the name {name}; rename one")
+            knobs = [*changes, *overrides]
+            try:
+                c = load_config(path, knobs)
+                arms[name] = Arm(name, path, knobs, *planned(c))
+            except UserError as error:
+                raise UserError(f"arm {name}: {error}") from error
+    if reference not in arms:
+        raise UserError(f"--reference={reference}: not among the arms {', '.join(arms)}")
+    for arm in arms.values():
+        check_comparable(arm, arms[reference])
+    return list(arms.values())
 
 
-def print_plan(arms: list[Arm], n_seeds: int, speed: float) -> None:
-    trunks = find_trunks(arms)
-    saved = 0  # FLOPs of the stretches that need not be trained again
-    for trunk, forks in trunks:
-        of_stretch = trunk.plan.shapes[0][0].flops_per_token() * tokens_of(trunk)
-        per_step = of_stretch / trunk.config.max_steps
-        saved += per_step * (sum(n for _, n in forks) - max(n for _, n in forks))
-    for arm in arms:
-        first, last = (arm.plan.shapes[i][0].n_parameters() for i in (0, -1))
-        size = compact(first) + (f" -> {compact(last)}" if last != first else "")
-        print(
-            f"{arm.name:<16}{size:>18} parameters {compact(tokens_of(arm)):>7} tokens "
-            f"{arm.plan.flops:.3g} FLOPs"
-        )
-    total = (sum(arm.plan.flops for arm in arms) - saved) * n_seeds
-    hours = total / speed / 3600
-    shared = f"{saved * n_seeds:.2g} less for shared stretches"
-    print(f"{n_seeds} seeds: {total:.3g} FLOPs ({shared}); {hours:.3g} hours at {speed:.3g} FLOP/s")
+def check_comparable(arm: Arm, reference: Arm) -> None:
+    """Raises UserError where the two do not compare."""
+    ours, theirs = arm.plan, reference.plan
+    ceiling = ours.final == ours.shape(1) == theirs.shape(1) != theirs.final
+    if ours.final != theirs.final and not ceiling:
+        size, wanted = (f"{n_parameters(plan.final):,}" for plan in (ours, theirs))
+        what = f"ends with {size} parameters, {reference.name} with {wanted}, or in another shape"
+        raise UserError(f"arm {arm.name}: {what}: not comparable")
+    steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
+    tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
+    # Equal to one step, and half a one: --shorter rounds the steps between prunes, too
+    if tokens != wanted and abs(ratio - 1) * steps >= 1.5:
+        way = f"max_steps={round(steps * ratio)} would make the FLOPs equal"
+        what = f"neither the tokens of {reference.name} nor its FLOPs"
+        raise UserError(f"arm {arm.name}: {what}: not comparable; {way}")

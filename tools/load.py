@@ -6,42 +6,37 @@ from pathlib import Path
 import torch
 
 from data.loader import TokenDataset
+from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
-from model import GPT, GPTConfig
-from run.checkpoint import check_finite, load_checkpoint, load_model
-from run.config import Config, model_config
+from model import GPT
+from run.checkpoint import load_checkpoint, load_model
 from run.llama import load_folder
 
 
 @dataclass
 class Run:
-    """`vocab_size`: logits past it only pad. `end_of_text`: a token id. `enlarged`: the shape that
-    the run started from.
-    """
-
-    model: GPT
+    model: GPT  # in eval mode
     tokenizer: Encoding
-    vocab_size: int
-    end_of_text: int
-    enlarged: GPTConfig
+    tokenizer_name: str  # as load_tokenizer takes it
+    vocab_size: int  # logits past it only pad
+    end_of_text: int  # a token id
+    state: dict  # what the checkpoint or the folder holds
 
 
 def load_run(path: Path) -> Run:
-    """What a run left in its out_dir, or a Hugging Face folder (llama.py); the model on the GPU if
-    there is one, and in eval mode.
+    """What a run left in its out_dir, or a Hugging Face folder (run/llama.py). The model is on the
+    GPU if there is one.
 
-    Raises CheckpointError, also for weights that are not finite; DataError, where the folder that
-    it was trained on is gone or damaged.
+    Raises UserError; DataError, where the data that it was trained on is gone or damaged.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    from_elsewhere = (path / "config.json").exists() and not (path / "log.jsonl").exists()
-    state = load_folder(path) if from_elsewhere else load_checkpoint(path / "checkpoint.pt")
-    check_finite(state, path)
-    if from_elsewhere:
-        model, tokenizer = load_model(state).to(device).eval(), load_tokenizer(str(path))
-        return Run(model, tokenizer, tokenizer.n_vocab, tokenizer.eot_token, model.config)
-    data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
-    model = load_model(state).to(device).eval()
-    enlarged = model_config(Config(**state["config"]), model.config.vocab_size)
-    tokenizer = load_tokenizer(data.tokenizer)
-    return Run(model, tokenizer, data.vocab_size, data.end_of_text, enlarged)
+    if (path / "config.json").exists() and not (path / "log.jsonl").exists():
+        state, name = load_folder(path), str(path)
+        tokenizer = load_tokenizer(name)
+        about = (tokenizer, name, tokenizer.n_vocab, tokenizer.eot_token)
+    else:
+        state = load_checkpoint(path / "checkpoint.pt")
+        prepare_shipped(state["config"]["data_dir"])
+        data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
+        about = (load_tokenizer(data.tokenizer), data.tokenizer, data.vocab_size, data.end_of_text)
+    model = load_model(state | {"path": path})
+    return Run(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *about, state)

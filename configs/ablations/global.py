@@ -1,4 +1,0 @@
-# Layers compete for neurons.
-from configs.compare.idea import *
-
-scope = "global"

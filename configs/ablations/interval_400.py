@@ -1,4 +1,0 @@
-# A quarter of the prunes.
-from configs.compare.idea import *
-
-prune_every = 400

@@ -1,4 +1,0 @@
-# As many units at each prune.
-from configs.compare.idea import *
-
-prune_schedule = "linear"

@@ -1,4 +1,0 @@
-# A higher peak.
-from configs.compare.idea import *
-
-learning_rate = 1.13e-2

@@ -1,4 +1,0 @@
-# A shorter window.
-from configs.compare.idea import *
-
-prune_end = 0.2

@@ -1,4 +1,0 @@
-# A longer window.
-from configs.compare.idea import *
-
-prune_end = 0.6

@@ -1,4 +1,0 @@
-# IDEA with another criterion: activation energy.
-from configs.compare.idea import *
-
-criterion = "activation"

@@ -1,7 +1,0 @@
-# IDEA on FFN neurons and KV groups: twice the heads at first, the same final shape.
-from configs.compare.idea import *
-
-n_head = 8
-n_kv_head = 4
-head_dim = 8
-n_kv_head_target = 2

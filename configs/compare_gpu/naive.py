@@ -1,5 +1,0 @@
-# The usual pipeline: train to the end of a cosine, prune once, train again with a fresh optimizer,
-# a second warm-up and the full peak.
-from configs.compare_gpu.oneshot import *
-
-lr_restart = True

@@ -1,5 +1,0 @@
-# The final shape from the start, on the same tokens.
-from configs.compare_gpu.idea import *
-
-d_ff = d_ff_target
-d_ff_target = 0

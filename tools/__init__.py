@@ -1,0 +1,22 @@
+"""What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from data import DataError
+from run import UserError
+
+
+def command(main: Callable) -> Callable[..., int]:
+    """A `main(argv)` whose errors for people become one line and exit code 2."""
+
+    @wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except (UserError, DataError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run
