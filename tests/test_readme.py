@@ -1,56 +1,74 @@
-"""What the README says about the project holds for the files as they are."""
+"""The commands of the README and of its chapters, run as they stand there, but shorter."""
 
+import importlib
 import re
-import shutil
-import subprocess
-import sys
+import shlex
 from pathlib import Path
+
+import pytest
+
+import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# The shipped configs, by the README's table: configs/ may also hold a reader's own.
-CONFIGS = re.findall(r"^\| `([\w.]+)` \|", README.partition("\n## Configs\n")[2], re.M)
+SHORTER = {"train": ["--shorter=100", "--eval_tokens=2000"]}
+SHORTER["tools.compare"] = [*SHORTER["train"], "--seeds=1"]
 
 
-def test_the_two_commands_are_the_ones_that_ci_runs():
+def commands(text: str) -> list[str]:
+    """What stands in its blocks of shell, a command each; not what installs, nor pytest itself."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    lines = [part.strip() for block in blocks for part in re.split(r"\n|&&", block)]
+    return [line for line in lines if line.startswith("python") and "pytest" not in line]
+
+
+def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors"), pytest.importorskip("matplotlib")
+    for folder in ("configs", "tools"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "book.txt").write_text("Fellow citizens of the Senate. " * 50_000)
+    (tmp_path / "speech.txt").write_text("My fellow citizens. " * 50)
+    monkeypatch.chdir(tmp_path)
+    assert len(commands(README)) >= 8
+    for command in commands(README):
+        program, *arguments = shlex.split(command, comments=True)[1:]
+        if program == "-m":
+            program, *arguments = arguments
+            main = importlib.import_module(program).main
+        else:
+            program, main = "train", train.main
+            assert shlex.split(command)[1] == "train.py"
+        code = main([*arguments, *SHORTER.get(program, [])])
+        assert code == 0, (command, capsys.readouterr().err)
+    made = ("out/idea/checkpoint.pt", "out/idea/units.png", "out/idea-hf/config.json")
+    assert all((tmp_path / path).exists() for path in (*made, "results/mine/table.md"))
+
+
+def test_ci_runs_what_a_newcomer_runs():
     ci = (ROOT / ".ci" / "run").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
-    for block in blocks[:2]:
-        install, run = block.strip().split(" && ")
-        assert install in ci and run in ci, block
+    for line in re.findall(r"```sh\n(.*?)```", README, re.S)[0].splitlines():
+        install, run = line.split(" && ")
+        assert install in ci and run in ci, line
 
 
-def test_every_line_that_the_tour_quotes_stands_in_its_file():
-    quotes = re.findall(r"^\| [^|`]+ \| `(.+)` \| `(\w+\.py)` \|$", README, re.M)
-    assert len(quotes) >= 6
-    for line, file in quotes:
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_every_line_of_code_that_a_page_quotes_stands_in_its_file_and_every_link_leads_somewhere(
+    page,
+):
+    text = page.read_text()
+    for line, file in re.findall(r"\| `([^`]+)` \| `([\w/]+\.py)` \|$", text, re.M):
         assert line in (ROOT / file).read_text(), (file, line)
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (page.parent / path).exists(), path
 
 
-def test_every_named_file_is_there():
-    assert len(CONFIGS) >= 12
-    for config in CONFIGS:
-        assert (ROOT / "configs" / f"{config}.py").exists(), config
-    for path in re.findall(r"`((?:configs/|data/|results/|run/)?\w+\.(?:py|md))`", README):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\((results/[^)]+)\)", README):
-        assert (ROOT / path).stat().st_size < 300_000
-
-
-def test_what_a_reader_adds_breaks_no_test(tmp_path):
-    """Configs of their own, also as arms, and results, all of them too odd for our tests."""
-    copy = tmp_path / "project"
-    for folder in ("configs", "experiments", "results", "run", "tests", "tools", ".ci"):
-        shutil.copytree(ROOT / folder, copy / folder)
-    for file in (*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "pyproject.toml"):
-        shutil.copy(file, copy)
-    (copy / "data").symlink_to(ROOT / "data")
-    for folder in ("configs", "configs/compare", "configs/ablations", "configs/compare_gpu"):
-        (copy / folder / "mine.py").write_text("n_layer = 3\n")
-    (copy / "results" / "mine").mkdir()
-    (copy / "results" / "mine" / "runs.csv").write_text("arm\nmine\n")
-    tests = [f"tests/test_{name}.py" for name in ("readme", "config", "compare")]
-    chosen = "every_named or every_config or every_laboratory or committed"
-    command = [sys.executable, "-m", "pytest", "-q", *tests, "-k", chosen]
-    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+def test_every_exercise_of_the_course_changes_a_line_that_is_there():
+    diffs = re.findall(
+        r"```diff\n *# ([\w/.]+)\n(.*?)```", (ROOT / "docs/course.md").read_text(), re.S
+    )
+    removed = [
+        (file, line[1:]) for file, diff in diffs for line in re.findall(r"^ *(-.*)$", diff, re.M)
+    ]
+    assert len(diffs) >= 5 and len(removed) >= 2
+    for file, line in removed:
+        assert line in (ROOT / file).read_text(), (file, line)
