@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from run import UserError
 from run.checkpoint import write_text
 from tools import command
 from tools.plot import open_figure
@@ -137,11 +138,14 @@ def draw(curves: list[dict], folder: Path) -> None:
 
 
 def report(folder: Path, reference: str = "idea") -> None:
-    """table.md and the figure, from the two .csv files alone."""
+    """table.md and, where matplotlib is installed, the figure, from the two .csv files alone."""
     text = table(read_csv(folder / "runs.csv"), reference)
     write_text(folder / "table.md", text)
     print(text)
-    draw(read_csv(folder / "curves.csv"), folder)
+    try:
+        draw(read_csv(folder / "curves.csv"), folder)
+    except UserError as error:  # no matplotlib: the table is what counts
+        print(error, file=sys.stderr)
 
 
 @command
