@@ -25,19 +25,21 @@ def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
 # The importance of single weights. To add a criterion of this sort, write such a function and name
 # it in this dict. Signs do not matter: importances are squared.
 ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
-# These two are not functions of a weight: see output_scores, and Pruner.score.
+# These two are not functions of a weight. To add another such criterion, name it here and set
+# self.scores[group.name], (width,), higher is kept: in Pruner.score if each step counts, or at the
+# top of Pruner.prune if it is computed at the prune.
 CRITERIA = (*ELEMENTWISE, "activation", "random")
 
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
     """Sum a tensor, shaped like a weight of a group, within each of its units: (width,)."""
     others = [d for d in range(x.dim()) if d != dim]
-    return (x.sum(others) if others else x).view(width, -1).sum(1)  # a norm's weight has one dim
+    return (x.sum(others) if others else x).view(width, -1).sum(1)  # a vector has no other
 
 
 def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
-    """(width,): for each unit the L2 norm of the importances of its weights. (The published reviews
-    of the paper say that it uses this norm.)"""
+    """(width,): for each unit the L2 norm of the importances of its weights. (IDEA Prune,
+    2503.05920; the norm is from its published reviews.)"""
     importance = ELEMENTWISE[criterion]
     sums = []
     for name, dim in group.members:
@@ -153,7 +155,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # in place
+                average.lerp_(s, 1 - self.beta)  # from 0, which scales all units of a group alike
             elif self.criterion == "random" and group.name not in self.scores:
                 weight = model.get_parameter(group.members[0][0])
                 numbers = torch.rand(group.width, generator=self.generator)

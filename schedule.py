@@ -19,8 +19,9 @@ class Schedule:
     warmup_steps: int
     lr_restart: bool
     prune_schedule: str  # "cubic", "linear" or "oneshot"
-    # The prune window. The width falls after its first step, and is the target from its last step
-    # on; oneshot prunes just before the first. None: never prune.
+    # First and last step of the prune window. The width is still full in the first; prunes follow
+    # every prune_every steps; from the last step on it is the target. oneshot prunes just before
+    # the first step. None: never prune.
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens

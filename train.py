@@ -103,7 +103,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     ranks.check_start(start, device)  # waits: rank 0 writes to out_dir when all have read it
     ranks.check(model)
     compiled = machine.choose_compile(c, device, plan.flops())
-    # Compiled in place and for training only; one compilation serves all widths
+    # `forward` is for training steps. In eval mode the same blocks run uncompiled
     forward = machine.compile_blocks(model, schedule.widths) if compiled else model
 
     def autocast():
