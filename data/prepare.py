@@ -10,37 +10,30 @@ killed leaves a hidden folder beside it, `.NAME.tmp-...`, which you may delete.
 """
 
 import argparse
-import gzip
 import hashlib
 import json
-import lzma
 import math
 import os
 import secrets
 import shutil
 import sys
-import zlib
 from array import array
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from data import DataError
+from data.text import read_items, text_format
 from data.tokenizer import SHIPPED_RANKS, Encoding, encode_blocks, load_tokenizer, tokenizer_files
 
 SHIPPED_CORPUS = SHIPPED_RANKS.with_name("sotu.jsonl.xz")
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
-PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one of the splits
 BATCH_BYTES = 2**20  # what a thread tokenizes at a time
-MAX_LINE_BYTES = 2**28  # of .jsonl: a line is held in memory, and a compressed one may be endless
-UNPACK = {".gz": gzip.open, ".xz": lzma.open}
 WRITTEN_FILES = ("*.bin", "meta.json", "tokenizer.tiktoken")
 WRITTEN_FILES += ("tokenizer.json", "tokenizer_config.json")
 
@@ -69,7 +62,7 @@ def prepare(
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     for path in inputs:
-        _text_format(path)
+        text_format(path)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
     encoding = load_tokenizer(tokenizer)
@@ -117,65 +110,6 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
     known = {path for pattern in WRITTEN_FILES for path in out.glob(pattern)}
     if not (out / "meta.json").is_file() or set(out.iterdir()) - known:
         raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
-
-
-# ---- reading ---------------------------------------------------------------------------------
-
-
-def _text_format(path: Path) -> str:
-    """`.txt` or `.jsonl`, by the name."""
-    unpacked = path.stem if path.suffix.lower() in UNPACK else path.name
-    suffix = Path(unpacked).suffix.lower()
-    if suffix not in (".txt", ".jsonl"):
-        raise DataError(f"{path}: should end in .txt or .jsonl, or one of these and .gz or .xz")
-    return suffix
-
-
-def _read_items(paths: list[Path], bar: tqdm) -> Iterator[tuple[bytes, bool]]:
-    """Yields (text, whether a document ends here). Each item goes to one split; none is empty.
-
-    The text is the very bytes of a .txt file, or UTF-8 from a .jsonl file.
-    """
-    before = 0
-    for path in paths:
-        try:
-            with path.open("rb") as raw:
-                unpack = UNPACK.get(path.suffix.lower())
-                stream = unpack(raw) if unpack else raw
-                read = _read_jsonl if _text_format(path) == ".jsonl" else _read_text
-                for item in read(path, stream):
-                    yield item
-                    bar.update(before + raw.tell() - bar.n)  # compressed bytes: their sum is known
-                before += raw.tell()
-        except (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError) as error:
-            what = str(error) or type(error).__name__
-            raise DataError(f"{path}: cannot be read to its end: {what}") from None
-
-
-def _read_text(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    while part := stream.read(PART_BYTES):
-        if not part.endswith(b"\n"):
-            part += stream.readline(PART_BYTES)  # has a limit, as there may be no line end
-        yield part, not stream.peek(1)
-
-
-def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; cut it")
-        if line.isspace():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            # JSON can spell half a surrogate pair (\ud800). Its three bytes are kept.
-            data = text.encode("utf-8", "surrogatepass")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            what = 'should be UTF-8 JSON like {"text": "..."}'
-            raise DataError(f"{path}, line {number}: {what}") from None
-        if data:
-            yield data, True
 
 
 # ---- tokenizing and writing ------------------------------------------------------------------
@@ -229,7 +163,7 @@ def _write_tokens(
     total = sum(path.stat().st_size for path in inputs)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
     with bar, ThreadPoolExecutor(workers) as pool:
-        for items, (text, ends_document) in enumerate(_read_items(inputs, bar), 1):
+        for items, (text, ends_document) in enumerate(read_items(inputs, bar), 1):
             name = "val" if is_validation(items - 1, val_fraction) else "train"
             splits[name].meta["bytes"] += len(text)
             splits[name].meta["documents"] += ends_document

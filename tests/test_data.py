@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import data.prepare
+import data.text
 from data import DataError
 from data.loader import TokenDataset, bigram_loss
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare
@@ -151,7 +152,7 @@ def test_documents_come_back_however_the_work_is_cut(tmp_path, monkeypatch, pair
 @pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "a.txt.XZ"])
 def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, name):
     pack = {"t": bytes, "z": gzip.compress, "Z": lzma.compress}[name[-1]]
-    monkeypatch.setattr(data.prepare, "PART_BYTES", 100)
+    monkeypatch.setattr(data.text, "PART_BYTES", 100)
     lines = [b"%05d \xff\xc3 not UTF-8 \xe2\x80\x94 %d\r\n" % (i, i) for i in range(2000)]
     (tmp_path / name).write_bytes(pack(b"".join(lines)[:-2]))
     meta = prepare([tmp_path / name], "shipped", out := tmp_path / "out")
@@ -185,7 +186,7 @@ BAD = [  # file, content, words of the message or a wrong argument
 def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch, capsys, bad):
     name, content, problem = bad
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.prepare, "MAX_LINE_BYTES", 200_000)
+    monkeypatch.setattr(data.text, "MAX_LINE_BYTES", 200_000)
     Path(name).write_bytes(content)
     before = os.listdir()
     argument = problem if problem.startswith("--") else "--out=out"
