@@ -27,7 +27,7 @@ from run.checkpoint import load_model, load_optimizer
 from run.config import Config, load_config
 from run.folder import find_start
 from run.plan import check_memory, make_plan, padded_vocab
-from run.ranks import Ranks
+from run.ranks import Ranks, leave_ranks
 from run.report import Report
 
 
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return code
     finally:
-        machine.leave_ranks()
+        leave_ranks()
 
 
 if __name__ == "__main__":

@@ -244,14 +244,15 @@ def check_ranks(c: Config, ranks: int) -> None:
 
 
 def check_prunes(c: Config, need) -> None:
+    targets = prune_targets(c)
     for kind in UNITS:
-        key, full, target = f"{kind}_target", getattr(c, kind), getattr(c, f"{kind}_target")
-        need(target <= full, key, f"is wider than the model, {kind}={full}")
-        if kind in prune_targets(c) and kind.startswith("d_"):
-            near = max(1, round(target / c.round_to)) * c.round_to
-            grid = f"must be a multiple of round_to={c.round_to}; the nearest is {near}"
-            need(target % c.round_to == 0, key, grid)
-    if not prune_targets(c):
+        full, target = getattr(c, kind), getattr(c, f"{kind}_target")
+        need(target <= full, f"{kind}_target", f"is wider than the model, {kind}={full}")
+    for kind, (_, target, grid) in targets.items():
+        near = max(1, round(target / grid)) * grid
+        remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
+        need(target % grid == 0, f"{kind}_target", remedy)
+    if not targets:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
         return
     need(0 < c.prune_start < 1, "prune_start", "must lie between 0 and 1")

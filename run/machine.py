@@ -1,4 +1,4 @@
-"""What a run computes on: device, precision, the processes that train together, signals to stop."""
+"""What a run computes on: device, precision, compiling; what ends it: errors, signals to stop."""
 
 import ctypes
 import os
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data import DataError
@@ -140,11 +139,6 @@ def print_error(error: Exception, c: Config | None) -> int:
     if code and (rank == 0 or c):
         print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
     return code
-
-
-def leave_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 class Stop:
