@@ -151,13 +151,13 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
-        each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth.
+        """Normal, std 1 / sqrt(inputs), so that outputs are as large as inputs. The projections that
+        write to the residual stream start at zero: at first, each block passes on what it gets.
         """
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
-                std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes else 0.02
+                std = 0.0 if writes else module.weight.shape[1] ** -0.5
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+Optimizers = list[torch.optim.Optimizer]  # each holds other parameters
+
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     """How much the loss would change if this weight alone were zero, to first order and but for the
@@ -89,12 +91,13 @@ def choose(scores: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def slice_group(model: nn.Module, optimizer: torch.optim.Optimizer, group, keep: Tensor) -> None:
+def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
-    A smaller parameter replaces the old one wherever the model and the optimizer hold it. AdamW's
-    moments are cut in the same way, and its step count is kept: given the same gradient, a weight
-    that stays gets the same update as without the prune. Old gradients are dropped.
+    A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
+    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way, and the
+    step count stays. So AdamW, given the same gradient, gives a weight that stays the same update
+    as without the prune. Muon's update depends on the whole matrix. Old gradients are dropped.
     """
     for name, dim in group.members:
         old = model.get_parameter(name)
@@ -106,22 +109,25 @@ def slice_group(model: nn.Module, optimizer: torch.optim.Optimizer, group, keep:
                     setattr(module, key, new)
                     if isinstance(module, nn.Linear):  # so that print(model) is right
                         module.out_features, module.in_features = new.shape
-        for param_group in optimizer.param_groups:
-            param_group["params"] = [new if p is old else p for p in param_group["params"]]
-        optimizer.state[new] = {  # what is not of the weight's shape is the step count
-            key: value.index_select(dim, index) if value.shape == old.shape else value
-            for key, value in optimizer.state.pop(old, {}).items()
-        }
+        for optimizer in optimizers:
+            for param_group in optimizer.param_groups:
+                param_group["params"] = [new if p is old else p for p in param_group["params"]]
+            if old in optimizer.state:
+                optimizer.state[new] = {  # what is not of the weight's shape is the step count
+                    key: value.index_select(dim, index) if value.shape == old.shape else value
+                    for key, value in optimizer.state.pop(old).items()
+                }
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """An invariant: the optimizer holds each parameter of the model once and no other, and its
-    state has their shapes."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
-    assert set(optimizer.state) <= set(held)
-    for parameter, state in optimizer.state.items():
-        assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
+def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
+    """An invariant: together, the optimizers hold each parameter of the model once and no other,
+    and their state has the parameters' shapes."""
+    every = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(every) == len(set(every)) and set(every) == set(model.parameters())
+    for optimizer in optimizers:
+        assert set(optimizer.state) <= {p for g in optimizer.param_groups for p in g["params"]}
+        for parameter, state in optimizer.state.items():
+            assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
 
 class Pruner:
@@ -165,7 +171,7 @@ class Pruner:
     def prune(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         kind: str,
         width: int,
         batches: list[tuple[Tensor, Tensor]],
@@ -183,10 +189,10 @@ class Pruner:
         for group in groups:
             scores = self.scores[group.name]
             keep = self.ranks.from_first(choose(scores, width))
-            slice_group(model, optimizer, group, keep)
+            slice_group(model, optimizers, group, keep)
             self.scores[group.name] = scores[keep]
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
-        check_optimizer(model, optimizer)
+        check_optimizers(model, optimizers)
         self.ranks.check(model)
         return record

@@ -23,7 +23,7 @@ from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
 from run import UserError, machine
-from run.checkpoint import load_model, load_optimizer
+from run.checkpoint import load_model, load_optimizers
 from run.config import Config, load_config
 from run.folder import find_start
 from run.plan import check_memory, make_plan, padded_vocab
@@ -31,15 +31,24 @@ from run.ranks import Ranks, leave_ranks
 from run.report import Report
 
 
-def make_optimizer(model: GPT, c: Config) -> torch.optim.AdamW:
-    """AdamW, with weight decay on the matrices only."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": c.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=True)
+def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
+    matrices have weight decay.
+
+    Muon (Jordan et al., 2024) makes all singular values of an update nearly equal. The update is
+    then scaled to the usual size of AdamW's (2502.16982), so that one learning rate fits both.
+    """
+    inner = [p for p in model.blocks.parameters() if p.dim() == 2]
+    outer = list(dict.fromkeys((model.embed.weight, model.unembed.weight)))  # one, if tied
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    decay, optimizers = {"lr": c.learning_rate, "weight_decay": c.weight_decay}, []
+    if c.optimizer == "muon":
+        optimizers = [torch.optim.Muon(inner, **decay, adjust_lr_fn="match_rms_adamw")]
+    else:
+        outer += inner
+    groups = [{"params": outer, **decay}, {"params": vectors, "weight_decay": 0.0}]
+    betas = (c.beta1, c.beta2)
+    return [*optimizers, torch.optim.AdamW(groups, lr=c.learning_rate, betas=betas, fused=True)]
 
 
 @torch.no_grad()
@@ -95,10 +104,10 @@ def train(c: Config, stop: machine.Stop) -> int:
     model = load_model(state) if state else GPT(plan.shape(1))
     model.to(device)
     model.recompute = c.recompute
-    optimizer = make_optimizer(model, c)
+    optimizers = make_optimizers(model, c)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
     if state:
-        load_optimizer(optimizer, model, state)
+        load_optimizers(optimizers, model, state)
         pruner.scores = {name: score.to(device) for name, score in state["scores"].items()}
     ranks.check_start(start, device)  # waits: rank 0 writes to out_dir when all have read it
     ranks.check(model)
@@ -126,15 +135,15 @@ def train(c: Config, stop: machine.Stop) -> int:
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # the naive pipeline alone: a fresh optimizer
-            optimizer = make_optimizer(model, c)
-        for param_group in optimizer.param_groups:
+        if schedule.restarts(step):  # the naive pipeline alone: moments start anew
+            optimizers = make_optimizers(model, c)
+        for param_group in (group for o in optimizers for group in o.param_groups):
             param_group["lr"] = lr
 
-        # Prune: slice the weakest units out of the weights and out of the optimizer's moments
+        # Prune: slice the weakest units out of the weights and out of the moments
         for kind, width in schedule.prunes(step).items():  # {} on most steps
             before = validate(plan.tokens_per_step)
-            record = pruner.prune(model, optimizer, kind, width, micro_batches)
+            record = pruner.prune(model, optimizers, kind, width, micro_batches)
             report.prune(step, kind, before, validate(plan.tokens_per_step), record)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
@@ -162,8 +171,9 @@ def train(c: Config, stop: machine.Stop) -> int:
         # Update
         if c.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:
@@ -172,7 +182,7 @@ def train(c: Config, stop: machine.Stop) -> int:
             val_loss = validate(c.eval_tokens)
             report.eval(step, val_loss)
         if step % c.save_every == 0 or step == last or stopping:
-            report.save(step, model, optimizer, pruner.scores, must=step == last or stopping)
+            report.save(step, model, optimizers, pruner.scores, must=step == last or stopping)
         if stopping:
             break
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, GPTConfig
+from prune import Optimizers
 from run import UserError
 from run.config import NOT_SAVED, Config
 
@@ -75,15 +76,15 @@ def checksum(state: dict) -> str:
 
 
 def save_checkpoint(
-    c: Config, step: int, model: GPT, optimizer: torch.optim.Optimizer, scores: dict[str, Tensor]
+    c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict[str, Tensor]
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
     of the data needs nothing (data/loader.py). Raises OSError."""
-    moments = {}
+    moments, kept = {}, {p: s for optimizer in optimizers for p, s in optimizer.state.items()}
     for name, p in model.named_parameters():
-        if p in optimizer.state:
+        if p in kept:
             # Pickle writes a string once per object: interned keys make equal runs equal bytes
-            moments[name] = {sys.intern(key): value for key, value in optimizer.state[p].items()}
+            moments[name] = {sys.intern(key): value for key, value in kept[p].items()}
     state = {
         "format": FORMAT,
         "config": json.dumps({k: v for k, v in vars(c).items() if k not in NOT_SAVED}),
@@ -151,11 +152,11 @@ def load_model(state: dict) -> GPT:
     return model
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, state: dict) -> None:
-    """Give the optimizer what a checkpoint holds of each parameter, by name."""
-    name_of = {p: name for name, p in model.named_parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]  # as torch counts
-    saved = state["optimizer"]
-    moments = {i: saved[name_of[p]] for i, p in enumerate(held) if name_of[p] in saved}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+def load_optimizers(optimizers: Optimizers, model: GPT, state: dict) -> None:
+    """Give the optimizers what a checkpoint holds of each parameter, by name."""
+    name_of, saved = {p: name for name, p in model.named_parameters()}, state["optimizer"]
+    for optimizer in optimizers:
+        held = [p for group in optimizer.param_groups for p in group["params"]]  # as torch counts
+        moments = {i: saved[name_of[p]] for i, p in enumerate(held) if name_of[p] in saved}
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -54,9 +54,7 @@ def flops_per_token(shape: GPTConfig) -> int:
     return 3 * (2 * weights + attention)
 
 
-def memory_of(
-    shape: GPTConfig, micro_batch: int, recompute: bool, dtype: torch.dtype
-) -> dict[str, int]:
+def memory_of(c: Config, shape: GPTConfig, micro_batch: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
     Attention is counted in float32, as on a CPU. A GPU takes a little less.
@@ -71,14 +69,14 @@ def memory_of(
     block = tokens * (norms + attention + ffn)
     logits = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
     gradients = 2 * e * tokens * shape.d_ff  # of a block's inner activations
-    if recompute:  # the input of each block is kept; of one block at a time, the rest is there
+    if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
     else:
         kept, passing = block * shape.n_layer, max(logits, gradients)
     return {
         "weights": 4 * n,
         "gradients": 4 * n,
-        "moments": 8 * n,
+        "moments": 8 * n - (4 * block_weights(shape) if c.optimizer == "muon" else 0),
         "casts": 2 * n if lower else 0,  # the weights' own
         "activations": kept,
         "passing": passing,
@@ -94,7 +92,7 @@ def check_memory(c: Config, vocab_size: int, available: int, ranks: int) -> None
     def need(c: Config) -> float:
         micro_batch = c.micro_batch_size or math.ceil(c.batch_size / ranks)
         dtype = torch.bfloat16 if c.dtype == "bfloat16" else torch.float32
-        memory = memory_of(enlarged_shape(c, vocab_size), micro_batch, c.recompute, dtype)
+        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch, dtype)
         passing = 0.5 * (memory.pop("activations") + memory.pop("passing"))
         batch = 16 * c.batch_size * c.context_length // ranks  # its tokens, int64
         return sum(memory.values()) + passing + batch

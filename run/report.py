@@ -149,12 +149,12 @@ class Report:
         """Bits per byte of the validation text."""
         return nats_per_token / math.log(2) / self.val.bytes_per_token
 
-    def save(self, step: int, model, optimizer, scores: dict, must: bool) -> None:
+    def save(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
         last save `must` succeed. Raises UserError."""
         try:
             if self.main:
-                save_checkpoint(self.c, step, model, optimizer, scores)
+                save_checkpoint(self.c, step, model, optimizers, scores)
             self.write("save", step)
         except OSError as error:
             path = Path(self.c.out_dir) / NAME

@@ -8,7 +8,7 @@ import torch
 from test_model import large
 
 from model import GPT, GPTConfig, Group
-from prune import Pruner, check_optimizer, choose, per_unit, slice_group
+from prune import Pruner, check_optimizers, choose, per_unit, slice_group
 from run.ranks import Ranks
 
 CONFIG = GPTConfig(
@@ -77,7 +77,7 @@ def test_a_sliced_model_equals_a_masked_one(kind):
     for group in of_kind(model, kind):
         keep = some_of(group.width)
         mask_units(masked, group, keep)
-        slice_group(model, optimizer, group, keep)
+        slice_group(model, [optimizer], group, keep)
     x, _ = batch(1)
     torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-12)
     assert model(x).abs().max() > 0.1
@@ -101,8 +101,8 @@ def test_steps_after_slicing_equal_those_of_the_masked_model(make_optimizer, kin
     for group in of_kind(model, kind):
         keep = some_of(group.width)
         dead |= mask_units(masked, group, keep)
-        slice_group(model, optimizer, group, keep)
-    check_optimizer(model, optimizer)
+        slice_group(model, [optimizer], group, keep)
+    check_optimizers(model, [optimizer])
     for seed in range(3, 6):
         update(model, optimizer, seed)
         update(masked, masked_optimizer, seed)
@@ -122,11 +122,11 @@ def test_a_tied_matrix_is_cut_once_and_stays_tied_and_a_vector_is_a_member_like_
     keep = some_of(16)
     before = model.embed.weight.detach().clone()
     group = Group("stream", "d_model", 16, (("embed.weight", 1), ("norm.weight", 0)))
-    slice_group(model, optimizer, group, keep)
+    slice_group(model, [optimizer], group, keep)
     assert model.unembed.weight is model.embed.weight
     assert torch.equal(model.embed.weight, before[:, keep])
     assert model.norm.weight.shape == (8,)
-    check_optimizer(model, optimizer)
+    check_optimizers(model, [optimizer])
     squares = torch.arange(16.0)
     assert torch.equal(per_unit(squares, 0, 8), squares.view(8, 2).sum(1))
 
@@ -136,7 +136,7 @@ def test_an_optimizer_that_holds_a_dead_or_not_every_parameter_is_noticed():
         model, optimizer = make()
         change(optimizer.param_groups[0]["params"])
         with pytest.raises(AssertionError):
-            check_optimizer(model, optimizer)
+            check_optimizers(model, [optimizer])
 
 
 def by_hand(model, kind, value):
@@ -180,12 +180,12 @@ def test_a_prune_cuts_scores_along_and_says_which_units_went_and_by_which_scores
     update(model, optimizer, 0)
     judge = pruner("sensitivity")
     judge.scores = {g.name: torch.arange(float(g.width)).flip(0) for g in model.groups()}
-    cuts = judge.prune(model, optimizer, "d_ff", 4, [])
+    cuts = judge.prune(model, [optimizer], "d_ff", 4, [])
     assert cuts["removed"] == [list(range(4, 24))] * 2
     quartiles = [i / 4 * 23 for i in range(5)]  # of all units, the removed ones too
     assert cuts["scores"] == [pytest.approx(quartiles)] * 2
     assert judge.scores["blocks.1.d_ff"].tolist() == [23.0, 22.0, 21.0, 20.0]
-    assert judge.prune(model, optimizer, "n_kv_head", 1, [])["removed"] == [[1, 2, 3]] * 2
+    assert judge.prune(model, [optimizer], "n_kv_head", 1, [])["removed"] == [[1, 2, 3]] * 2
     assert (model.shape().d_ff, model.shape().n_kv_head) == (4, 1)
 
 
@@ -202,7 +202,7 @@ def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it
     column = model.blocks[1].ffn.down.weight.norm(dim=0)
     best = set((rms * column).topk(8).indices.tolist())
     hooks = len(model.blocks[1].ffn.down._forward_pre_hooks)
-    cuts = pruner("activation").prune(model, optimizer, "d_ff", 8, batches)
+    cuts = pruner("activation").prune(model, [optimizer], "d_ff", 8, batches)
     assert set(range(24)) - set(cuts["removed"][1]) == best
     assert len(model.blocks[1].ffn.down._forward_pre_hooks) == hooks
 

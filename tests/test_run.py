@@ -148,6 +148,7 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
 def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_path, monkeypatch):
     """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
+    knobs += ["--optimizer=adamw"]
     out = tmp_path / "run"
     stop_at(monkeypatch, 14)
     run(toy, out, f"--criterion={criterion}", *knobs)
@@ -320,7 +321,7 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
     state = load_checkpoint(out / "checkpoint.pt")
     assert state["step"] == 30  # the last step is saved whatever the interval
-    assert {m["step"].item() for m in state["optimizer"].values()} == {30 - 12}
+    assert state["optimizer"]["embed.weight"]["step"].item() == 30 - 12
 
 
 def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undisturbed, tmp_path):
@@ -330,7 +331,9 @@ def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undist
     tensors = [*state["model"].values(), *state["scores"].values()]
     for name, p in load_model(state).named_parameters():
         moments = state["optimizer"][name]
-        assert moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape
+        inner = name.startswith("blocks.") and p.dim() == 2
+        assert len(moments) == (1 if inner else 3)  # Muon's momentum, or AdamW's two and the count
+        assert all(m.shape in (p.shape, ()) for m in moments.values())
         tensors += moments.values()
     assert {t.dtype for t in tensors} == {torch.float32}
     losses, exact = ([e["loss"] for e in events(o, "step")] for o in (out, undisturbed))

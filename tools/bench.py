@@ -23,7 +23,7 @@ from run.plan import Plan, flops_per_token, memory_of
 from run.ranks import Ranks
 from tools import command
 from tools.plan import planned
-from train import make_optimizer
+from train import make_optimizers
 
 
 class Step:
@@ -35,7 +35,7 @@ class Step:
         torch.manual_seed(1)
         self.model = GPT(shape).to(device)
         self.model.recompute = c.recompute
-        self.optimizer = make_optimizer(self.model, c)
+        self.optimizers = make_optimizers(self.model, c)
         self.forward = self.model
         self.dtype = machine.choose_dtype(c, device)
         size = 2, c.micro_batch_size or c.batch_size, c.context_length
@@ -52,8 +52,9 @@ class Step:
             loss.backward()
         if self.pruner:
             self.pruner.score(self.model)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def seconds_of(call: Callable[[], object], n: int = 1) -> float:
@@ -113,7 +114,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
     scored.pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, Ranks(device))
     t_wide, t_slim, t_scored = race([wide, slim, scored], repeats)
     limit, rows = matmul_peak(device, wide.dtype), wide.batch.shape[1]
-    memory, tokens = memory_of(full, rows, c.recompute, wide.dtype), rows * c.context_length
+    memory, tokens = memory_of(c, full, rows, wide.dtype), rows * c.context_length
     flops, flops_slim = (flops_per_token(shape) * tokens for shape in (full, plan.final))
     found = {
         "peak memory": f"{peak / 2**20:.0f} MiB; planned {sum(memory.values()) / 2**20:.0f} MiB",
@@ -130,7 +131,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
         def prune() -> None:
             for step in prunes:
                 for kind, width in schedule.prunes(step).items():
-                    scored.pruner.prune(model, scored.optimizer, kind, width, [scored.batch])
+                    scored.pruner.prune(model, scored.optimizers, kind, width, [scored.batch])
 
         found["a prune alone"] = f"{seconds_of(prune) / len(prunes) / t_step:.2f} steps"
     if with_compile:
