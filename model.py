@@ -151,8 +151,8 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal, std 1 / sqrt(inputs), so that outputs are as large as inputs. The projections that
-        write to the residual stream start at zero: at first, each block passes on what it gets.
+        """Normal, std 1 / sqrt(inputs): outputs are about as large as inputs. The projections that
+        write to the residual stream start at zero: at first, a block passes on what it gets.
         """
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -15,7 +15,7 @@ from run.checkpoint import load_checkpoint
 from run.folder import read_log
 from tools import compare, results
 from tools.arms import load_arms
-from tools.results import CURVE_COLUMNS, RUN_COLUMNS
+from tools.results import RUN_COLUMNS
 
 SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_ff_target=0, n_kv_head_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
@@ -109,7 +109,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
 
     # The results come out of their .csv files, which hold every seed that is done
     made = {path: path.read_bytes() for path in out.iterdir()}
-    for path in made.keys() - {out / "runs.csv", out / "curves.csv"}:
+    for path in made.keys() - {out / "runs.csv"}:
         path.unlink()
     results.report(out)
     assert made == {path: path.read_bytes() for path in out.iterdir()}
@@ -140,22 +140,20 @@ def test_an_arm_that_fails_stops_no_other_and_what_is_done_is_written(idea, tmp_
     assert [(row["arm"], row["tokens"]) for row in rows] == [("idea", 15 * 128)]
 
 
-def rows_of(losses: dict[str, dict[int, float]]) -> list[list[dict]]:
-    """Of runs.csv and of curves.csv, with 7 in all other columns."""
+def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
+    """Of runs.csv, with 7 in all other columns."""
     pairs = [(arm, seed, loss) for arm, seeds in losses.items() for seed, loss in seeds.items()]
-    return [
-        [dict.fromkeys(names, 7) | {"arm": a, "seed": s, "val_loss": x} for a, s, x in pairs]
-        for names in (RUN_COLUMNS, CURVE_COLUMNS)
-    ]
+    names = dict.fromkeys(RUN_COLUMNS, 7)
+    return [names | {"arm": arm, "seed": seed, "val_loss": loss} for arm, seed, loss in pairs]
 
 
 def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
     all_rows = rows_of({"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}})
-    results.write(tmp_path, *all_rows)
-    compare.check_complete(tmp_path, [*all_rows[0], *rows_of({"naive": {1: 3.75}})[0]])
+    results.write(tmp_path, all_rows)
+    compare.check_complete(tmp_path, [*all_rows, *rows_of({"naive": {1: 3.75}})])
     compare.check_complete(tmp_path / "new", [])
-    other = rows_of({"idea": {1: 3.50001, 2: 3.25}, "oneshot": {1: 4.0}})[0]
-    for rows, lost in ((all_rows[0][:2], "oneshot, seed 1"), (other, "idea, seed 1")):
+    other = rows_of({"idea": {1: 3.50001, 2: 3.25}, "oneshot": {1: 4.0}})
+    for rows, lost in ((all_rows[:2], "oneshot, seed 1"), (other, "idea, seed 1")):
         with pytest.raises(UserError, match=f"holds a run of {lost}, .*give another --out"):
             compare.check_complete(tmp_path, rows)
 
@@ -177,9 +175,14 @@ def test_p_values_match_closed_forms_and_the_table_of_student():
         assert results.t_test(differences) == pytest.approx(p, abs=1e-8)
 
 
+def test_the_interval_is_that_of_the_table_of_student():
+    differences = [-2.0, -1.0, 0.0, 1.0, 2.0]  # standard error sqrt(1/2)
+    assert results.interval(differences) == pytest.approx(2.776445 * math.sqrt(0.5), abs=1e-3)
+
+
 def test_the_table_holds_mean_spread_and_paired_difference():
     losses = {"naive": {1: 3.1, 2: 3.4}, "idea": {1: 3.0, 2: 3.2}, "late": {2: 3.1}}
-    lines = results.table(rows_of(losses)[0], "idea").splitlines()
+    lines = results.table(rows_of(losses), "idea").splitlines()
     assert lines[2].startswith("| late | 1 | 3.1000 | 7.0000 | -0.1000 |")
     assert lines[3].startswith("| idea | 2 | 3.1000 ± 0.1414 | 7.0000 ± 0.0000 |  |")
     assert lines[4].startswith("| naive | 2 | 3.2500 ± 0.2121 | 7.0000 ± 0.0000 | +0.1500 (0.2) |")

@@ -2,10 +2,10 @@
 
 A config is an arm; a table of arms, such as configs/ablations.py, is many; FILE.py:NAME is one of
 them. Every arm and seed is a run of train.py in --runs (out/NAME). What is done is not run again:
-after a stop, the same command goes on. The results, runs.csv, curves.csv, table.md and the figure
-(tools/results.py), go to --out. They are of every seed that is done: to give some arms more seeds,
-call it for these first, then for all. Any other --key=value is a knob for every arm; --shorter=8
-shows how it works in runs that are eight times shorter, and proves nothing.
+after a stop, the same command goes on. The results (tools/results.py), runs.csv, table.md and a
+figure, go to --out. They are of every seed that is done: to give some arms more seeds, call it for
+these first, then for all. Any other --key=value is a knob for every arm; --shorter=8 shows how it
+works in runs that are eight times shorter, and proves nothing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from run.config import NOT_SAVED
 from run.folder import read_log
 from tools import command
 from tools.arms import Arm, load_arms
-from tools.results import CURVE_COLUMNS, RUN_COLUMNS, read_csv, report, write
+from tools.results import RUN_COLUMNS, read_csv, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -100,13 +100,12 @@ def check_same_arm(arm: Arm, out_dir: Path) -> None:
             raise UserError(f"{out_dir}: made by another config ({what}); remove it, or --runs")
 
 
-def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
-    """The rows of runs.csv and curves.csv, of these arms and every seed that is done. Between the
-    validations, curves.csv has what the first seed's log tells of each arm's width and rate.
+def collect(arms: list[Arm], runs: Runs) -> list[dict]:
+    """The rows of runs.csv, of these arms and every seed that is done.
 
     Raises UserError where runs had different precisions.
     """
-    rows, curves, dtypes = [], [], {}
+    rows, dtypes = [], {}
     for arm in arms:
         folders = [p for p in (runs.folder / arm.name).glob("*") if p.name.isdigit()]
         seeds = sorted(int(p.name) for p in folders if is_done(p))
@@ -119,16 +118,10 @@ def collect(arms: list[Arm], runs: Runs) -> tuple[list[dict], list[dict]]:
             done = next(e for e in log if e["event"] == "done")
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
             rows.append(who | {k: done[k] for k in RUN_COLUMNS[2:-1]} | {"prune_cost": sum(rises)})
-            steps = {e["step"]: e | {"val_loss": ""} for e in log if e["event"] == "step"}
-            for e in log:
-                judged = e["event"] == "eval" and e["step"] in steps
-                if judged or (e["event"] == "step" and seed == seeds[0]):
-                    point = steps[e["step"]] | e
-                    curves.append(who | {k: point[k] for k in CURVE_COLUMNS[2:]})
     if len(dtypes) > 1:
         which = "; ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
         raise UserError(f"runs of different precision do not compare: {which}")
-    return rows, curves
+    return rows
 
 
 def check_complete(out: Path, rows: list[dict]) -> None:
@@ -158,10 +151,10 @@ def main(argv: list[str] | None = None) -> int:
         runs.everything(arms, range(1, args.seeds + 1), args.jobs)
         for error in runs.failed.values():
             print(f"error: {error}", file=sys.stderr)
-        rows, curves = collect(arms, runs)
+        rows = collect(arms, runs)
         if args.reference in {row["arm"] for row in rows}:  # what is done is written
             check_complete(args.out, rows)
-            write(args.out, rows, curves)
+            write(args.out, rows)
             report(args.out, args.reference)
         return 1 if runs.failed else 0
     except KeyboardInterrupt:

@@ -1,13 +1,13 @@
-"""Table and figure of a comparison, from its csv files: python -m tools.results FOLDER [REFERENCE]
+"""Table and figure of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]
 
-runs.csv has a row a run, curves.csv one a validation and, of one seed, one a logged step. table.md
-comes out of them byte for byte.
+runs.csv has a row a run. table.md comes out of it byte for byte.
 """
 
 import csv
 import io
 import math
 import sys
+from bisect import bisect
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -19,18 +19,16 @@ from tools.plot import open_figure
 # prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
 RUN_COLUMNS += ["prune_cost"]
-CURVE_COLUMNS = ["arm", "seed", "tokens", "flops", "val_loss", "params", "lr"]
 
 
-def write(folder: Path, runs: list[dict], curves: list[dict]) -> None:
-    """runs.csv and curves.csv in the folder, which is made."""
+def write(folder: Path, rows: list[dict]) -> None:
+    """runs.csv in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, columns, rows in (("runs", RUN_COLUMNS, runs), ("curves", CURVE_COLUMNS, curves)):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(folder / f"{name}.csv", text.getvalue())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, RUN_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "runs.csv", text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -46,24 +44,48 @@ def read_csv(path: Path) -> list[dict]:
         return [{k: value(k, text) for k, text in row.items()} for row in csv.DictReader(file)]
 
 
-def t_test(differences: list[float]) -> float:
-    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance alone.
-
-    Student's t density integrated by Simpson's rule, exact to about 1e-9. nan for fewer than 2.
+def two_sided(t: float, df: int) -> float:
+    """The probability that Student's t with df degrees of freedom is at least t away from 0: its
+    density integrated by Simpson's rule, exact to about 1e-9.
     """
-    n = len(differences)
-    if n < 2:
-        return math.nan
-    middle, deviation = mean(differences), stdev(differences)
-    if deviation == 0:
-        return 1.0 if middle == 0 else 0.0
-    t, df = abs(middle) / deviation * math.sqrt(n), n - 1
     # With x = sqrt(df) tan(a) the density becomes c cos(a)^(df-1), for a up to atan(t / sqrt(df))
     c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     end, parts = math.atan(t / math.sqrt(df)), 2000
     weights = [1 if i in (0, parts) else 4 if i % 2 else 2 for i in range(parts + 1)]
     inside = sum(w * math.cos(end * i / parts) ** (df - 1) for i, w in enumerate(weights))
     return max(0.0, 1 - 2 * c * inside * end / parts / 3)
+
+
+def t_test(differences: list[float]) -> float:
+    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance alone.
+    nan for fewer than 2."""
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    middle, deviation = mean(differences), stdev(differences)
+    if deviation == 0:
+        return 1.0 if middle == 0 else 0.0
+    return two_sided(abs(middle) / deviation * math.sqrt(n), n - 1)
+
+
+def interval(differences: list[float]) -> float:
+    """Half the width of the mean's 95% confidence interval, for 2 differences or more."""
+    n = len(differences)
+    t = bisect(range(20_000), -0.05, key=lambda t: -two_sided(t / 1000, n - 1)) / 1000
+    return t * stdev(differences) / math.sqrt(n)
+
+
+def arms_of(rows: list[dict]) -> dict[str, dict[int, dict]]:
+    """Arm -> seed -> row."""
+    arms: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], {})[row["seed"]] = row
+    return arms
+
+
+def paired(runs: dict[int, dict], base: dict[int, dict]) -> list[float]:
+    """The differences in loss of two arms, on the seeds that both have."""
+    return [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
 
 
 def spread(values: list[float]) -> str:
@@ -74,13 +96,10 @@ def table(rows: list[dict], reference: str) -> str:
     """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
     the reference on the seeds that both have, with its p-value; lowest difference first.
     """
-    by_arm: dict[str, dict[int, dict]] = {}
-    for row in rows:
-        by_arm.setdefault(row["arm"], {})[row["seed"]] = row
-    base, lines = by_arm[reference], []
+    by_arm, lines = arms_of(rows), []
     for arm, runs in by_arm.items():
         of = {key: [run[key] for run in runs.values()] for key in RUN_COLUMNS[2:]}
-        pairs = [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
+        pairs = paired(runs, by_arm[reference])
         against = ""
         if arm != reference and pairs:
             p = t_test(pairs)
@@ -103,47 +122,41 @@ def table(rows: list[dict], reference: str) -> str:
     return "\n".join(text) + "\n"
 
 
-def draw(curves: list[dict], folder: Path) -> None:
-    """Loss over tokens and over FLOPs, parameters and learning rate beneath: mean over seeds. Arms
-    with fewer seeds than others are left out, their means would mislead.
+def draw(rows: list[dict], reference: str, folder: Path) -> None:
+    """differences.png: each arm's difference to the reference, a dot a seed, the mean with its 95%
+    interval. An arm of another final size is left out: the enlarged model would set the scale.
     """
-    size = {"figsize": (10, 7.5), "height_ratios": (3, 1, 1)}
-    figure, axes = open_figure(3, 2, sharey="row", **size)
-    judged = [row for row in curves if row["val_loss"] != ""]
-    seeds: dict[str, set] = {}
-    for row in judged:
-        seeds.setdefault(row["arm"], set()).add(row["seed"])
-    most = max(map(len, seeds.values()))
-    arms = [arm for arm in seeds if len(seeds[arm]) == most]
-    for i, arm in enumerate(arms):
-        style = {"color": f"C{i}", "ls": "-" if i < 10 else "--", "lw": 1.2, "label": arm}
-        points: dict[float, list[dict]] = {}
-        for row in judged:
-            if row["arm"] == arm:
-                points.setdefault(row["tokens"], []).append(row)
-        first = [r for r in curves if r["arm"] == arm and r["seed"] == min(seeds[arm])]
-        for x, (loss, params, rate) in zip(("tokens", "flops"), axes.T):
-            means = [[mean([r[k] for r in rs]) for rs in points.values()] for k in (x, "val_loss")]
-            loss.plot(*means, **style)
-            params.step([r[x] for r in first], [r["params"] for r in first], **style)
-            rate.plot([r[x] for r in first], [r["lr"] for r in first], **style)
-    final = min(row["val_loss"] for row in judged)
-    axes[0, 0].set_ylim(final - 0.05, final + 0.8)
-    labels = ("validation loss, nats/token", "parameters", "learning rate")
-    for ax, label in zip(axes[:, 0], labels):
-        ax.set_ylabel(label)
-    axes[2, 1].set_xlabel("training FLOPs")
-    axes[0, 1].legend(frameon=False, fontsize=8)
-    figure.savefig(folder / "curves.png", dpi=110)
+    by_arm = arms_of(rows)
+    base = by_arm.pop(reference)
+    final_size = min(row["params"] for row in rows)
+    arms = [
+        (arm, paired(runs, base))
+        for arm, runs in by_arm.items()
+        if base.keys() & runs.keys() and all(r["params"] == final_size for r in runs.values())
+    ]
+    arms.sort(key=lambda arm: -mean(arm[1]))
+    figure, axes = open_figure(1, 1, figsize=(7, 1 + 0.3 * len(arms)))
+    panel = axes[0, 0]
+    for y, (_, pairs) in enumerate(arms):
+        panel.plot(pairs, [y] * len(pairs), "o", color="C0", alpha=0.5, ms=4, mew=0)
+        if len(pairs) > 1:
+            bar = {"fmt": "|", "color": "C3", "ms": 10, "capsize": 3, "lw": 1}
+            panel.errorbar(mean(pairs), y, xerr=interval(pairs), **bar)
+    panel.set_yticks(range(len(arms)), [arm for arm, _ in arms])
+    panel.axvline(0, color="black", lw=0.8)
+    panel.xaxis.set_major_formatter("{x:+.3f}")
+    panel.set_xlabel(f"loss minus that of {reference} on the same seed, nats per token")
+    figure.savefig(folder / "differences.png", dpi=130)
 
 
 def report(folder: Path, reference: str = "idea") -> None:
-    """table.md and, where matplotlib is installed, the figure, from the two .csv files alone."""
-    text = table(read_csv(folder / "runs.csv"), reference)
+    """table.md and, where matplotlib is installed, the figure, from runs.csv alone."""
+    rows = read_csv(folder / "runs.csv")
+    text = table(rows, reference)
     write_text(folder / "table.md", text)
     print(text)
     try:
-        draw(read_csv(folder / "curves.csv"), folder)
+        draw(rows, reference, folder)
     except UserError as error:  # no matplotlib: the table is what counts
         print(error, file=sys.stderr)
 
