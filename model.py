@@ -3,9 +3,10 @@
 Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, no biases. `forward`
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
-A *unit* is what a pruner removes as a whole: an FFN neuron, or a KV head with the query heads that
-share it. It has a slice in each of several weights. A *group* is all units of one kind in a layer.
-Its *width* is the number of its units. All layers are equally wide.
+A *unit* is what a pruner removes as a whole: an FFN neuron; a KV head with the query heads that
+share it; a channel of the residual stream; or a block. But for the block, it has a slice in each of
+several weights. A *group* is all units of one kind in one place: the neurons of a layer, the blocks
+of the model. Its *width* is the number of its units. All layers are equally wide.
 """
 
 from dataclasses import dataclass, replace
@@ -40,14 +41,15 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class Group:
-    """All units of one kind in one layer."""
+    """All units of one kind in one place."""
 
     name: str  # such as "blocks.3.d_ff"
     kind: str  # a key of UNITS; also the field of GPTConfig that has the group's width
     width: int  # how many units
     # The weights that the units have slices in: (name, dim). Cut along dim into `width` equal
-    # slices, the weight has slice j for unit j. The last weight reads the units' outputs.
-    members: tuple[tuple[str, int], ...]
+    # slices, the weight has slice j for unit j. The matrices with dim 1 read the units' outputs.
+    # Empty: the units are whole modules, the entries of the ModuleList `name`.
+    members: tuple[tuple[str, int], ...] = ()
 
 
 # For each kind of unit: the weights of a block that it has slices in, and the dim of the slices. An
@@ -55,6 +57,11 @@ class Group:
 UNITS = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
+    "d_model": (  # a channel of the residual stream: in every block, in `norm` and the embeddings
+        *(("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1)),
+        *(("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0)),
+    ),
+    "n_layer": (),  # a block
 }
 
 
@@ -151,13 +158,13 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal, std 1 / sqrt(inputs): outputs are about as large as inputs. The projections that
-        write to the residual stream start at zero: at first, a block passes on what it gets.
+        """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
+        each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth.
         """
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
-                std = 0.0 if writes else module.weight.shape[1] ** -0.5
+                std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes else 0.02
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -179,14 +186,20 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def groups(self) -> list[Group]:
-        """Every prunable group of the model as it is now, layer by layer."""
-        groups = []
+        """Every prunable group of the model as it is now."""
+
+        def members(kind: str, i: int) -> list[tuple[str, int]]:
+            return [(f"blocks.{i}.{name}.weight", dim) for name, dim in UNITS[kind]]
+
+        n_layer, d_model = len(self.blocks), self.norm.weight.shape[0]
+        stream = [("unembed.weight", 1), ("norm.weight", 0)]
+        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]
+        stream += [member for i in range(n_layer) for member in members("d_model", i)]
+        groups = [Group("blocks", "n_layer", n_layer), Group("stream", "d_model", d_model, stream)]
         for i, block in enumerate(self.blocks):
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
-            widths = {"d_ff": block.ffn.gate.weight.shape[0], "n_kv_head": n_kv_head}
-            for kind, slices in UNITS.items():
-                members = tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in slices)
-                groups.append(Group(f"blocks.{i}.{kind}", kind, widths[kind], members))
+            for kind, width in (("d_ff", block.ffn.gate.weight.shape[0]), ("n_kv_head", n_kv_head)):
+                groups.append(Group(f"blocks.{i}.{kind}", kind, width, members(kind, i)))
         return groups
 
     def shape(self) -> GPTConfig:

@@ -5,9 +5,11 @@ that its units have slices in, so nothing here knows what an FFN or a head is.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 Optimizers = list[torch.optim.Optimizer]  # each holds other parameters
@@ -42,44 +44,53 @@ def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
 def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
     """(width,): for each unit the L2 norm of the importances of its weights. (IDEA Prune,
     2503.05920; the norm is from its published reviews.)"""
-    importance = ELEMENTWISE[criterion]
-    sums = []
-    for name, dim in group.members:
-        weight = model.get_parameter(name)
-        sums.append(per_unit(importance(weight, weight.grad).square(), dim, group.width))
+
+    def squares(p: nn.Parameter) -> Tensor:
+        return ELEMENTWISE[criterion](p, p.grad).square()
+
+    if not group.members:
+        units = model.get_submodule(group.name)
+        sums = [sum(squares(p).sum() for p in unit.parameters()) for unit in units]
+        return torch.stack(sums).sqrt()
+    members = [(model.get_parameter(name), dim) for name, dim in group.members]
+    sums = [per_unit(squares(p), dim, group.width) for p, dim in members]
     return torch.stack(sums).sum(0).sqrt()
 
 
-def output_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
-    """Group name -> (width,): the root of the sum, over a unit's output channels, of the channel's
-    mean square times the squared norm of the weights that read it. A neuron has one channel, a KV
-    head with its query heads several. The mean is over the tokens of all ranks.
+def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
+    """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
-    batches: pairs of tokens, (B, T), and targets. The output channels of a group are the inputs of
-    the module that holds its last weight. Computed in float32.
+    For a sliced unit: the sum, over its output channels and the matrices that read them, of the
+    channel's mean square times the squared norm of the weights that read it. For a whole module:
+    one minus the mean cosine between its input and its output (ShortGPT, 2403.03853).
+
+    batches: pairs of tokens, (B, T), and targets. Computed in float32.
     """
-    squares = {group.name: 0.0 for group in groups}  # name -> mean square of each output
+    device = next(model.parameters()).device
+    scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
+
+    def add_outputs(group, module: nn.Linear, args: tuple, _) -> None:
+        squares = args[0].float().square().mean((0, 1))  # (inputs of the module,)
+        scores[group.name] += per_unit(squares * module.weight.square(), 1, group.width)
+
+    def add_change(group, unit: int, module: nn.Module, args: tuple, output: Tensor) -> None:
+        cosine = F.cosine_similarity(args[0].float(), output.float(), dim=-1)  # (B, T)
+        scores[group.name][unit] += 1 - cosine.mean()
+
     hooks = []
     for group in groups:
-        reader = model.get_submodule(group.members[-1][0].rpartition(".")[0])
-
-        def add(module: nn.Module, args: tuple[Tensor], name: str = group.name) -> None:
-            outputs = args[0].float()  # (B, T, outputs)
-            squares[name] += outputs.square().mean((0, 1)) / len(batches)
-
-        hooks.append(reader.register_forward_pre_hook(add))
+        names = [name.rpartition(".")[0] for name, dim in group.members if dim == 1]
+        readers = [m for m in map(model.get_submodule, names) if isinstance(m, nn.Linear)]
+        hooks += [m.register_forward_hook(partial(add_outputs, group)) for m in readers]
+        for unit, m in enumerate(() if group.members else model.get_submodule(group.name)):
+            hooks.append(m.register_forward_hook(partial(add_change, group, unit)))
     model.eval()  # in eval mode blocks run as they are: not compiled, without recomputation
     for tokens, _ in batches:
         model(tokens)
     model.train()
     for hook in hooks:
         hook.remove()
-    scores = {}
-    for group in groups:
-        name, dim = group.members[-1]
-        read = model.get_parameter(name).square() * ranks.mean(squares[group.name])
-        scores[group.name] = per_unit(read, dim, group.width).sqrt()
-    return scores
+    return {name: ranks.mean(score) / len(batches) for name, score in scores.items()}
 
 
 def choose(scores: Tensor, width: int) -> Tensor:
@@ -109,6 +120,8 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
                     setattr(module, key, new)
                     if isinstance(module, nn.Linear):  # so that print(model) is right
                         module.out_features, module.in_features = new.shape
+                    elif isinstance(module, nn.Embedding):
+                        module.num_embeddings, module.embedding_dim = new.shape
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
                 param_group["params"] = [new if p is old else p for p in param_group["params"]]
@@ -117,6 +130,21 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
                     key: value.index_select(dim, index) if value.shape == old.shape else value
                     for key, value in optimizer.state.pop(old).items()
                 }
+
+
+def drop_modules(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -> None:
+    """Take the modules where `keep`, a (width,) boolean mask, is false out of the group's list and
+    their parameters out of the optimizers. The others move up in the list."""
+    modules = model.get_submodule(group.name)
+    gone = {p for module, stays in zip(modules, keep) if not stays for p in module.parameters()}
+    for optimizer in optimizers:
+        for param_group in optimizer.param_groups:
+            param_group["params"] = [p for p in param_group["params"] if p not in gone]
+        for p in gone & set(optimizer.state):
+            del optimizer.state[p]
+    for unit in reversed(range(group.width)):
+        if not keep[unit]:
+            del modules[unit]
 
 
 def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
@@ -163,9 +191,8 @@ class Pruner:
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
                 average.lerp_(s, 1 - self.beta)  # from 0, which scales all units of a group alike
             elif self.criterion == "random" and group.name not in self.scores:
-                weight = model.get_parameter(group.members[0][0])
                 numbers = torch.rand(group.width, generator=self.generator)
-                self.scores[group.name] = numbers.to(weight.device)
+                self.scores[group.name] = numbers.to(next(model.parameters()).device)
 
     @torch.no_grad()
     def prune(
@@ -179,19 +206,27 @@ class Pruner:
         """Keep the `width` best units in each group of this kind, the same ones on every rank.
 
         batches: training data, for `activation` alone. Returns a record for the log, two lists with
-        an entry for each layer: "removed" has the indices of the units that went (among those there
+        an entry for each group: "removed" has the indices of the units that went (among those there
         were), "scores" the minimum, the quartiles and the maximum of the group's scores.
         """
         groups = [group for group in model.groups() if group.kind == kind]
         if self.criterion == "activation":
-            self.scores |= output_scores(model, groups, batches, self.ranks)
+            self.scores |= activation_scores(model, groups, batches, self.ranks)
         record: dict[str, list[list]] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]
             keep = self.ranks.from_first(choose(scores, width))
-            slice_group(model, optimizers, group, keep)
+            removed = (~keep).nonzero().squeeze(1).tolist()
             self.scores[group.name] = scores[keep]
-            record["removed"].append((~keep).nonzero().squeeze(1).tolist())
+            if group.members:
+                slice_group(model, optimizers, group, keep)
+            else:
+                gone = tuple(f"{group.name}.{unit}." for unit in removed)
+                stay = [g.name for g in model.groups() if not g.name.startswith(gone)]
+                drop_modules(model, optimizers, group, keep)
+                old, now = self.scores, [g.name for g in model.groups()]  # layers have new numbers
+                self.scores = {new: old[name] for name, new in zip(stay, now) if name in old}
+            record["removed"].append(removed)
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
         check_optimizers(model, optimizers)
         self.ranks.check(model)

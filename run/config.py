@@ -61,13 +61,15 @@ class Config:
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
     n_kv_head_target: int = 0  # KV groups per layer at the end; 0: not pruned
+    d_model_target: int = 0  # channels of the residual stream at the end; 0: not pruned
+    n_layer_target: int = 0  # layers at the end; 0: not pruned
     criterion: str = "sensitivity"  # sensitivity, magnitude, activation or random
     score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
     prune_schedule: str = "cubic"  # cubic, linear or oneshot (all at prune_start)
     prune_start: float = 0.5  # the window, as fractions of max_steps: enlarged until here,
     prune_end: float = 0.75  # at the target from here on
     prune_every: int = 20  # steps between prunes
-    round_to: int = 16  # FFN widths are multiples of it: hardware likes 8 to 128
+    round_to: int = 16  # d_ff and d_model are multiples of it: hardware likes 8 to 128
     # Look
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
@@ -249,11 +251,16 @@ def check_prunes(c: Config, need) -> None:
     targets = prune_targets(c)
     for kind in UNITS:
         full, target = getattr(c, kind), getattr(c, f"{kind}_target")
-        need(target <= full, f"{kind}_target", f"is wider than the model, {kind}={full}")
+        need(target <= full, f"{kind}_target", f"is more than {kind}={full}")
     for kind, (_, target, grid) in targets.items():
         near = max(1, round(target / grid)) * grid
         remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
         need(target % grid == 0, f"{kind}_target", remedy)
+    width = c.d_model_target or c.d_model
+    n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
+    for kind in targets.keys() & {"d_model", "n_kv_head"}:
+        heads = f"transformers wants the {n_head} query heads at the end to divide d_model={width}"
+        need(width % n_head == 0, f"{kind}_target", heads)
     if not targets:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
         return

@@ -133,8 +133,8 @@ class Report:
             params=n_parameters(shape), **widths, phase=phase,
         )  # fmt: skip
         left = (self.plan.flops() - self.plan.flops(step)) / (flops_per_token(shape) * speed)
-        changing = "".join(f"{k} {widths[k]} " for k in self.plan.schedule.widths)
-        line = f"loss {loss:.4f} {compact(speed)} tok/s {changing}{clock(left)} left"
+        size = f"{compact(n_parameters(shape))} parameters"
+        line = f"loss {loss:.4f} {compact(speed)} tok/s {size} {clock(left)} left"
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(step - self.bar.n)
         if self.bar.disable:

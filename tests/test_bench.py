@@ -9,7 +9,7 @@ import torch
 from test_config import in_project  # noqa: F401 (a fixture)
 from test_run import toy  # noqa: F401 (a fixture)
 
-from model import GPTConfig
+from model import UNITS, GPTConfig
 from run.config import Config, load_config
 from run.llama import config_json
 from run.plan import flops_per_token, make_plan, memory_of, n_parameters
@@ -97,6 +97,7 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
     assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
     assert float(table["a prune alone"].removesuffix(" steps")) > 0
-    assert bench.main([str(toy), "--d_ff_target=0", "--n_kv_head_target=0"]) == 0
+    whole = [f"--{kind}_target=0" for kind in UNITS]
+    assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err

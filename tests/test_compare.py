@@ -17,7 +17,8 @@ from tools import compare, results
 from tools.arms import load_arms
 from tools.results import RUN_COLUMNS
 
-SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_ff_target=0, n_kv_head_target=0)
+SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
+SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
 SHIPPED = {
     "laboratory": [*(f"configs/compare/{name}.py" for name in SIX), "configs/ablations.py"],

@@ -64,6 +64,13 @@ BAD = {
     "no times shorter": (["--shorter=0"], ["shorter=0"]),
     "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
     "target off the grid": (["--d_ff_target=170"], ["d_ff_target", "170", "176", "round_to"]),
+    "negative target": (["--n_layer_target=-1"], ["n_layer_target=-1", "0"]),
+    "more than there is": (["--n_layer_target=5"], ["n_layer_target=5", "n_layer=4"]),
+    "channels off the grid": (["--d_model_target=40"], ["d_model_target=40", "round_to=16"]),
+    "not exportable": (
+        ["--d_model_target=32", "--n_head=8", "--n_kv_head=8", "--n_kv_head_target=5"],
+        ["d_model_target=32", "transformers", "5 query heads", "divide"],
+    ),
     "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
     "no room for one data window": (["--context_length=9000000"], ["context_length"]),

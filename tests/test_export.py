@@ -51,7 +51,7 @@ def make(toy, tmp_path):  # noqa: F811
         out = tmp_path / name
         c = Config(**TOY | {"out_dir": str(out), "data_dir": str(toy.parent / "data")})
         out.mkdir()
-        save_checkpoint(c, 30, model, torch.optim.AdamW(model.parameters()), {})
+        save_checkpoint(c, 30, model, [torch.optim.AdamW(model.parameters())], {})
         return out
 
     return make

@@ -12,6 +12,7 @@ from run.plan import flops_per_token, n_parameters
 SHAPES = {
     "tied": GPTConfig(50, 12, 2, 16, 4, 2, 2, 24),
     "wide heads": GPTConfig(50, 12, 3, 16, 8, 3, 2, 40, tie_embeddings=False),
+    "narrow stream": GPTConfig(50, 12, 1, 8, 8, 2, 2, 24),
 }
 
 

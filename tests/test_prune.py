@@ -1,14 +1,17 @@
 """A prune against its oracle: the model whose pruned units are zero and never move."""
 
 import copy
+import random
+from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
 from test_model import large
 
-from model import GPT, GPTConfig, Group
-from prune import Pruner, check_optimizers, choose, per_unit, slice_group
+from model import UNITS, GPT, GPTConfig
+from prune import Pruner, check_optimizers, choose, slice_group
 from run.ranks import Ranks
 
 CONFIG = GPTConfig(
@@ -115,20 +118,72 @@ def test_steps_after_slicing_equal_those_of_the_masked_model(make_optimizer, kin
         torch.testing.assert_close(p, other, rtol=0, atol=1e-12)
 
 
-def test_a_tied_matrix_is_cut_once_and_stays_tied_and_a_vector_is_a_member_like_any_other():
-    """What cutting the residual stream will need; the model itself has no such group yet."""
-    model, optimizer = make()
-    update(model, optimizer, 0)
-    keep = some_of(16)
-    before = model.embed.weight.detach().clone()
-    group = Group("stream", "d_model", 16, (("embed.weight", 1), ("norm.weight", 0)))
-    slice_group(model, [optimizer], group, keep)
-    assert model.unembed.weight is model.embed.weight
-    assert torch.equal(model.embed.weight, before[:, keep])
-    assert model.norm.weight.shape == (8,)
-    check_optimizers(model, [optimizer])
-    squares = torch.arange(16.0)
-    assert torch.equal(per_unit(squares, 0, 8), squares.view(8, 2).sum(1))
+def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
+    """What a prune should leave of tensors with the names and shapes of a model's parameters, by
+    the formulas of attention and SwiGLU. keep: the kept indices of each kind, alike in all layers.
+    """
+    hd, n, d, out = CONFIG.head_dim, CONFIG.queries_per_kv, keep["d_model"], {}
+    kv = torch.cat([torch.arange(hd) + j * hd for j in keep["n_kv_head"]])
+    q = torch.cat([torch.arange(n * hd) + j * n * hd for j in keep["n_kv_head"]])
+    rows = {"q": q, "k": kv, "v": kv, "o": d, "gate": keep["d_ff"], "up": keep["d_ff"], "down": d}
+    columns = {"o": q, "down": keep["d_ff"]}
+    for name, x in tensors.items():
+        place, _, rest = name.removeprefix("blocks.").partition(".")
+        what = name.split(".")[-2]  # such as "gate"
+        if name.startswith("blocks.") and int(place) in keep["n_layer"]:
+            name = f"blocks.{keep['n_layer'].index(int(place))}.{rest}"
+        elif name.startswith("blocks."):
+            continue
+        if what in rows:
+            out[name] = x[rows[what]][:, columns.get(what, d)]
+        else:
+            out[name] = x[..., d]  # norms and embeddings
+    return out
+
+
+SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(UNITS, n)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
+def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied):
+    """So do the moments, and the step that AdamW makes of the same gradient."""
+    config = replace(CONFIG, n_layer=3, tie_embeddings=tied)
+    large_one = large(GPT(config))
+    optimizer = torch.optim.AdamW(large_one.parameters(), lr=1e-2)
+    update(large_one, optimizer, 0)
+    model = copy.deepcopy(large_one)
+    ours = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    keep = {kind: list(range(getattr(config, kind))) for kind in UNITS}
+    judge = pruner("sensitivity", kinds)
+    for kind in kinds:
+        keep[kind] = sorted(random.Random(kind).sample(keep[kind], len(keep[kind]) // 2 or 1))
+        for group in of_kind(model, kind):  # scored so that these are kept
+            judge.scores[group.name] = torch.zeros(group.width)
+            judge.scores[group.name][keep[kind]] = 1.0
+    for kind in kinds:
+        judge.prune(model, [ours], kind, len(keep[kind]), [])
+    assert model.shape() == replace(config, **{kind: len(kept) for kind, kept in keep.items()})
+    assert (model.unembed.weight is model.embed.weight) == tied
+    small = GPT(model.shape())
+    small.load_state_dict(survivors(large_one.state_dict(), keep))
+    x, _ = batch(1)
+    torch.testing.assert_close(model(x), small(x), rtol=0, atol=1e-12)
+    assert model(x).abs().max() > 0.1 and repr(model) == repr(small)
+    assert {name for name in judge.scores} <= {group.name for group in model.groups()}
+
+    for name, p in large_one.named_parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+    gradients = {name: p.grad for name, p in large_one.named_parameters()}
+    for name, gradient in survivors(gradients, keep).items():
+        model.get_parameter(name).grad = gradient
+    optimizer.step()
+    ours.step()
+    expected = survivors(dict(large_one.named_parameters()), keep)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-12)
 
 
 def test_an_optimizer_that_holds_a_dead_or_not_every_parameter_is_noticed():

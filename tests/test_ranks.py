@@ -58,7 +58,7 @@ def assert_close(one: Path, other: Path) -> None:
     a, b = (load_checkpoint(out / "checkpoint.pt") for out in (one, other))
     assert a["step"] == b["step"]
     for part in ("model", "optimizer", "scores"):
-        torch.testing.assert_close(a[part], b[part], rtol=0, atol=1e-5)
+        torch.testing.assert_close(a[part], b[part], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,15 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
     assert len(events(pair, "done")) == 1
     assert_close(undisturbed, pair)
+
+
+def test_two_ranks_with_muon_prune_alike(toy, tmp_path):
+    """Muon's products are in bfloat16, so rounding does not stay small over many steps."""
+    knobs = ["--optimizer=muon", "--stop_after=16"]
+    assert run(toy, tmp_path / "one", *knobs) == 0
+    two_ranks(toy, tmp_path / "two", *knobs)
+    losses = [[e["loss"] for e in events(tmp_path / n, "step")] for n in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
 
 
 def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):
@@ -106,8 +115,9 @@ threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/
 told = f"{len(resident)} prunes: {resident[-1] - resident[4]} {'gloo' in str(threads)};"
 os.write(2, told.encode())  # whole, whatever the other rank writes
 """
-    knobs = ["--max_steps=60", "--d_ff=88", "--n_kv_head_target=0", "--prune_every=1"]
-    knobs += ["--prune_schedule=linear", "--micro_batch_size=1"]
+    knobs = ["--max_steps=60", "--d_ff=88", "--prune_every=1", "--prune_schedule=linear"]
+    knobs += ["--n_kv_head_target=0", "--d_model_target=0", "--n_layer_target=0"]
+    knobs += ["--micro_batch_size=1"]
     error = two_ranks(toy, tmp_path / "run", *knobs, before=watched, after=tell)
     growths = re.findall(r"20 prunes: (-?\d+) False;", error)
     assert len(growths) == 2 and max(map(int, growths)) < 10_000_000

@@ -28,14 +28,15 @@ from run.folder import Folder
 from run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
-# Widths fall in 6 prunes of d_ff and 3 of n_kv_head between steps 13 and 25.
+# All kinds of unit are pruned between steps 13 and 25: d_ff 6 times, n_kv_head and d_model less
+# often, n_layer once.
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
-    "n_layer": 2, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
-    "d_ff_target": 8, "n_kv_head_target": 1, "round_to": 4,
+    "n_layer": 3, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
+    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2, "round_to": 4,
     "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
     "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
-    "device": "cpu", "dtype": "float32", "compile": "off",
+    "device": "cpu", "dtype": "float32", "compile": "off", "optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -86,13 +87,14 @@ def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
     steps = events(undisturbed, "step")
     assert [e["step"] for e in steps] == list(range(1, 31))
     assert [e["phase"] for e in steps] == ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
-    assert (steps[0]["d_ff"], steps[0]["n_kv_head"]) == (32, 4)
-    assert (steps[-1]["d_ff"], steps[-1]["n_kv_head"]) == (8, 1)
-    for key in ("d_ff", "n_kv_head", "params"):
-        assert all(a[key] >= b[key] for a, b in zip(steps, steps[1:]))
+    widths = {"d_ff": (32, 8), "n_kv_head": (4, 1), "d_model": (16, 8), "n_layer": (3, 2)}
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
-    assert (shape.d_ff, shape.n_kv_head) == (8, 1)
-    assert events(undisturbed, "eval")[-1]["val_loss"] < events(undisturbed, "eval")[0]["val_loss"]
+    for kind, (first, last) in widths.items():
+        assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
+    for key in (*widths, "params"):
+        assert all(a[key] >= b[key] for a, b in zip(steps, steps[1:]))
+    last = events(undisturbed, "prune")[-1]
+    assert events(undisturbed, "eval")[-1]["val_loss"] < last["loss_after"]
 
 
 def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undisturbed):
@@ -129,6 +131,7 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
         (11, signal.SIGINT, "--criterion=sensitivity"),  # scoring
         (18, signal.SIGTERM, "--criterion=activation"),  # between two prunes
         (18, signal.SIGTERM, "--criterion=random"),
+        (18, signal.SIGTERM, "--optimizer=muon"),
         (28, signal.SIGINT, "--dtype=bfloat16"),  # recovering
     ],
 )
@@ -148,7 +151,6 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
 def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_path, monkeypatch):
     """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
-    knobs += ["--optimizer=adamw"]
     out = tmp_path / "run"
     stop_at(monkeypatch, 14)
     run(toy, out, f"--criterion={criterion}", *knobs)
@@ -180,6 +182,15 @@ def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_pa
     for name, p in model.named_parameters():
         torch.testing.assert_close(state["model"][name], p.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state["scores"]["blocks.1.d_ff"], scores, rtol=1e-3, atol=0)
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_one_moment_that_is_cut_with_them(toy, tmp_path):
+    assert run(toy, tmp_path / "run", "--optimizer=muon") == 0
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for name, p in load_model(state).named_parameters():
+        shapes = [m.shape for m in state["optimizer"][name].values() if m.dim()]
+        inner = name.startswith("blocks.") and p.dim() == 2
+        assert shapes == [p.shape] * (1 if inner else 2)
 
 
 def test_validation_weighs_every_token_alike(undisturbed):
@@ -218,7 +229,7 @@ def test_on_a_terminal_the_bar_shows_all_in_80_columns(toy, tmp_path):
                 shown += part
     os.close(ours)
     lines = [line.strip() for line in re.split("[\r\n]+", shown.decode()) if "tok/s" in line]
-    whole = r"\d+/30 loss \S+ \S+ tok/s d_ff \d+ n_kv_head \d+ \S+ left \|.+\|"
+    whole = r"\d+/30 loss \S+ \S+ tok/s \S+ parameters \S+ left \|.+\|"
     assert lines and all(re.fullmatch(whole, line) and len(line) < 80 for line in lines)
     assert lines[-1].startswith("30/30 ")
 
@@ -314,6 +325,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(toy, tmp_path, capsys):
 def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     out = tmp_path / "run"
     knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
+    knobs += ["--d_model_target=0", "--n_layer_target=0"]
     assert run(toy, out, *knobs, "--save_every=7") == 0
     rates = {e["step"]: e["lr"] for e in events(out, "step")}
     assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]
@@ -321,7 +333,7 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
     state = load_checkpoint(out / "checkpoint.pt")
     assert state["step"] == 30  # the last step is saved whatever the interval
-    assert state["optimizer"]["embed.weight"]["step"].item() == 30 - 12
+    assert {m["step"].item() for m in state["optimizer"].values()} == {30 - 12}
 
 
 def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undisturbed, tmp_path):
@@ -331,9 +343,7 @@ def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undist
     tensors = [*state["model"].values(), *state["scores"].values()]
     for name, p in load_model(state).named_parameters():
         moments = state["optimizer"][name]
-        inner = name.startswith("blocks.") and p.dim() == 2
-        assert len(moments) == (1 if inner else 3)  # Muon's momentum, or AdamW's two and the count
-        assert all(m.shape in (p.shape, ()) for m in moments.values())
+        assert moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape
         tensors += moments.values()
     assert {t.dtype for t in tensors} == {torch.float32}
     losses, exact = ([e["loss"] for e in events(o, "step")] for o in (out, undisturbed))
