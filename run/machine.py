@@ -78,7 +78,13 @@ def compile_blocks(model: GPT, kinds: Iterable[str]) -> Callable:
 
     def switched(block: torch.nn.Module) -> Callable:
         eager, compiled = block.forward, torch.compile(block.forward)
-        return lambda *inputs: (compiled if block.training else eager)(*inputs)
+
+        def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if "d_model" in kinds:
+                torch._dynamo.maybe_mark_dynamic(x, 2)
+            return (compiled if block.training else eager)(x, cos, sin)
+
+        return forward
 
     for block in model.blocks:
         block.forward = switched(block)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_model import large
 
-from model import UNITS, GPT, GPTConfig
+from model import GPT, UNITS, GPTConfig
 from prune import Pruner, check_optimizers, choose, slice_group
 from run.ranks import Ranks
 
@@ -210,18 +210,33 @@ def by_hand(model, kind, value):
     return out
 
 
+def by_hand_all(model, kind, value):
+    """The same for the channels of the stream and for the blocks."""
+    values = {name: value(p, p.grad).square() for name, p in model.named_parameters()}
+    if kind == "n_layer":
+        ours = [[x for name, x in values.items() if f"blocks.{i}." in name] for i in range(2)]
+        return {"blocks": [sum(x.sum() for x in xs).sqrt().item() for xs in ours]}
+    rows = [x for name, x in values.items() if name.endswith((".o.weight", ".down.weight"))]
+    others = [x for name, x in values.items() if not name.endswith((".o.weight", ".down.weight"))]
+    total = [
+        sum(x[j].sum() for x in rows) + sum(x[..., j].sum() for x in others) for j in range(16)
+    ]
+    return {"stream": [x.sqrt().item() for x in total]}
+
+
 def pruner(criterion, kinds=KINDS, seed=1):
     return Pruner(criterion, 0.0, kinds, seed, Ranks(torch.device("cpu")))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNITS)
 def test_scores_of_the_kinds_to_prune_equal_a_hand_written_sum_per_unit(kind):
     model, _ = make()
     model(*batch(0)).backward()
     for criterion, value in (("sensitivity", lambda w, g: w * g), ("magnitude", lambda w, g: w)):
         judge = pruner(criterion, kinds=[kind])
         judge.score(model)
-        expected = {name: torch.tensor(s) for name, s in by_hand(model, kind, value).items()}
+        scores = (by_hand if kind in KINDS else by_hand_all)(model, kind, value)
+        expected = {name: torch.tensor(s) for name, s in scores.items()}
         torch.testing.assert_close(judge.scores, expected)
 
 
@@ -260,6 +275,32 @@ def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it
     cuts = pruner("activation").prune(model, [optimizer], "d_ff", 8, batches)
     assert set(range(24)) - set(cuts["removed"][1]) == best
     assert len(model.blocks[1].ffn.down._forward_pre_hooks) == hooks
+
+
+def test_activation_of_a_channel_counts_all_its_readers_and_of_a_block_how_far_it_turns():
+    model, optimizer = make()
+    tokens, seen = batch(0)[0], {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, y, name=name: seen.update({name: (*args, y)}))
+    with torch.no_grad():
+        model(tokens)
+    reads = 0.0
+    for i in range(2):
+        for name in ("attention.q", "attention.k", "attention.v", "ffn.gate", "ffn.up"):
+            x, w = seen[f"blocks.{i}.{name}"][0], model.get_parameter(f"blocks.{i}.{name}.weight")
+            reads += (x * w.norm(dim=0)).square().mean((0, 1))
+    reads += (seen["norm"][1] * model.unembed.weight.norm(dim=0)).square().mean((0, 1))
+    turns = []
+    for i in range(2):
+        x, _, _, y = seen[f"blocks.{i}"]
+        turns.append(1 - ((x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))).mean())
+    for kind, scores, width in (("d_model", reads, 8), ("n_layer", torch.stack(turns), 1)):
+        cuts = pruner("activation").prune(model, [optimizer], kind, width, [(tokens, None)])
+        assert cuts["removed"] == [sorted(scores.argsort()[: len(scores) - width].tolist())]
+        quartiles = scores.quantile(torch.linspace(0, 1, 5, dtype=scores.dtype))
+        torch.testing.assert_close(torch.tensor(cuts["scores"][0]), quartiles)
+        model = make()[0]
+        optimizer = torch.optim.AdamW(model.parameters())
 
 
 def test_random_is_one_number_per_unit_that_the_seed_decides():

@@ -33,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
     "n_layer": 3, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
-    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2, "round_to": 4,
-    "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
+    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2,
+    "round_to": 4, "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
     "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
     "device": "cpu", "dtype": "float32", "compile": "off", "optimizer": "adamw",
 }  # fmt: skip

@@ -118,18 +118,21 @@ def draw_units(out_dir: Path):
 
     for kind, (cost, score) in zip(kinds, rows):
         events = [e for e in prunes if e["group"] == kind]
-        x = tokens(events)
-        cost.stem(x, [e["loss_after"] - e["loss_before"] for e in events], basefmt="k-")
+        cost.stem(
+            tokens(events), [e["loss_after"] - e["loss_before"] for e in events], basefmt="k-"
+        )
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        n_layer = len(events[0]["scores"])
-        for layer in range(n_layer):
-            _, low, middle, high, _ = zip(*(e["scores"][layer] for e in events))
-            color = colormaps["viridis"](layer / n_layer)
-            score.plot(x, middle, "o-", ms=3, color=color, label=f"layer {layer}")
-            score.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+        groups = len(events[0]["scores"])  # one for each layer, or one in all
+        for i in range(groups):
+            there = [e for e in events if i < len(e["scores"])]  # layers may be pruned, too
+            _, low, middle, high, _ = zip(*(e["scores"][i] for e in there))
+            color = colormaps["viridis"](i / groups)
+            score.plot(tokens(there), middle, "o-", ms=3, color=color, label=f"layer {i}")
+            score.fill_between(tokens(there), low, high, color=color, alpha=0.15, lw=0)
         score.set_yscale("log")
         score.set_title(f"{kind}: scores at each prune, median and quartiles")
-        score.legend(frameon=False, ncols=math.ceil(n_layer / 8))
+        if groups > 1:
+            score.legend(frameon=False, ncols=math.ceil(groups / 8))
     return figure
 
 
