@@ -11,6 +11,7 @@ d_ff_target = 96
 
 max_steps = 4000
 batch_size = 16  # 8.2M tokens, 140 per final parameter
+optimizer = "adamw"
 learning_rate = 8e-3
 warmup_steps = 100
 
