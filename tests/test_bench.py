@@ -13,7 +13,7 @@ from model import UNITS, GPTConfig
 from run.config import Config, load_config
 from run.llama import config_json
 from run.plan import flops_per_token, make_plan, memory_of, n_parameters
-from tools import bench, plan
+from tools import bench, gpu_check, plan
 
 SHAPE = GPTConfig(
     vocab_size=256, context_length=64, n_layer=3, d_model=64, head_dim=16, queries_per_kv=2,
@@ -101,3 +101,16 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
     assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err
+
+
+def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(tmp_path, capsys):
+    knobs = ["--device=cpu", "--compile=off", "--shorter=50", "--eval_tokens=1000", "--d_ff=160"]
+    names = "--only=big,default"  # the target of "big" is above this d_ff
+    assert gpu_check.main([f"--out={tmp_path}", names, *knobs, "--d_ff_target=0"]) == 1
+    cells = {name: row[0] for name, row in rows(capsys.readouterr().out).items()}
+    assert cells["big"].startswith("FAILED, exit code 2: error: ")
+    assert re.match(r"ok, \d+ s\. loss \d\.\d{4}, \d+ s, [\d,]+ tokens/s", cells["default"])
+    assert "unknown key" not in cells["big"] and "tok/s" in (tmp_path / "default.txt").read_text()
+    with pytest.raises(SystemExit):
+        gpu_check.main([f"--out={tmp_path}", "--only=suit"])
+    assert "there are suite, default" in capsys.readouterr().err
