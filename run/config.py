@@ -221,7 +221,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         need(getattr(c, key) < 1, key, "must be less than 1")
     for key in ("learning_rate", "min_lr_fraction"):
         need(getattr(c, key) <= 1, key, "must be at most 1")
-    need(c.round_vocab_to <= 4096, "round_vocab_to", "must be at most 4096")
+    need(c.round_vocab_to <= 65_536, "round_vocab_to", "must be at most 65536")
     decayed = f"must be at most 1 / learning_rate = {1 / c.learning_rate:.3g}, or weights turn over"
     need(c.weight_decay * c.learning_rate <= 1, "weight_decay", decayed)
     for key, choices in CHOICES.items():
