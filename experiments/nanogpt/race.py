@@ -1,0 +1,192 @@
+"""Training steps here and in nanoGPT, in turns: python -m experiments.nanogpt.race --nanogpt FOLDER
+
+Two shapes: nanoGPT's recipe for a CPU, and one of 12M parameters. Ours have as many parameters, to
+2%, and see as many tokens in a step.
+"""
+
+import argparse
+import base64
+import importlib.util
+import lzma
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.prepare import prepare
+from run import machine
+from run.config import Config
+from run.plan import enlarged_shape, n_parameters
+from tools import command
+from tools.bench import Step, race
+
+ROOT = Path(__file__).parent.parent.parent
+REPEATS = 5
+
+
+@dataclass
+class Shape:
+    name: str
+    theirs: dict  # nanoGPT's GPTConfig
+    ours: dict  # knobs
+    vocab_size: int
+    batch_size: int
+
+
+SHAPES = [
+    Shape(
+        "nanoGPT's CPU recipe (4 layers, width 128, context 64, batch 12)",
+        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False},
+        {"n_layer": 4, "n_head": 4, "n_kv_head": 4, "d_model": 128, "d_ff": 344},
+        vocab_size=256,
+        batch_size=12,
+    ),
+    Shape(
+        "12M (6 layers, width 384, context 256, batch 16)",
+        {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "bias": False},
+        {"n_layer": 6, "n_head": 6, "n_kv_head": 6, "d_model": 384, "d_ff": 1024},
+        vocab_size=4096,
+        batch_size=16,
+    ),
+]
+
+
+def nanogpt(folder: Path):
+    """nanoGPT's module model.py, under another name: ours is called model, too."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class TheirStep:
+    """A step of nanoGPT's train.py: forward, backward, clip, AdamW."""
+
+    def __init__(self, module, shape: Shape, dtype: torch.dtype, compiled: bool):
+        torch.manual_seed(1)
+        config = module.GPTConfig(vocab_size=shape.vocab_size, dropout=0.0, **shape.theirs)
+        self.model, self.dtype = module.GPT(config), dtype
+        self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+        self.forward = torch.compile(self.model) if compiled else self.model
+        size = shape.batch_size, shape.theirs["block_size"]
+        self.x, self.y = torch.randint(shape.vocab_size, (2, *size))
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            _, loss = self.forward(self.x, self.y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def our_step(shape: Shape, dtype: str, compiled: bool, optimizer: str) -> Step:
+    c = config_of(shape, dtype, optimizer)
+    step = Step(c, enlarged_shape(c, shape.vocab_size), torch.device("cpu"))
+    if compiled:
+        step.forward = machine.compile_blocks(step.model, ())
+    return step
+
+
+def config_of(shape: Shape, dtype: str = "auto", optimizer: str = "muon") -> Config:
+    size = {"batch_size": shape.batch_size, "context_length": shape.theirs["block_size"]}
+    return Config(**shape.ours, **size, device="cpu", dtype=dtype, optimizer=optimizer)
+
+
+def steps(module, shape: Shape) -> list[str]:
+    """Rows of a table: what, nanoGPT's ms, ours, ratio."""
+    full, half = torch.float32, torch.bfloat16
+    pairs = {
+        "each at its default": (
+            TheirStep(module, shape, full, compiled=False),
+            our_step(shape, "auto", False, "muon"),
+        ),
+        "float32, AdamW, eager": (
+            TheirStep(module, shape, full, compiled=False),
+            our_step(shape, "float32", False, "adamw"),
+        ),
+        "float32, AdamW, compiled": (
+            TheirStep(module, shape, full, compiled=True),
+            our_step(shape, "float32", True, "adamw"),
+        ),
+        "bfloat16, AdamW, compiled": (
+            TheirStep(module, shape, half, compiled=True),
+            our_step(shape, "bfloat16", True, "adamw"),
+        ),
+    }
+    theirs = sum(p.numel() for p in pairs["each at its default"][0].model.parameters())
+    ours = n_parameters(enlarged_shape(config_of(shape), shape.vocab_size))
+    assert abs(ours / theirs - 1) < 0.02, (ours, theirs)
+    rows = [f"| **{shape.name}**: {theirs:,} and {ours:,} parameters | | | |"]
+    times = race([step for pair in pairs.values() for step in pair], REPEATS)
+    for name, a, b in zip(pairs, times[::2], times[1::2]):
+        rows.append(f"| {name} | {a * 1e3:.1f} | {b * 1e3:.1f} | {a / b:.2f} |")
+    return rows
+
+
+def whole_runs(folder: Path) -> list[str]:
+    """Both train.py on the shipped speeches, byte by byte, from start to end."""
+    shape, rows = SHAPES[0], []
+    with tempfile.TemporaryDirectory() as tmp:
+        work = Path(tmp)
+        text = lzma.decompress((ROOT / "data/corpus/sotu.jsonl.xz").read_bytes())[:1_100_000]
+        (work / "text.txt").write_bytes(text)
+        ids = np.frombuffer(text, np.uint8).astype(np.uint16)
+        data = folder / "data" / "enlarge_prune_race"
+        data.mkdir(exist_ok=True)
+        split = int(0.9 * len(ids))
+        ids[:split].tofile(data / "train.bin"), ids[split:].tofile(data / "val.bin")
+        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 256}))
+        recipe = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --dropout=0.0"
+        recipe += " --max_iters=2000 --lr_decay_iters=2000 --block_size=64"
+        recipe += " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
+        theirs = f"train.py config/train_shakespeare_char.py --dataset={data.name} {recipe}"
+        theirs += f" --out_dir={work / 'theirs'}"
+        # A vocabulary of single bytes, as tiktoken writes it: base64 and rank
+        ranks = [f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)]
+        (work / "bytes.tiktoken").write_text("".join(ranks))
+        prepare([work / "text.txt"], str(work / "bytes.tiktoken"), work / "data")
+        knobs = {**shape.ours, "batch_size": 12, "context_length": 64, "max_steps": 2000}
+        knobs |= {"data_dir": work / "data", "out_dir": work / "ours", "learning_rate": 5e-3}
+        knobs |= {"warmup_steps": 100, "eval_tokens": 20 * 12 * 64}
+        (work / "race.py").write_text("")
+        ours = f"train.py {work / 'race.py'} " + " ".join(f"--{k}={v}" for k, v in knobs.items())
+        calls = ((theirs, folder, r"val loss (\S+)"), (ours, ROOT, r"eval .*: (\S+) nats"))
+        results = []
+        for call, where, loss in calls:
+            began = time.perf_counter()
+            command = [sys.executable, *call.split()]
+            out = subprocess.run(command, cwd=where, check=True, capture_output=True, text=True)
+            results.append((time.perf_counter() - began, re.findall(loss, out.stdout)[-1]))
+        (a, loss_a), (b, loss_b) = results
+        rows.append(f"| a whole run of 2,000 steps, seconds | {a:.0f} | {b:.0f} | {a / b:.2f} |")
+        rows.append(f"| its validation loss, nats per byte | {loss_a} | {loss_b} | |")
+    return rows
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nanogpt", type=Path, required=True, metavar="FOLDER", help="a clone")
+    parser.add_argument("--whole", action="store_true", help="whole runs, too")
+    args = parser.parse_args(argv)
+    machine.keep_memory()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print("| | nanoGPT, ms | ours, ms | ratio |\n| --- | --- | --- | --- |")
+    module = nanogpt(args.nanogpt)
+    for shape in SHAPES:
+        print("\n".join(steps(module, shape)), flush=True)
+    if args.whole:
+        print("\n".join(whole_runs(args.nanogpt.resolve())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
