@@ -3,10 +3,10 @@
 Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, no biases. `forward`
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
-A *unit* is what a pruner removes as a whole: an FFN neuron; a KV head with the query heads that
-share it; a channel of the residual stream; or a block. But for the block, it has a slice in each of
-several weights. A *group* is all units of one kind in one place: the neurons of a layer, the blocks
-of the model. Its *width* is the number of its units. All layers are equally wide.
+A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
+share it, a channel of the residual stream, or a block. All but a block have a slice in each of
+several weights. A *group* is all units of one kind in one place, such as the neurons of a layer.
+Its *width* is the number of its units. All layers are equally wide.
 """
 
 from dataclasses import dataclass, replace
@@ -159,8 +159,7 @@ class GPT(nn.Module):
 
     def init_weights(self) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
-        each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth.
-        """
+        each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth."""
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
@@ -187,20 +186,20 @@ class GPT(nn.Module):
 
     def groups(self) -> list[Group]:
         """Every prunable group of the model as it is now."""
-
-        def members(kind: str, i: int) -> list[tuple[str, int]]:
-            return [(f"blocks.{i}.{name}.weight", dim) for name, dim in UNITS[kind]]
-
-        n_layer, d_model = len(self.blocks), self.norm.weight.shape[0]
-        stream = [("unembed.weight", 1), ("norm.weight", 0)]
-        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]
-        stream += [member for i in range(n_layer) for member in members("d_model", i)]
-        groups = [Group("blocks", "n_layer", n_layer), Group("stream", "d_model", d_model, stream)]
+        groups, stream = [], [("unembed.weight", 1), ("norm.weight", 0)]
+        if not self.config.tie_embeddings:
+            stream.append(("embed.weight", 1))
         for i, block in enumerate(self.blocks):
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
-            for kind, width in (("d_ff", block.ffn.gate.weight.shape[0]), ("n_kv_head", n_kv_head)):
-                groups.append(Group(f"blocks.{i}.{kind}", kind, width, members(kind, i)))
-        return groups
+            widths = {"d_ff": block.ffn.gate.weight.shape[0], "n_kv_head": n_kv_head}
+            for kind, slices in UNITS.items():
+                members = [(f"blocks.{i}.{name}.weight", dim) for name, dim in slices]
+                if kind in widths:
+                    groups.append(Group(f"blocks.{i}.{kind}", kind, widths[kind], members))
+                else:
+                    stream += members
+        groups.append(Group("stream", "d_model", self.norm.weight.shape[0], stream))
+        return [*groups, Group("blocks", "n_layer", len(self.blocks))]
 
     def shape(self) -> GPTConfig:
         """The configuration of a model with the present widths."""
