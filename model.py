@@ -47,8 +47,8 @@ class Group:
     kind: str  # a key of UNITS; also the field of GPTConfig that has the group's width
     width: int  # how many units
     # The weights that the units have slices in: (name, dim). Cut along dim into `width` equal
-    # slices, the weight has slice j for unit j. The matrices with dim 1 read the units' outputs.
-    # Empty: the units are whole modules, the entries of the ModuleList `name`.
+    # slices, the weight has slice j for unit j. The matrices with dim 1 read what the units put
+    # out. Empty: the units are whole modules, the entries of the ModuleList `name`.
     members: tuple[tuple[str, int], ...] = ()
 
 
@@ -58,11 +58,11 @@ UNITS = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
     "d_model": (  # a channel of the residual stream: in every block, in `norm` and the embeddings
-        *(("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1)),
-        *(("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0)),
+        ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
+        ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
     ),
     "n_layer": (),  # a block
-}
+}  # fmt: skip
 
 
 class RMSNorm(nn.Module):
@@ -186,19 +186,18 @@ class GPT(nn.Module):
 
     def groups(self) -> list[Group]:
         """Every prunable group of the model as it is now."""
+
+        def members(kind: str, i: int) -> tuple[tuple[str, int], ...]:
+            return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in UNITS[kind])
+
         groups, stream = [], [("unembed.weight", 1), ("norm.weight", 0)]
-        if not self.config.tie_embeddings:
-            stream.append(("embed.weight", 1))
+        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]
         for i, block in enumerate(self.blocks):
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
-            widths = {"d_ff": block.ffn.gate.weight.shape[0], "n_kv_head": n_kv_head}
-            for kind, slices in UNITS.items():
-                members = [(f"blocks.{i}.{name}.weight", dim) for name, dim in slices]
-                if kind in widths:
-                    groups.append(Group(f"blocks.{i}.{kind}", kind, widths[kind], members))
-                else:
-                    stream += members
-        groups.append(Group("stream", "d_model", self.norm.weight.shape[0], stream))
+            for kind, width in (("d_ff", block.ffn.gate.weight.shape[0]), ("n_kv_head", n_kv_head)):
+                groups.append(Group(f"blocks.{i}.{kind}", kind, width, members(kind, i)))
+            stream += members("d_model", i)
+        groups.append(Group("stream", "d_model", self.norm.weight.shape[0], tuple(stream)))
         return [*groups, Group("blocks", "n_layer", len(self.blocks))]
 
     def shape(self) -> GPTConfig:

@@ -1,7 +1,8 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups, all units of one kind in one layer (`model.Group`). A group names the weights
-that its units have slices in, so nothing here knows what an FFN or a head is.
+Units come in groups, all units of one kind in one place (`model.Group`). A group names the weights
+that its units have slices in, or the list of whole modules that its units are. So nothing here
+knows what an FFN or a head is.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-Optimizers = list[torch.optim.Optimizer]  # each holds other parameters
+Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -60,18 +61,22 @@ def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
 def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
-    For a sliced unit: the sum, over its output channels and the matrices that read them, of the
-    channel's mean square times the squared norm of the weights that read it. For a whole module:
-    one minus the mean cosine between its input and its output (ShortGPT, 2403.03853).
+    For a unit whose group has norms: the root mean square of what comes out of each norm, summed
+    over the norms (Minitron, 2407.14679). For another sliced unit: the sum over its output channels
+    of the mean square, times the squared norm of the weights that read it. For a whole module: one
+    minus the mean cosine between its input and its output (ShortGPT, 2403.03853).
 
-    batches: pairs of tokens, (B, T), and targets. Computed in float32.
+    batches: pairs of tokens, (B, T), and targets. Computed in float32, and averaged over batches.
     """
     device = next(model.parameters()).device
     scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
 
-    def add_outputs(group, module: nn.Linear, args: tuple, _) -> None:
-        squares = args[0].float().square().mean((0, 1))  # (inputs of the module,)
-        scores[group.name] += per_unit(squares * module.weight.square(), 1, group.width)
+    def add_normed(group, norm: nn.Module, _, output: Tensor) -> None:
+        scores[group.name] += output.float().square().mean((0, 1)).sqrt()
+
+    def add_outputs(group, reader: nn.Linear, args: tuple, _) -> None:
+        squares = args[0].float().square().mean((0, 1))  # (inputs of the reader,)
+        scores[group.name] += per_unit(squares * reader.weight.square(), 1, group.width)
 
     def add_change(group, unit: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         cosine = F.cosine_similarity(args[0].float(), output.float(), dim=-1)  # (B, T)
@@ -79,11 +84,12 @@ def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> d
 
     hooks = []
     for group in groups:
-        names = [name.rpartition(".")[0] for name, dim in group.members if dim == 1]
-        readers = [m for m in map(model.get_submodule, names) if isinstance(m, nn.Linear)]
-        hooks += [m.register_forward_hook(partial(add_outputs, group)) for m in readers]
-        for unit, m in enumerate(() if group.members else model.get_submodule(group.name)):
-            hooks.append(m.register_forward_hook(partial(add_change, group, unit)))
+        held = [(model.get_submodule(name.rpartition(".")[0]), dim) for name, dim in group.members]
+        norms = [(m, partial(add_normed, group)) for m, _ in held if m.weight.dim() == 1]
+        readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
+        units = () if held else enumerate(model.get_submodule(group.name))
+        whole = [(m, partial(add_change, group, unit)) for unit, m in units]
+        hooks += [m.register_forward_hook(add) for m, add in norms or readers or whole]
     model.eval()  # in eval mode blocks run as they are: not compiled, without recomputation
     for tokens, _ in batches:
         model(tokens)
@@ -106,9 +112,9 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
-    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way, and the
-    step count stays. So AdamW, given the same gradient, gives a weight that stays the same update
-    as without the prune. Muon's update depends on the whole matrix. Old gradients are dropped.
+    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way. The step
+    count stays. With the same gradient, a weight that stays gets the same AdamW update as without
+    the prune. Muon's update depends on the whole matrix. Old gradients are dropped.
     """
     for name, dim in group.members:
         old = model.get_parameter(name)
@@ -132,19 +138,18 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
                 }
 
 
-def drop_modules(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -> None:
-    """Take the modules where `keep`, a (width,) boolean mask, is false out of the group's list and
-    their parameters out of the optimizers. The others move up in the list."""
+def drop_modules(model: nn.Module, optimizers: Optimizers, group, removed: list[int]) -> None:
+    """Take modules out of the group's list, and their parameters out of the optimizers. The others
+    move up in the list. removed: the places of those that go, in ascending order."""
     modules = model.get_submodule(group.name)
-    gone = {p for module, stays in zip(modules, keep) if not stays for p in module.parameters()}
+    gone = {p for unit in removed for p in modules[unit].parameters()}
     for optimizer in optimizers:
         for param_group in optimizer.param_groups:
             param_group["params"] = [p for p in param_group["params"] if p not in gone]
         for p in gone & set(optimizer.state):
             del optimizer.state[p]
-    for unit in reversed(range(group.width)):
-        if not keep[unit]:
-            del modules[unit]
+    for unit in reversed(removed):
+        del modules[unit]
 
 
 def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
@@ -222,10 +227,10 @@ class Pruner:
                 slice_group(model, optimizers, group, keep)
             else:
                 gone = tuple(f"{group.name}.{unit}." for unit in removed)
-                stay = [g.name for g in model.groups() if not g.name.startswith(gone)]
-                drop_modules(model, optimizers, group, keep)
-                old, now = self.scores, [g.name for g in model.groups()]  # layers have new numbers
-                self.scores = {new: old[name] for name, new in zip(stay, now) if name in old}
+                before = [g.name for g in model.groups() if not g.name.startswith(gone)]
+                drop_modules(model, optimizers, group, removed)
+                names = zip(before, [g.name for g in model.groups()], strict=True)  # new numbers
+                self.scores = {new: self.scores[old] for old, new in names if old in self.scores}
             record["removed"].append(removed)
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
         check_optimizers(model, optimizers)

@@ -49,7 +49,7 @@ class Schedule:
         return self.lr_restart and step == self.window[0]
 
     def width(self, step: int, kind: str) -> int:
-        """How many units of this kind each layer has during `step`.
+        """How many units of this kind each group has during `step`.
 
         cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
         1710.01878): fast while many units are redundant, slow at the end. linear: the same with

@@ -38,17 +38,18 @@ def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
     Muon (Jordan et al., 2024) makes all singular values of an update nearly equal. The update is
     then scaled to the usual size of AdamW's (2502.16982), so that one learning rate fits both.
     """
-    inner = [p for p in model.blocks.parameters() if p.dim() == 2]
-    outer = list(dict.fromkeys((model.embed.weight, model.unembed.weight)))  # one, if tied
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    decay, optimizers = {"lr": c.learning_rate, "weight_decay": c.weight_decay}, []
-    if c.optimizer == "muon":
-        optimizers = [torch.optim.Muon(inner, **decay, adjust_lr_fn="match_rms_adamw")]
-    else:
-        outer += inner
-    groups = [{"params": outer, **decay}, {"params": vectors, "weight_decay": 0.0}]
-    betas = (c.beta1, c.beta2)
-    return [*optimizers, torch.optim.AdamW(groups, lr=c.learning_rate, betas=betas, fused=True)]
+    inner = [p for p in model.blocks.parameters() if p.dim() == 2 and c.optimizer == "muon"]
+    outer = [p for p in model.parameters() if p.dim() == 2 and p not in set(inner)]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    lr, decay = c.learning_rate, c.weight_decay
+    groups = [
+        {"params": outer, "weight_decay": decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
+    if not inner:
+        return [adamw]
+    return [torch.optim.Muon(inner, lr, decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-# What is known of the paper: half of the tokens go to the enlarged model before the first prune.
+# What is known of the paper's window: half of the tokens come before the first prune.
 from configs.idea import *
 
 prune_start = 0.5

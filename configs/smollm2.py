@@ -8,6 +8,7 @@ d_ff_target = 768
 max_steps = 24  # a taste: 24,576 tokens
 batch_size = 4
 context_length = 256
+optimizer = "adamw"
 learning_rate = 4e-4
 warmup_steps = 3
 

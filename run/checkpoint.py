@@ -23,7 +23,7 @@ from prune import Optimizers
 from run import UserError
 from run.config import NOT_SAVED, Config
 
-FORMAT = "enlarge-prune 2"
+FORMAT = "enlarge-prune 3"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 

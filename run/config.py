@@ -40,7 +40,8 @@ class Config:
     context_length: int = 128  # tokens per sequence
     recompute: bool = False  # activations in the backward pass: a third more work, less memory
     # Optimizer
-    optimizer: str = "muon"  # of the blocks' matrices: muon or adamw; of the rest: adamw
+    # Of the blocks' matrices: muon (it multiplies in bfloat16) or adamw. Of the rest: adamw
+    optimizer: str = "muon"
     learning_rate: float = 8e-3  # the peak
     min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
     warmup_steps: int = 50  # linear, from 0 to the peak
@@ -258,9 +259,11 @@ def check_prunes(c: Config, need) -> None:
         need(target % grid == 0, f"{kind}_target", remedy)
     width = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
-    for kind in targets.keys() & {"d_model", "n_kv_head"}:
-        heads = f"transformers wants the {n_head} query heads at the end to divide d_model={width}"
-        need(width % n_head == 0, f"{kind}_target", heads)
+    loads = "or transformers cannot load the model"
+    many = f"must be a multiple of the {n_head} query heads at the end, {loads}"
+    need("d_model" not in targets or width % n_head == 0, "d_model_target", many)
+    few = f"leaves {n_head} query heads; they must divide d_model={width}, {loads}"
+    need("n_kv_head" not in targets or width % n_head == 0, "n_kv_head_target", few)
     if not targets:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
         return

@@ -6,7 +6,7 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def choose_compile(c: Config, device: torch.device, flops: float) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and has_compiler and flops > 3e13)
 
 
-def compile_blocks(model: GPT, kinds: Iterable[str]) -> Callable:
+def compile_blocks(model: GPT, kinds: Container[str]) -> Callable:
     """The model's forward pass with compiled blocks. One graph serves all blocks, which are alike,
     and all widths of these kinds above 1, so a prune does not compile anything again.
 

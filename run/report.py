@@ -114,11 +114,11 @@ class Report:
         self.say(in_rows(rows))
         self.write("start", step, resumed=step > 0, planned_flops=plan.flops())
 
-    def prune(self, step: int, kind: str, before: float, after: float, cuts: dict) -> None:
+    def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
         """before, after: loss on the same batches."""
         was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
         losses = {"loss_before": before, "loss_after": after}
-        self.write("prune", step, group=kind, width_before=was, width_after=now, **losses, **cuts)
+        self.write("prune", step, group=kind, width_before=was, width_after=now, **losses, **record)
         self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_run import ROOT
 
+from model import UNITS
 from run import UserError
 from run.config import Config, load_config
 from run.machine import choose_compile
@@ -34,10 +35,11 @@ def test_every_config_loads_and_plans(name):
 
 
 def test_plan_counts_the_flops_of_every_step():
-    c = load("idea_attention")
+    some = ["--n_layer_target=2", "--d_model_target=32", "--round_to=8"]
+    c = load("idea_attention", *some)
     plan, by_step = make_plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
-        widths = {kind: plan.schedule.width(step, kind) for kind in ("d_ff", "n_kv_head")}
+        widths = {kind: plan.schedule.width(step, kind) for kind in UNITS}
         shape = replace(plan.enlarged, **widths)
         by_step += c.batch_size * c.context_length * flops_per_token(shape)
         assert step % 50 or plan.flops(step) == by_step
@@ -69,7 +71,7 @@ BAD = {
     "channels off the grid": (["--d_model_target=40"], ["d_model_target=40", "round_to=16"]),
     "not exportable": (
         ["--d_model_target=32", "--n_head=8", "--n_kv_head=8", "--n_kv_head_target=5"],
-        ["d_model_target=32", "transformers", "5 query heads", "divide"],
+        ["d_model_target=32", "transformers", "multiple of the 5 query heads"],
     ),
     "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),

@@ -40,6 +40,7 @@ SHAPES = {
     "grouped": BASE,
     "not tied": replace(BASE, n_kv_head=1, d_ff=40, tie_embeddings=False),
     "padded vocabulary": replace(BASE, vocab_size=V + 64, queries_per_kv=4, n_kv_head=1),
+    "narrow stream": replace(BASE, d_model=16, queries_per_kv=4, n_kv_head=1),
     "theta and eps": replace(BASE, queries_per_kv=1, rope_theta=500.0, norm_eps=0.1),
 }
 

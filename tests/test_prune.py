@@ -148,7 +148,7 @@ SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(UNITS, n)]
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
 def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied):
     """So do the moments, and the step that AdamW makes of the same gradient."""
-    config = replace(CONFIG, n_layer=3, tie_embeddings=tied)
+    config = replace(CONFIG, n_layer=4, tie_embeddings=tied)
     large_one = large(GPT(config))
     optimizer = torch.optim.AdamW(large_one.parameters(), lr=1e-2)
     update(large_one, optimizer, 0)
@@ -159,12 +159,16 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
     keep = {kind: list(range(getattr(config, kind))) for kind in UNITS}
     judge = pruner("sensitivity", kinds)
     for kind in kinds:
-        keep[kind] = sorted(random.Random(kind).sample(keep[kind], len(keep[kind]) // 2 or 1))
-        for group in of_kind(model, kind):  # scored so that these are kept
-            judge.scores[group.name] = torch.zeros(group.width)
-            judge.scores[group.name][keep[kind]] = 1.0
-    for kind in kinds:
+        some = random.Random(kind).sample(keep[kind], len(keep[kind]) // 2)
+        keep[kind] = [1, 3] if kind == "n_layer" else sorted(some)
+        for i, group in enumerate(of_kind(model, kind)):  # scored so that these are kept
+            judge.scores[group.name] = torch.full((group.width,), float(i))
+            judge.scores[group.name][keep[kind]] += 100.0
+    for kind in sorted(kinds, reverse=True):  # layers before most others
         judge.prune(model, [ours], kind, len(keep[kind]), [])
+    for new, old in enumerate(keep["n_layer"]):  # scores go with their layers
+        for kind in set(kinds) & set(KINDS):
+            assert judge.scores[f"blocks.{new}.{kind}"].unique().tolist() == [100.0 + old]
     assert model.shape() == replace(config, **{kind: len(kept) for kind, kept in keep.items()})
     assert (model.unembed.weight is model.embed.weight) == tied
     small = GPT(model.shape())
@@ -192,6 +196,9 @@ def test_an_optimizer_that_holds_a_dead_or_not_every_parameter_is_noticed():
         change(optimizer.param_groups[0]["params"])
         with pytest.raises(AssertionError):
             check_optimizers(model, [optimizer])
+    model, optimizer = make()
+    with pytest.raises(AssertionError):  # twice
+        check_optimizers(model, [optimizer, torch.optim.SGD([model.norm.weight], lr=1.0)])
 
 
 def by_hand(model, kind, value):
@@ -277,19 +284,15 @@ def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it
     assert len(model.blocks[1].ffn.down._forward_pre_hooks) == hooks
 
 
-def test_activation_of_a_channel_counts_all_its_readers_and_of_a_block_how_far_it_turns():
+def test_activation_of_a_channel_is_what_its_readers_get_and_of_a_block_how_far_it_turns():
     model, optimizer = make()
     tokens, seen = batch(0)[0], {}
     for name, module in model.named_modules():
         module.register_forward_hook(lambda m, args, y, name=name: seen.update({name: (*args, y)}))
     with torch.no_grad():
         model(tokens)
-    reads = 0.0
-    for i in range(2):
-        for name in ("attention.q", "attention.k", "attention.v", "ffn.gate", "ffn.up"):
-            x, w = seen[f"blocks.{i}.{name}"][0], model.get_parameter(f"blocks.{i}.{name}.weight")
-            reads += (x * w.norm(dim=0)).square().mean((0, 1))
-    reads += (seen["norm"][1] * model.unembed.weight.norm(dim=0)).square().mean((0, 1))
+    read = [seen[f"blocks.{i}.{name}"][0] for i in range(2) for name in ("attention.q", "ffn.up")]
+    reads = sum(x.square().mean((0, 1)).sqrt() for x in [*read, seen["unembed"][0]])
     turns = []
     for i in range(2):
         x, _, _, y = seen[f"blocks.{i}"]

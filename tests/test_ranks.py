@@ -77,11 +77,11 @@ def test_two_ranks_train_like_one(undisturbed, pair):
 
 def test_two_ranks_with_muon_prune_alike(toy, tmp_path):
     """Muon's products are in bfloat16, so rounding does not stay small over many steps."""
-    knobs = ["--optimizer=muon", "--stop_after=16"]
-    assert run(toy, tmp_path / "one", *knobs) == 0
-    two_ranks(toy, tmp_path / "two", *knobs)
+    assert run(toy, tmp_path / "one", "--optimizer=muon") == 0
+    two_ranks(toy, tmp_path / "two", "--optimizer=muon")  # at each prune, it compares the weights
     losses = [[e["loss"] for e in events(tmp_path / n, "step")] for n in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=0.01)
+    assert losses[0][:12] == pytest.approx(losses[1][:12], abs=0.01)
+    assert len(events(tmp_path / "two", "done")) == 1
 
 
 def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):

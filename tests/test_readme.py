@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SHORTER = {"train": ["--shorter=100", "--eval_tokens=2000"]}
 SHORTER["tools.compare"] = [*SHORTER["train"], "--seeds=1"]
+SHORTER["tools.gpu_check"] = [*SHORTER["train"], "--compile=off", "--only=default"]
 
 
 def commands(text: str) -> list[str]:

@@ -22,17 +22,17 @@ import torch.nn.functional as F
 import train as train_module
 from data.loader import TokenDataset
 from data.prepare import prepare
-from model import GPT
+from model import GPT, UNITS
 from run.checkpoint import FORMAT, checksum, load_checkpoint, load_model
 from run.folder import Folder
 from run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 13 and 25: d_ff 6 times, n_kv_head and d_model less
-# often, n_layer once.
+# All kinds of unit are pruned between steps 13 and 25: d_ff six times, the others less often. The
+# layers go at steps 17 and 25.
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
-    "n_layer": 3, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
+    "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
     "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2,
     "round_to": 4, "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
     "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
@@ -87,7 +87,7 @@ def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
     steps = events(undisturbed, "step")
     assert [e["step"] for e in steps] == list(range(1, 31))
     assert [e["phase"] for e in steps] == ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
-    widths = {"d_ff": (32, 8), "n_kv_head": (4, 1), "d_model": (16, 8), "n_layer": (3, 2)}
+    widths = {"d_ff": (32, 8), "n_kv_head": (4, 1), "d_model": (16, 8), "n_layer": (4, 2)}
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
     for kind, (first, last) in widths.items():
         assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
@@ -147,13 +147,16 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
     assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("criterion", ["sensitivity", "magnitude"])
-def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_path, monkeypatch):
+def test_the_loop_is_torchs_optimizer_and_scores_raw_gradients(
+    criterion, optimizer, toy, tmp_path, monkeypatch
+):
     """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
     out = tmp_path / "run"
     stop_at(monkeypatch, 14)
-    run(toy, out, f"--criterion={criterion}", *knobs)
+    run(toy, out, f"--criterion={criterion}", f"--optimizer={optimizer}", *knobs)
     state = load_checkpoint(out / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "train", 16)
 
@@ -161,8 +164,13 @@ def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_pa
     model = GPT(replace(state["model_config"], d_ff=32, n_kv_head=4))
     decayed = [p for name, p in model.named_parameters() if "norm" not in name]
     kept = [p for name, p in model.named_parameters() if "norm" in name]
+    inner = [p for p in decayed if p is not model.embed.weight]
+    if optimizer == "muon":
+        decayed = [model.embed.weight]
     groups = [{"params": decayed, "weight_decay": 0.3}, {"params": kept, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
+    if optimizer == "muon":
+        optimizers += [torch.optim.Muon(inner, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")]
     scores, clipped, ffn = 0.0, 0, model.blocks[1].ffn
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
@@ -173,11 +181,12 @@ def test_the_loop_is_plain_adamw_and_scores_raw_gradients(criterion, toy, tmp_pa
             s += importance.detach().square().sum(others)
         scores = 0.85 * scores + 0.15 * s.sqrt()
         clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
-        for group in optimizer.param_groups:  # warm-up over 3 steps, then a cosine to step 30
-            cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)
-            group["lr"] = 2e-2 * (step / 3 if step < 3 else cosine)
-        optimizer.step()
-        optimizer.zero_grad()
+        cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)  # after a warm-up of 3 steps
+        for other in optimizers:
+            for group in other.param_groups:
+                group["lr"] = 2e-2 * (step / 3 if step < 3 else cosine)
+            other.step()
+            other.zero_grad()
     assert clipped > 5
     for name, p in model.named_parameters():
         torch.testing.assert_close(state["model"][name], p.detach(), rtol=1e-4, atol=1e-5)
@@ -326,6 +335,9 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     out = tmp_path / "run"
     knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
     knobs += ["--d_model_target=0", "--n_layer_target=0"]
+    assert (
+        run(toy, tmp_path / "muon", *knobs[:2], "--optimizer=muon", "--tie_embeddings=False") == 0
+    )
     assert run(toy, out, *knobs, "--save_every=7") == 0
     rates = {e["step"]: e["lr"] for e in events(out, "step")}
     assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]
@@ -353,9 +365,11 @@ def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undist
 
 def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--learning_rate=1e-5", "--warmup_steps=0"]
+    knobs += ["--d_model_target=4", "--n_layer_target=1"]
     start = f"--init_from={undisturbed / 'checkpoint.pt'}"
     assert run(toy, tmp_path / "run", start, *knobs) == 0
     assert run(toy, tmp_path / "run", start + "-gone", *knobs, "--resume") == 0  # needed once only
     first, last = events(tmp_path / "run", "step")[0], events(tmp_path / "run", "step")[-1]
-    assert (first["d_ff"], first["n_kv_head"], last["d_ff"]) == (8, 1, 4)
+    assert [first[kind] for kind in UNITS] == [8, 1, 8, 2]
+    assert [last[kind] for kind in UNITS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)

@@ -1,7 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
-A step here is a bare one, on random tokens: forward, backward, AdamW. What is compared takes turns,
-and the median of --repeats turns counts: what else the machine does hits all alike.
+A step here is a bare one, on random tokens: forward, backward, update. What is compared takes
+turns, and the median of --repeats turns counts: what else the machine does hits all alike.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--with_compile", action="store_true", help="also compile: half a minute")
     args, knobs = parser.parse_known_args(argv)
-    c, plan = planned(load_config(args.config, knobs))
+    c, plan = planned(load_config(args.config, knobs), missing=50_257)  # as many as GPT-2 has
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
     for what, result in measure(c, plan, args.repeats, args.with_compile).items():

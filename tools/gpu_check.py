@@ -2,8 +2,8 @@
 
 Each line says ok, failed with the error, or a figure. It takes about half an hour. The output of
 every command goes to FOLDER/NAME.txt; the table, in Markdown, can go into results/speed.md.
---only NAME,NAME runs these lines alone. Any other --key=value is a knob for all runs: with
---device=cpu and small shapes it also works without a GPU.
+--only NAME,NAME runs these lines alone (export needs default). Any other --key=value is a knob for
+all runs: with --device=cpu and small shapes it also works without a GPU.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def checks(out: Path) -> dict[str, list[list[str]]]:
         "default": [[*TRAIN, "configs/idea.py", "--compile=on", "--overwrite", runs["default"]]],
         "bench 12M": [[*BENCH, "configs/idea_12m.py"]],
         "bench GPT-2": [[*BENCH, "configs/idea_gpt2.py"]],
-        "bench 2.8B, two layers": [[*BENCH, "configs/idea_2.8b.py", "--n_layer=2"]],
+        "bench 2.8B": [[*BENCH, "configs/idea_2.8b.py", "--n_layer=2"]],
         "big": [[*TRAIN, "configs/idea_2.8b.py", *FEW_STEPS, "--overwrite", runs["big"]]],
         "torchrun": [
             [*ONE_RANK, *SHORT, "--stop_after=30", "--overwrite", runs["torchrun"]],
@@ -68,7 +68,9 @@ def check(name: str, commands: list[list[str]], knobs: list[str], out: Path) -> 
     for arguments in commands:
         takes_knobs = "train.py" in arguments or "tools.bench" in arguments
         call = [sys.executable, *arguments, *(knobs if takes_knobs else [])]
-        result = subprocess.run(call, cwd=ROOT, text=True, stdout=-1, stderr=subprocess.STDOUT)
+        result = subprocess.run(
+            call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         output += result.stdout
         (out / f"{name}.txt").write_text(output)
         if result.returncode:

@@ -82,7 +82,7 @@ def run_cell(cell: tuple[str, int, str], config: Path, out: Path, judge) -> dict
         data = TokenDataset(c.data_dir, "train", c.context_length)
         batch = data.batch(run.state["step"] + 1, c.batch_size, c.seed)
         batch = tuple(tokens.to(device) for tokens in batch)
-        pruner.prune(model, torch.optim.AdamW(model.parameters()), "d_ff", width, [batch])
+        pruner.prune(model, [torch.optim.AdamW(model.parameters())], "d_ff", width, [batch])
         pruned = judge(run)
         del run, model, pruner
     train("--resume")
