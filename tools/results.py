@@ -143,6 +143,7 @@ def draw(rows: list[dict], reference: str, folder: Path) -> None:
             bar = {"fmt": "|", "color": "C3", "ms": 10, "capsize": 3, "lw": 1}
             panel.errorbar(mean(pairs), y, xerr=interval(pairs), **bar)
     panel.set_yticks(range(len(arms)), [arm for arm, _ in arms])
+    panel.set_ylim(-0.7, len(arms) - 0.3)
     panel.axvline(0, color="black", lw=0.8)
     panel.xaxis.set_major_formatter("{x:+.3f}")
     panel.set_xlabel(f"loss minus that of {reference} on the same seed, nats per token")
