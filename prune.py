@@ -17,8 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """How much the loss would change if this weight alone were zero, to first order and but for the
-    sign (LoSparse, 2306.11222)."""
+    """A first-order estimate of how much the loss changes if this weight becomes zero. The sign may
+    be wrong (LoSparse, 2306.11222)."""
     return weight * gradient
 
 
@@ -61,10 +61,10 @@ def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
 def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
-    For a unit whose group has norms: the root mean square of what comes out of each norm, summed
-    over the norms (Minitron, 2407.14679). For another sliced unit: the sum over its output channels
-    of the mean square, times the squared norm of the weights that read it. For a whole module: one
-    minus the mean cosine between its input and its output (ShortGPT, 2403.03853).
+    A channel of the stream: the root mean square of each norm's output, summed over the norms
+    (Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
+    weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
+    2403.03853).
 
     batches: pairs of tokens, (B, T), and targets. Computed in float32, and averaged over batches.
     """
@@ -194,7 +194,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # from 0, which scales all units of a group alike
+                average.lerp_(s, 1 - self.beta)  # it starts at 0: all are too small by one factor
             elif self.criterion == "random" and group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)

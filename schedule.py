@@ -53,8 +53,8 @@ class Schedule:
 
         cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
         1710.01878): fast while many units are redundant, slow at the end. linear: the same with
-        power 1. oneshot: `target` from the start of the window. In between, the width changes every
-        `prune_every` steps and is rounded up to the grid.
+        power 1. Both change the width every `prune_every` steps and round it up to the grid.
+        oneshot: `target` from the start of the window.
         """
         full, target, grid = self.widths[kind]
         if self.window is None or step < self.window[0]:

@@ -61,7 +61,7 @@ class Config:
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
-    n_kv_head_target: int = 0  # KV groups per layer at the end; 0: not pruned
+    n_kv_head_target: int = 0  # key-value heads per layer at the end; 0: not pruned
     d_model_target: int = 0  # channels of the residual stream at the end; 0: not pruned
     n_layer_target: int = 0  # layers at the end; 0: not pruned
     criterion: str = "sensitivity"  # sensitivity, magnitude, activation or random
@@ -70,7 +70,7 @@ class Config:
     prune_start: float = 0.5  # the window, as fractions of max_steps: enlarged until here,
     prune_end: float = 0.75  # at the target from here on
     prune_every: int = 20  # steps between prunes
-    round_to: int = 16  # d_ff and d_model are multiples of it: hardware likes 8 to 128
+    round_to: int = 16  # pruned d_ff and d_model are multiples of it: hardware likes 8 to 128
     # Look
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
