@@ -6,6 +6,7 @@ Two shapes: nanoGPT's recipe for a CPU, and one of 12M parameters. Ours have as 
 
 import argparse
 import base64
+import contextlib
 import importlib.util
 import lzma
 import pickle
@@ -74,8 +75,9 @@ class TheirStep:
     def __init__(self, module, shape: Shape, dtype: torch.dtype, compiled: bool):
         torch.manual_seed(1)
         config = module.GPTConfig(vocab_size=shape.vocab_size, dropout=0.0, **shape.theirs)
-        self.model, self.dtype = module.GPT(config), dtype
-        self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+        with contextlib.redirect_stdout(None):  # it prints its parameters
+            self.model, self.dtype = module.GPT(config), dtype
+            self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
         self.forward = torch.compile(self.model) if compiled else self.model
         size = shape.batch_size, shape.theirs["block_size"]
         self.x, self.y = torch.randint(shape.vocab_size, (2, *size))
