@@ -24,10 +24,11 @@ from model import GPT
 from prune import Pruner
 from run import UserError, machine
 from run.checkpoint import load_model, load_optimizers
-from run.config import Config, load_config
+from run.config import Config, micro_batch
 from run.folder import find_start
 from run.plan import check_memory, make_plan, padded_vocab
 from run.ranks import Ranks, leave_ranks
+from run.read_config import load_config
 from run.report import Report
 
 
@@ -38,8 +39,10 @@ def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
     Muon (Jordan et al., 2024) makes all singular values of an update nearly equal. The update is
     then scaled to the usual size of AdamW's (2502.16982), so that one learning rate fits both.
     """
-    inner = [p for p in model.blocks.parameters() if p.dim() == 2 and c.optimizer == "muon"]
-    outer = [p for p in model.parameters() if p.dim() == 2 and p not in set(inner)]
+    in_blocks = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    inner = [p for p in matrices if p in in_blocks]
+    outer = [p for p in matrices if p not in in_blocks]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
     groups = [
@@ -98,7 +101,7 @@ def train(c: Config, stop: machine.Stop) -> int:
         check_memory(c, vocab_size, machine.memory(device), ranks.size)
     plan = make_plan(c, vocab_size)
     schedule = plan.schedule
-    micro_batch_size = c.micro_batch_size or c.batch_size // ranks.size
+    micro_batch_size = micro_batch(c, ranks.size)
 
     # Model, optimizer and scores: new, or from the state
     torch.manual_seed(c.seed)

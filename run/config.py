@@ -1,20 +1,10 @@
-"""Every knob of a run, how a config file is read, and what is refused before anything starts.
-
-A config file is a Python file of assignments, such as configs/idea.py; it may start with `from
-configs.idea import *`.
+"""Every knob of a run, and what is refused before anything starts. How a config is read:
+run/read_config.py.
 """
 
-import ast
-import contextlib
-import difflib
-import json
 import math
 import os
-import runpy
-import types
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import get_type_hints
+from dataclasses import dataclass
 
 from model import UNITS
 from prune import CRITERIA
@@ -80,7 +70,6 @@ class Config:
     stop_after: int = 0  # save and stop after this step, to be resumed later; 0: run to the end
 
 
-PATHS = ("out_dir", "data_dir", "init_from")
 # Knobs that a checkpoint does not hold.
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after", "wandb_project"}
 CHOICES = {
@@ -93,8 +82,6 @@ CHOICES = {
 }
 POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head
     d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""
-# What --shorter=N divides by N.
-LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
 
 
 def prune_targets(c: Config) -> dict[str, tuple[int, int, int]]:
@@ -117,82 +104,6 @@ def shown(value: object) -> str:
     except Exception:  # thousands of digits, or an object that cannot say what it is
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 200 else text[:200] + "..."
-
-
-def set_key(values: dict, key: str, value: object, where: str) -> None:
-    hints = get_type_hints(Config)
-    if key not in hints:
-        near = difflib.get_close_matches(key.lower(), hints, n=1)
-        way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
-        raise UserError(f"{where}: unknown key {shown(key)} = {shown(value)}; {way}")
-    if hints[key] is float and type(value) is int and abs(value) < 2**63:
-        value = float(value)
-    if type(value) is not hints[key]:
-        kind = hints[key].__name__
-        raise UserError(f"{where}: {key}={shown(value)} is not of type {kind}; see --help")
-    values[key] = value
-
-
-def read_file(path: str) -> dict:
-    """The names that a config file assigns, or the config.json of a run's folder. Names that start
-    with an underscore, modules and functions are the file's own business.
-    """
-    if os.path.isdir(path):
-        try:
-            values = json.loads(Path(path, "config.json").read_bytes())
-            values["max_steps"]  # a Hugging Face folder has a config.json, too
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            what = "not a run's folder (no config.json of train.py); give that, or a config file"
-            raise UserError(f"{path}: {what}") from error
-        of_the_call = ("resume", "overwrite", "stop_after")
-        kept = {key: value for key, value in values.items() if key not in of_the_call}
-        return kept | {"out_dir": str(Path(path))}
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
-    try:
-        names = runpy.run_path(path)
-    except BaseException as error:  # a config may even call sys.exit()
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}: {what}") from error
-    own = {key for key, value in names.items() if isinstance(value, types.ModuleType)}
-    own |= {key for key, value in names.items() if callable(value)} - get_type_hints(Config).keys()
-    return {k: v for k, v in names.items() if not k.startswith("_") and k not in own}
-
-
-def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
-    the whole run N times shorter. Raises UserError.
-    """
-    values, hints, shorter = {}, get_type_hints(Config) | {"shorter": int}, 1
-    for key, value in read_file(path).items():
-        set_key(values, key, value, path)
-    for argument in overrides:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            raise UserError(f"command line: {shown(argument)} is not of the form --key=value")
-        kind = hints.get(key)
-        if kind is bool:
-            text = text.capitalize() if equals else "True"
-        elif not equals and kind:
-            raise UserError(f"command line: --{key} needs a value, as in --{key}=VALUE")
-        value = text
-        if kind is not str:
-            with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
-                value = ast.literal_eval(text)
-        if key == "shorter":  # not a knob: it only changes LENGTHS
-            if type(value) is not int or not 0 < value < 2**62:
-                raise UserError(f"command line: shorter={shown(value)}: must be 1, 2, 3, ...")
-            shorter = value
-        else:
-            set_key(values, key, value, "command line")
-    values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
-    values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
-    c = Config(**values)
-    if shorter > 1:
-        whole = {key: getattr(c, key) for key in LENGTHS}
-        c = replace(c, **{key: max(min(1, n), n // shorter) for key, n in whole.items()})
-    check_config(c, shape_known=not c.init_from)
-    return c
 
 
 def check_config(c: Config, shape_known: bool = True) -> None:
@@ -238,12 +149,17 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         check_prunes(c, need)
 
 
+def micro_batch(c: Config, ranks: int) -> int:
+    """Sequences of a rank in one forward pass."""
+    return c.micro_batch_size or math.ceil(c.batch_size / ranks)
+
+
 def check_ranks(c: Config, ranks: int) -> None:
     """Refuse a batch that so many ranks cannot share out evenly. Raises UserError."""
     share = c.batch_size // ranks
     if c.batch_size % ranks:
         raise UserError(f"batch_size={c.batch_size}: must divide by the {ranks} ranks")
-    if share % (c.micro_batch_size or share):
+    if share % micro_batch(c, ranks):
         what = f"must divide the {share} sequences of each of {ranks} ranks"
         raise UserError(f"micro_batch_size={c.micro_batch_size}: {what}")
 
@@ -259,11 +175,13 @@ def check_prunes(c: Config, need) -> None:
         need(target % grid == 0, f"{kind}_target", remedy)
     width = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
-    loads = "or transformers cannot load the model"
-    many = f"must be a multiple of the {n_head} query heads at the end, {loads}"
-    need("d_model" not in targets or width % n_head == 0, "d_model_target", many)
-    few = f"leaves {n_head} query heads; they must divide d_model={width}, {loads}"
-    need("n_kv_head" not in targets or width % n_head == 0, "n_kv_head_target", few)
+    remedies = {
+        "d_model": f"must be a multiple of the {n_head} query heads at the end",
+        "n_kv_head": f"leaves {n_head} query heads; they must divide d_model={width}",
+    }
+    for kind, remedy in remedies.items():
+        fits = kind not in targets or width % n_head == 0
+        need(fits, f"{kind}_target", f"{remedy}, or transformers cannot load the model")
     if not targets:
         need(not c.lr_restart, "lr_restart", "restarts at the prune, and no target is set")
         return

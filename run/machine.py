@@ -14,7 +14,7 @@ from torch import Tensor
 from data import DataError
 from model import GPT
 from run import UserError
-from run.config import Config
+from run.config import Config, micro_batch
 
 
 def choose_device(c: Config) -> torch.device:
@@ -125,7 +125,7 @@ def describe_error(error: Exception, c: Config | None) -> tuple[str, int] | None
     if isinstance(error, (UserError, DataError)):
         return words, getattr(error, "code", 2)
     if c and (isinstance(error, MemoryError) or any(part in words for part in FULL)):
-        now = c.micro_batch_size or c.batch_size // ranks
+        now = micro_batch(c, ranks)
         smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
         way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
         return f"out of memory with micro batches of {now} sequences; try {way}", 1

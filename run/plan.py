@@ -8,7 +8,7 @@ import torch
 
 from model import GPTConfig
 from run import UserError
-from run.config import Config, check_config, prune_targets
+from run.config import Config, check_config, micro_batch, prune_targets
 from schedule import Schedule
 
 
@@ -54,13 +54,13 @@ def flops_per_token(shape: GPTConfig) -> int:
     return 3 * (2 * weights + attention)
 
 
-def memory_of(c: Config, shape: GPTConfig, micro_batch: int, dtype: torch.dtype) -> dict[str, int]:
+def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
     Attention is counted in float32, as on a CPU. A GPU takes a little less.
     """
     e, lower, n = dtype.itemsize, dtype != torch.float32, n_parameters(shape)
-    tokens = micro_batch * shape.context_length
+    tokens = sequences * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
     norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
@@ -90,9 +90,8 @@ def check_memory(c: Config, vocab_size: int, available: int, ranks: int) -> None
     """
 
     def need(c: Config) -> float:
-        micro_batch = c.micro_batch_size or math.ceil(c.batch_size / ranks)
         dtype = torch.bfloat16 if c.dtype == "bfloat16" else torch.float32
-        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch, dtype)
+        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch(c, ranks), dtype)
         passing = 0.5 * (memory.pop("activations") + memory.pop("passing"))
         batch = 16 * c.batch_size * c.context_length // ranks  # its tokens, int64
         return sum(memory.values()) + passing + batch

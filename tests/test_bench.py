@@ -10,9 +10,10 @@ from test_config import in_project  # noqa: F401 (a fixture)
 from test_run import toy  # noqa: F401 (a fixture)
 
 from model import UNITS, GPTConfig
-from run.config import Config, load_config
+from run.config import Config
 from run.llama import config_json
 from run.plan import flops_per_token, make_plan, memory_of, n_parameters
+from run.read_config import load_config
 from tools import bench, gpu_check, plan
 
 SHAPE = GPTConfig(

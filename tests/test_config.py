@@ -8,9 +8,10 @@ from test_run import ROOT
 
 from model import UNITS
 from run import UserError
-from run.config import Config, load_config
+from run.config import Config
 from run.machine import choose_compile
 from run.plan import check_memory, flops_per_token, make_plan
+from run.read_config import load_config
 from train import main
 
 # The shipped ones: configs/ may also hold a reader's own.

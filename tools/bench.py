@@ -18,11 +18,12 @@ import torch
 from model import GPT, GPTConfig
 from prune import Pruner
 from run import machine
-from run.config import Config, load_config
+from run.config import Config, micro_batch
 from run.plan import Plan, flops_per_token, memory_of
 from run.ranks import Ranks
+from run.read_config import load_config
 from tools import command
-from tools.plan import planned
+from tools.plan import GPT2_VOCABULARY, planned
 from train import make_optimizers
 
 
@@ -38,7 +39,7 @@ class Step:
         self.optimizers = make_optimizers(self.model, c)
         self.forward = self.model
         self.dtype = machine.choose_dtype(c, device)
-        size = 2, c.micro_batch_size or c.batch_size, c.context_length
+        size = 2, micro_batch(c, ranks=1), c.context_length
         self.batch = torch.randint(shape.vocab_size, size, device=device)  # tokens, targets
 
     def autocast(self) -> torch.autocast:
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--with_compile", action="store_true", help="also compile: half a minute")
     args, knobs = parser.parse_known_args(argv)
-    c, plan = planned(load_config(args.config, knobs), missing=50_257)  # as many as GPT-2 has
+    c, plan = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
     for what, result in measure(c, plan, args.repeats, args.with_compile).items():

@@ -15,8 +15,9 @@ from data.prepare import prepare_shipped
 from model import GPTConfig
 from run import UserError, plan
 from run.checkpoint import load_checkpoint
-from run.config import Config, check_ranks, load_config
+from run.config import Config, check_ranks, micro_batch
 from run.llama import read_shape
+from run.read_config import load_config
 from run.report import compact
 from tools import command
 
@@ -27,6 +28,9 @@ GPUS = {
     "h200": (989e12, 141e9),
     "4090": (165e12, 24e9),
 }
+
+
+GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
 def planned(c: Config, missing: int = 0) -> tuple[Config, plan.Plan]:
@@ -50,7 +54,7 @@ def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, st
     share = c.batch_size // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
     need = {n: sum(plan.memory_of(c, shape, n, dtype).values()) for n in sizes}
-    wanted = need[c.micro_batch_size or share]
+    wanted = need[micro_batch(c, gpus)]
     fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
     last = "not one sequence fits" if c.recompute else "--recompute"
     return wanted, "yes" if wanted <= room else f"no; {[last, *fitting][-1]}"
@@ -96,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak, assumed")
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
     args, knobs = parser.parse_known_args(argv)
-    c, p = planned(load_config(args.config, knobs), missing=50257)
+    c, p = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(describe(c, p, args.gpus, args.gpu, args.mfu, args.price))
 
 

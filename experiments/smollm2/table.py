@@ -26,10 +26,10 @@ from data.prepare import VAL_FRACTION, is_validation
 from model import GPT, GPTConfig
 from prune import CRITERIA, Pruner
 from run import UserError
-from run.config import load_config
 from run.folder import read_log
 from run.llama import read_shape
 from run.ranks import Ranks
+from run.read_config import load_config
 from tools.evaluate import judge_task, judge_text, read_task
 from tools.load import Run, load_run
 from train import main as main_of_train

@@ -1,0 +1,99 @@
+"""How a config is read: a file or the folder of a run, then the command line.
+
+A config file is a Python file of assignments, such as configs/idea.py; it may start with `from
+configs.idea import *`.
+"""
+
+import ast
+import contextlib
+import difflib
+import json
+import os
+import runpy
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import get_type_hints
+
+from run import UserError
+from run.config import Config, check_config, shown
+
+PATHS = ("out_dir", "data_dir", "init_from")
+# What --shorter=N divides by N.
+LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
+
+
+def set_key(values: dict, key: str, value: object, where: str) -> None:
+    hints = get_type_hints(Config)
+    if key not in hints:
+        near = difflib.get_close_matches(key.lower(), hints, n=1)
+        way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
+        raise UserError(f"{where}: unknown key {shown(key)} = {shown(value)}; {way}")
+    if hints[key] is float and type(value) is int and abs(value) < 2**63:
+        value = float(value)
+    if type(value) is not hints[key]:
+        kind = hints[key].__name__
+        raise UserError(f"{where}: {key}={shown(value)} is not of type {kind}; see --help")
+    values[key] = value
+
+
+def read_file(path: str) -> dict:
+    """The names that a config file assigns, or the config.json of a run's folder. Names that start
+    with an underscore, modules and functions are the file's own business.
+    """
+    if os.path.isdir(path):
+        try:
+            values = json.loads(Path(path, "config.json").read_bytes())
+            values["max_steps"]  # a Hugging Face folder has a config.json, too
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            what = "not a run's folder (no config.json of train.py); give that, or a config file"
+            raise UserError(f"{path}: {what}") from error
+        of_the_call = ("resume", "overwrite", "stop_after")
+        kept = {key: value for key, value in values.items() if key not in of_the_call}
+        return kept | {"out_dir": str(Path(path))}
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
+    try:
+        names = runpy.run_path(path)
+    except BaseException as error:  # a config may even call sys.exit()
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path}: {what}") from error
+    own = {key for key, value in names.items() if isinstance(value, types.ModuleType)}
+    own |= {key for key, value in names.items() if callable(value)} - get_type_hints(Config).keys()
+    return {k: v for k, v in names.items() if not k.startswith("_") and k not in own}
+
+
+def load_config(path: str, overrides: list[str] = ()) -> Config:
+    """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
+    the whole run N times shorter. Raises UserError.
+    """
+    values, hints, shorter = {}, get_type_hints(Config) | {"shorter": int}, 1
+    for key, value in read_file(path).items():
+        set_key(values, key, value, path)
+    for argument in overrides:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise UserError(f"command line: {shown(argument)} is not of the form --key=value")
+        kind = hints.get(key)
+        if kind is bool:
+            text = text.capitalize() if equals else "True"
+        elif not equals and kind:
+            raise UserError(f"command line: --{key} needs a value, as in --{key}=VALUE")
+        value = text
+        if kind is not str:
+            with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
+                value = ast.literal_eval(text)
+        if key == "shorter":  # not a knob: it only changes LENGTHS
+            if type(value) is not int or not 0 < value < 2**62:
+                raise UserError(f"command line: shorter={shown(value)}: must be 1, 2, 3, ...")
+            shorter = value
+        else:
+            set_key(values, key, value, "command line")
+    values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
+    values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
+    c = Config(**values)
+    if shorter > 1:
+        whole = {key: getattr(c, key) for key in LENGTHS}
+        c = replace(c, **{key: max(min(1, n), n // shorter) for key, n in whole.items()})
+    check_config(c, shape_known=not c.init_from)
+    return c
