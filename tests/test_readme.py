@@ -12,7 +12,7 @@ import train
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SHORTER = {"train": ["--shorter=100", "--eval_tokens=2000"]}
-SHORTER["tools.compare"] = [*SHORTER["train"], "--seeds=1"]
+SHORTER["tools.compare"] = [*SHORTER["train"], "--seeds=1", "--jobs=2"]
 
 
 def commands(text: str) -> list[str]:
