@@ -25,6 +25,8 @@ SHIPPED = {
     "default": [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")],
     "gpu": ["configs/compare_gpu.py"],
     "axes": ["configs/axes.py"],
+    "axes_lab": ["configs/axes_lab.py"],
+    "limited": ["experiments/limited/arms.py"],
 }
 
 

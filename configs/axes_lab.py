@@ -1,0 +1,19 @@
+# Which axis? As configs/axes.py, with 70k final parameters and 58 tokens for each.
+# python -m tools.compare configs/axes_lab.py --compile=on --out results/mine
+base = "configs/idea.py"
+
+small = {"n_layer": 4, "d_model": 32, "head_dim": 8, "d_ff": 64, "round_to": 4}
+scratch = small | {"d_ff_target": 0}
+
+arms = {
+    "idea": small | {"d_ff": 256, "d_ff_target": 64},
+    "heads": scratch | {"n_head": 10, "n_kv_head": 5, "n_kv_head_target": 2},
+    "hidden": scratch | {"d_model": 64, "d_model_target": 32},
+    "depth": scratch | {"n_layer": 8, "n_layer_target": 4},
+    "mixed": small | {  # neurons, channels and a layer
+        "d_ff": 96, "d_ff_target": 64, "d_model": 36, "d_model_target": 32,
+        "n_layer": 5, "n_layer_target": 4,
+    },
+    "scratch": scratch,  # the final shape from the start, on the same tokens
+    "scratch_flops": scratch | {"max_steps": 1127},  # on as many FLOPs as idea
+}  # fmt: skip
