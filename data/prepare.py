@@ -115,7 +115,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
 # ---- tokenizing and writing ------------------------------------------------------------------
 
 
-class _Split:
+class Split:
     """Writes the shards of one split. `meta` is what meta.json says about it."""
 
     def __init__(self, folder: Path, name: str, shard_tokens: int):
@@ -149,7 +149,7 @@ def _write_tokens(
 ) -> dict:
     """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer's name."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    splits = {name: _Split(folder, name, shard_tokens) for name in ("train", "val")}
+    splits = {name: Split(folder, name, shard_tokens) for name in ("train", "val")}
     # Threads suffice, as tiktoken releases Python's lock. And no thread outlives a kill.
     workers = os.cpu_count() or 1
     running: deque[Future] = deque()  # in the order of the input

@@ -29,7 +29,6 @@ GPUS = {
     "4090": (165e12, 24e9),
 }
 
-
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 

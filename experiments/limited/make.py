@@ -5,7 +5,6 @@ python -m experiments.limited.make data/sotu --tokens=172512 --to=data/sotu_3
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.loader import TokenDataset
-from data.prepare import prepare_shipped
+from data.prepare import SHARD_TOKENS, Split, prepare_shipped
 from tools import command
 
 
@@ -37,12 +36,12 @@ def main(argv: list[str] | None = None) -> None:
     part = np.concatenate([documents[i] for i in order])[: args.tokens]
 
     shutil.copytree(args.folder, args.to)
-    part.tofile(args.to / "train_000.bin")
-    digest = hashlib.sha256(part.tobytes()).hexdigest()
-    shard = {"file": "train_000.bin", "tokens": len(part), "sha256": digest}
-    size = round(len(part) * train.bytes_per_token)  # about
-    count = int((part == train.end_of_text).sum())  # of those that end in it
-    meta["train"] = {"tokens": len(part), "bytes": size, "documents": count, "shards": [shard]}
+    (args.to / "train_000.bin").unlink()
+    split = Split(args.to, "train", SHARD_TOKENS)
+    split.write(part)
+    split.meta["bytes"] = round(len(part) * train.bytes_per_token)  # about
+    split.meta["documents"] = count = int((part == train.end_of_text).sum())
+    meta["train"] = split.meta
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"{args.to}: {len(part):,} tokens of {train.tokens:,}, {count:,} documents")
 
