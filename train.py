@@ -107,7 +107,6 @@ def train(c: Config, stop: machine.Stop) -> int:
     torch.manual_seed(c.seed)
     model = load_model(state) if state else GPT(plan.shape(1))
     model.to(device)
-    model.recompute = c.recompute
     optimizers = make_optimizers(model, c)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
     if state:
@@ -118,6 +117,8 @@ def train(c: Config, stop: machine.Stop) -> int:
     compiled = machine.choose_compile(c, device, plan.flops())
     # `forward` is for training steps. In eval mode the same blocks run uncompiled
     forward = machine.compile_blocks(model, schedule.widths) if compiled else model
+    if c.recompute:
+        machine.recompute_blocks(model)
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -7,9 +7,11 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Container
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from data import DataError
 from model import GPT
@@ -96,6 +98,13 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> Callable:
         return model(tokens, targets)
 
     return forward
+
+
+def recompute_blocks(model: GPT) -> None:
+    """Gradient checkpointing: a step keeps only the input of each block, and the backward pass
+    computes the block again. Call it after compile_blocks."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def describe(device: torch.device, ranks: int, dtype: str, compiled: bool) -> str:

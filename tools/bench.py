@@ -28,27 +28,27 @@ from train import make_optimizers
 
 
 class Step:
-    """A training step of a shape. With a pruner, its units are scored, as in the prune window."""
+    """A training step of a shape. With a pruner, its units are scored, as in the prune window. With
+    kinds of unit that it may prune, it is compiled."""
 
     pruner, micro_batches = None, 1
 
-    def __init__(self, c: Config, shape: GPTConfig, device: torch.device):
+    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, kinds=None):
         torch.manual_seed(1)
         self.model = GPT(shape).to(device)
-        self.model.recompute = c.recompute
         self.optimizers = make_optimizers(self.model, c)
-        self.forward = self.model
+        compiled = kinds is not None
+        self.forward = machine.compile_blocks(self.model, kinds) if compiled else self.model
+        if c.recompute:
+            machine.recompute_blocks(self.model)
         self.dtype = machine.choose_dtype(c, device)
         size = 2, micro_batch(c, ranks=1), c.context_length
         self.batch = torch.randint(shape.vocab_size, size, device=device)  # tokens, targets
 
-    def autocast(self) -> torch.autocast:
-        kind, lower = self.batch.device.type, self.dtype != torch.float32
-        return torch.autocast(kind, self.dtype, enabled=lower)
-
     def __call__(self) -> None:
+        kind, lower = self.batch.device.type, self.dtype != torch.float32
         for _ in range(self.micro_batches):
-            with self.autocast():
+            with torch.autocast(kind, self.dtype, enabled=lower):
                 loss = self.forward(*self.batch)
             loss.backward()
         if self.pruner:
@@ -136,8 +136,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
 
         found["a prune alone"] = f"{seconds_of(prune) / len(prunes) / t_step:.2f} steps"
     if with_compile:
-        compiled = Step(c, full, device)
-        compiled.forward = machine.compile_blocks(compiled.model, schedule.widths)
+        compiled = Step(c, full, device, schedule.widths)
         found["compiling, once"] = f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         share = flops / t / limit

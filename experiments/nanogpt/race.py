@@ -92,10 +92,8 @@ class TheirStep:
 
 def our_step(shape: Shape, dtype: str, optimizer: str, compiled: bool) -> Step:
     c = config_of(shape, dtype, optimizer)
-    step = Step(c, enlarged_shape(c, shape.vocab_size), torch.device("cpu"))
-    if compiled:
-        step.forward = machine.compile_blocks(step.model, ())
-    return step
+    full = enlarged_shape(c, shape.vocab_size)
+    return Step(c, full, torch.device("cpu"), () if compiled else None)
 
 
 def config_of(shape: Shape, dtype: str = "auto", optimizer: str = "muon") -> Config:
