@@ -32,5 +32,5 @@ arms = {
     # The learning rate
     "restart": {"lr_restart": True},  # it restarts where the window opens; pruning stays gradual
     "floor_10": {"min_lr_fraction": 0.1},  # it ends at a tenth of its peak
-    "rate_11": {"learning_rate": 1.13e-2},  # a higher peak
+    "rate_32": {"learning_rate": 3.2e-2},  # a higher peak
 }  # fmt: skip

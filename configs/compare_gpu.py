@@ -12,7 +12,7 @@ idea = {
     "max_steps": 8000,
     "batch_size": 64,
     "context_length": 256,  # 131M tokens, 140 per final parameter
-    "learning_rate": 4e-3,  # a guess: sweep it, and scratch's most carefully
+    "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
     "warmup_steps": 200,
     "prune_every": 200,
     "dtype": "auto",

@@ -11,13 +11,10 @@ d_ff_target = 96
 
 max_steps = 4000
 batch_size = 16  # 8.2M tokens, 140 per final parameter
-optimizer = "adamw"
-learning_rate = 8e-3
 warmup_steps = 100
 
 prune_every = 100
 
-dtype = "float32"  # as fast as bfloat16 at this size, and the same on every CPU
 eval_every = 500
 save_every = 1000
 log_every = 50

@@ -2,8 +2,7 @@
 base = "configs/compare/idea.py"
 
 common = {
-    "data_dir": "data/sotu_3", "optimizer": "muon", "dtype": "bfloat16", "learning_rate": 3.2e-2,
-    "weight_decay": 0.3, "eval_every": 1000,
+    "data_dir": "data/sotu_3", "learning_rate": 3.2e-2, "weight_decay": 0.3, "eval_every": 1000,
 }  # fmt: skip
 scratch = common | {"d_ff": 96, "d_ff_target": 0}
 oneshot = common | {"prune_schedule": "oneshot", "prune_start": 0.25}
