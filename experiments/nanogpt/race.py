@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import lzma
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from data.loader import TokenDataset
 from data.prepare import prepare
 from run import machine
 from run.config import Config
+from run.folder import read_log
 from run.plan import enlarged_shape, n_parameters
 from tools import command
 from tools.bench import Step, race
@@ -123,45 +123,60 @@ def steps(module, shape: Shape) -> list[str]:
     return rows
 
 
-def whole_runs(folder: Path) -> list[str]:
-    """Both train.py on the shipped speeches, byte by byte, from start to end."""
+def loss_of(module, path: Path, val: TokenDataset) -> float:
+    """Nats per byte of nanoGPT's checkpoint on the whole validation split, as ours are measured."""
+    state = torch.load(path, weights_only=False)
+    with contextlib.redirect_stdout(None):
+        model = module.GPT(module.GPTConfig(**state["model_args"])).eval()
+    model.load_state_dict(state["model"])
+    with torch.no_grad():
+        losses = [(model(x, y)[1].item(), y.numel()) for x, y in val.in_order(64)]
+    return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+
+def whole_runs(module, folder: Path) -> list[str]:
+    """Both train.py from start to end, on a part of the shipped speeches, byte by byte. Ours also
+    with fewer steps."""
     shape, rows = SHAPES[0], []
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)
         text = lzma.decompress((ROOT / "data/corpus/sotu.jsonl.xz").read_bytes())[:1_100_000]
         (work / "text.txt").write_bytes(text)
-        ids = np.frombuffer(text, np.uint8).astype(np.uint16)
-        data = folder / "data" / "enlarge_prune_race"
+        # A vocabulary of single bytes, as tiktoken writes it: base64 and rank
+        ranks = [f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)]
+        (work / "bytes.tiktoken").write_text("".join(ranks))
+        prepare([work / "text.txt"], str(work / "bytes.tiktoken"), work / "data", 0.1)
+        val = TokenDataset(work / "data", "val", 64)
+        data = folder / "data" / "enlarge_prune_race"  # nanoGPT reads the same files
         data.mkdir(exist_ok=True)
-        split = int(0.9 * len(ids))
-        ids[:split].tofile(data / "train.bin"), ids[split:].tofile(data / "val.bin")
-        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 256}))
+        for name in ("train", "val"):
+            shutil.copy(work / "data" / f"{name}_000.bin", data / f"{name}.bin")
+        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": val.vocab_size}))
         recipe = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --dropout=0.0"
         recipe += " --max_iters=2000 --lr_decay_iters=2000 --block_size=64"
         recipe += " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
         theirs = f"train.py config/train_shakespeare_char.py --dataset={data.name} {recipe}"
-        theirs += f" --out_dir={work / 'theirs'}"
-        # A vocabulary of single bytes, as tiktoken writes it: base64 and rank
-        ranks = [f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)]
-        (work / "bytes.tiktoken").write_text("".join(ranks))
-        prepare([work / "text.txt"], str(work / "bytes.tiktoken"), work / "data")
+        seconds = seconds_of_run(f"{theirs} --out_dir={work / 'theirs'}", folder)
+        loss = loss_of(module, work / "theirs" / "ckpt.pt", val)
+        rows.append(f"| nanoGPT's run of 2,000 steps | {seconds:.0f} s | {loss:.3f} | |")
+        shutil.rmtree(data)
         knobs = {**shape.ours, "batch_size": 12, "context_length": 64, "max_steps": 2000}
         knobs |= {"data_dir": work / "data", "out_dir": work / "ours", "learning_rate": 5e-3}
-        knobs |= {"warmup_steps": 100, "eval_tokens": 20 * 12 * 64}
+        knobs |= {"warmup_steps": 100, "min_lr_fraction": 0.01, "eval_every": 1000}
         (work / "race.py").write_text("")
         ours = f"train.py {work / 'race.py'} " + " ".join(f"--{k}={v}" for k, v in knobs.items())
-        calls = ((theirs, folder, r"val loss (\S+)"), (ours, ROOT, r"eval .*: (\S+) nats"))
-        results = []
-        for call, where, loss in calls:
-            began = time.perf_counter()
-            command = [sys.executable, *call.split()]
-            out = subprocess.run(command, cwd=where, check=True, capture_output=True, text=True)
-            results.append((time.perf_counter() - began, re.findall(loss, out.stdout)[-1]))
-        shutil.rmtree(data)
-        (a, loss_a), (b, loss_b) = results
-        rows.append(f"| a whole run of 2,000 steps, seconds | {a:.0f} | {b:.0f} | {a / b:.2f} |")
-        rows.append(f"| its validation loss, nats per byte | {loss_a} | {loss_b} | |")
+        for shorter in (1, 4, 8):
+            mine = seconds_of_run(f"{ours} --shorter={shorter} --overwrite", ROOT)
+            loss = read_log(work / "ours")[-1]["val_loss"]
+            what = f"ours, {2000 // shorter:,} steps"
+            rows.append(f"| {what} | {mine:.0f} s | {loss:.3f} | {seconds / mine:.2f} |")
     return rows
+
+
+def seconds_of_run(call: str, folder: Path) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *call.split()], cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began
 
 
 @command
@@ -177,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
     for shape in SHAPES:
         print("\n".join(steps(module, shape)), flush=True)
     if args.whole:
-        print("\n".join(whole_runs(args.nanogpt.resolve())))
+        print("\n| | time | loss, nats per byte | ratio of the times |\n| --- | --- | --- | --- |")
+        print("\n".join(whole_runs(module, args.nanogpt.resolve())))
 
 
 if __name__ == "__main__":
