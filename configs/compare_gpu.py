@@ -15,7 +15,6 @@ idea = {
     "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
     "warmup_steps": 200,
     "prune_every": 200,
-    "dtype": "auto",
 }
 scratch = idea | {"d_ff": 384, "d_ff_target": 0}
 oneshot = idea | {"prune_schedule": "oneshot", "prune_start": 0.25}

@@ -44,7 +44,8 @@ class Ranks:
         """Data parallelism: every rank goes on with the mean of all ranks' gradients."""
         if self.size > 1:
             gradients = [p.grad for p in model.parameters()]
-            for i in range(0, len(gradients), 32):  # one by one, small ones take many times longer
+            # Together: one by one, small ones are slow. 32: all would need twice the memory
+            for i in range(0, len(gradients), 32):
                 some = gradients[i : i + 32]
                 vector_to_parameters(self.mean(parameters_to_vector(some)), some)
 

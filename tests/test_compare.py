@@ -27,6 +27,8 @@ SHIPPED = {
     "axes": ["configs/axes.py"],
     "axes_lab": ["configs/axes_lab.py"],
     "limited": ["experiments/limited/arms.py"],
+    "tokens, laboratory": ["experiments/tokens/lab_18.py"],
+    "tokens, default": ["experiments/tokens/default_65.py"],
 }
 
 

@@ -28,17 +28,20 @@ from train import make_optimizers
 
 
 class Step:
-    """A training step of a shape. With a pruner, its units are scored, as in the prune window. With
-    kinds of unit that it may prune, it is compiled."""
+    """A training step of a shape. With a pruner, its units are scored, as in the prune window.
+
+    compile_for: compile the blocks, so that these kinds of unit could be pruned.
+    """
 
     pruner, micro_batches = None, 1
 
-    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, kinds=None):
+    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
         torch.manual_seed(1)
         self.model = GPT(shape).to(device)
         self.optimizers = make_optimizers(self.model, c)
-        compiled = kinds is not None
-        self.forward = machine.compile_blocks(self.model, kinds) if compiled else self.model
+        self.forward = self.model
+        if compile_for is not None:
+            self.forward = machine.compile_blocks(self.model, compile_for)
         if c.recompute:
             machine.recompute_blocks(self.model)
         self.dtype = machine.choose_dtype(c, device)
@@ -92,11 +95,11 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
         step.micro_batches = 2
         step(), step()
 
+    gc.collect()  # or what was there before counts when it goes
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         steps()
         return torch.cuda.max_memory_allocated()
-    gc.collect()  # or what was there before counts when it goes
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks to stderr
     with torch.profiler.profile(profile_memory=True) as profile:
         steps()
@@ -109,6 +112,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
     """What was measured -> the result."""
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
     peak = peak_memory(c, full, device)
+    gc.collect()
     machine.keep_memory()
     wide, slim = Step(c, full, device), Step(c, plan.final, device)
     scored = Step(c, full, device)

@@ -93,7 +93,7 @@ class TheirStep:
 def our_step(shape: Shape, dtype: str, optimizer: str, compiled: bool) -> Step:
     c = config_of(shape, dtype, optimizer)
     full = enlarged_shape(c, shape.vocab_size)
-    return Step(c, full, torch.device("cpu"), () if compiled else None)
+    return Step(c, full, torch.device("cpu"), compile_for=() if compiled else None)
 
 
 def config_of(shape: Shape, dtype: str = "auto", optimizer: str = "muon") -> Config:
@@ -153,6 +153,7 @@ def whole_runs(module, folder: Path) -> list[str]:
             shutil.copy(work / "data" / f"{name}_000.bin", data / f"{name}.bin")
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": val.vocab_size}))
         recipe = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --dropout=0.0"
+        recipe += " --always_save_checkpoint=True"
         recipe += " --max_iters=2000 --lr_decay_iters=2000 --block_size=64"
         recipe += " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
         theirs = f"train.py config/train_shakespeare_char.py --dataset={data.name} {recipe}"

@@ -1,6 +1,6 @@
 """Small model minus IDEA, by tokens per final parameter: a table and a figure of comparisons.
 
-python -m experiments.tokens.figure results/default results/lab results/tokens/* --to results/tokens
+python -m experiments.tokens.figure results/{default,lab,tokens/*}/ --to results/tokens
 """
 
 import argparse
@@ -20,16 +20,15 @@ def main() -> None:
     args = parser.parse_args()
     found = []  # (final parameters, tokens for each, arm -> differences)
     for folder in args.folders:
-        if (folder / "runs.csv").exists():
-            arms = arms_of(read_csv(folder / "runs.csv"))
-            run = next(iter(arms["idea"].values()))
-            pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS}
-            found.append((run["params"], run["tokens"] / run["params"], pairs))
+        arms = arms_of(read_csv(folder / "runs.csv"))
+        run = next(iter(arms["idea"].values()))
+        pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS}
+        found.append((run["params"], run["tokens"] / run["params"], pairs))
     found.sort(key=lambda row: row[:2])
 
     lines = [
-        f"| final parameters | tokens for each | seeds | {' | '.join(ARMS.values())} |",
-        "| --- | --- | --- | --- | --- |",
+        f"| final parameters | tokens for each | {' | '.join(ARMS.values())} |",
+        "| --- | --- | --- | --- |",
     ]
     figure, axes = open_figure(1, 2, figsize=(9, 3.6), sharey=True)
     for panel, (arm, words) in zip(axes[0], ARMS.items()):
@@ -48,8 +47,9 @@ def main() -> None:
     axes[0, 0].set_ylabel("its loss minus IDEA's, nats per token")
     axes[0, 1].legend()
     for params, tokens, pairs in found:
-        cells = [f"{params:,}", f"{tokens:.0f}", str(len(pairs["scratch"]))]
-        cells += [f"{mean(pairs[arm]):+.4f} ({t_test(pairs[arm]):.2g})" for arm in ARMS]
+        cells = [f"{params:,}", f"{tokens:.0f}"]
+        for d in (pairs[arm] for arm in ARMS):
+            cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})")
         lines.append(f"| {' | '.join(cells)} |")
     (args.to / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
