@@ -29,6 +29,9 @@ arms = {
         "d_ff": 96, "d_ff_target": 0, "n_head": 8, "n_kv_head": 4, "head_dim": 8,
         "n_kv_head_target": 2,
     },
+    "hidden": {  # channels instead of neurons
+        "d_ff": 96, "d_ff_target": 0, "d_model": 64, "d_model_target": 32, "head_dim": 8,
+    },
     # The learning rate
     "restart": {"lr_restart": True},  # it restarts where the window opens; pruning stays gradual
     "floor_10": {"min_lr_fraction": 0.1},  # it ends at a tenth of its peak
