@@ -11,7 +11,7 @@ idea = {
     "d_ff_target": 384,
     "max_steps": 8000,
     "batch_size": 64,
-    "context_length": 256,  # 131M tokens, 140 per final parameter
+    "context_length": 256,  # 131M tokens, 143 per final parameter
     "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
     "warmup_steps": 200,
     "prune_every": 200,

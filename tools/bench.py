@@ -112,7 +112,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
     """What was measured -> the result."""
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
     peak = peak_memory(c, full, device)
-    gc.collect()
+    gc.collect()  # wrapped blocks refer to themselves
     machine.keep_memory()
     wide, slim = Step(c, full, device), Step(c, plan.final, device)
     scored = Step(c, full, device)
@@ -140,7 +140,7 @@ def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str
 
         found["a prune alone"] = f"{seconds_of(prune) / len(prunes) / t_step:.2f} steps"
     if with_compile:
-        compiled = Step(c, full, device, schedule.widths)
+        compiled = Step(c, full, device, compile_for=schedule.widths)
         found["compiling, once"] = f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         share = flops / t / limit

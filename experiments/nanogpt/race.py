@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from run.config import Config
 from run.folder import read_log
 from run.plan import enlarged_shape, n_parameters
 from tools import command
-from tools.bench import Step, race
+from tools.bench import Step, race, seconds_of
 
 ROOT = Path(__file__).parent.parent.parent
 REPEATS = 5
@@ -175,9 +174,8 @@ def whole_runs(module, folder: Path) -> list[str]:
 
 
 def seconds_of_run(call: str, folder: Path) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *call.split()], cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - began
+    program = [sys.executable, *call.split()]
+    return seconds_of(lambda: subprocess.run(program, cwd=folder, check=True, capture_output=True))
 
 
 @command
