@@ -1,7 +1,8 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens: forward, backward, update. What is compared takes
-turns, and the median of --repeats turns counts: what else the machine does hits all alike.
+turns, and the median of --repeats turns counts: what else the machine does hits all alike. With
+--compile=on, compiled steps, too.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from statistics import median
 
@@ -37,9 +38,8 @@ class Step:
 
     def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
         torch.manual_seed(1)
-        self.model = GPT(shape).to(device)
+        self.forward = self.model = GPT(shape).to(device)
         self.optimizers = make_optimizers(self.model, c)
-        self.forward = self.model
         if compile_for is not None:
             self.forward = machine.compile_blocks(self.model, compile_for)
         if c.recompute:
@@ -108,44 +108,39 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
     return max(accumulate(e.nbytes() for e in changes))
 
 
-def measure(c: Config, plan: Plan, repeats: int, with_compile: bool) -> dict[str, str]:
-    """What was measured -> the result."""
+def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
+    """What was measured, and the result, as they come."""
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
-    peak = peak_memory(c, full, device)
+    dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
+    peak, planned = peak_memory(c, full, device), sum(memory_of(c, full, rows, dtype).values())
+    yield "peak memory", f"{peak / 2**20:.0f} MiB; planned {planned / 2**20:.0f} MiB"
     gc.collect()  # wrapped blocks refer to themselves
     machine.keep_memory()
-    wide, slim = Step(c, full, device), Step(c, plan.final, device)
-    scored = Step(c, full, device)
+    wide, slim, scored = (Step(c, shape, device) for shape in (full, plan.final, full))
     scored.pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, Ranks(device))
     t_wide, t_slim, t_scored = race([wide, slim, scored], repeats)
-    limit, rows = matmul_peak(device, wide.dtype), wide.batch.shape[1]
-    memory, tokens = memory_of(c, full, rows, wide.dtype), rows * c.context_length
-    flops, flops_slim = (flops_per_token(shape) * tokens for shape in (full, plan.final))
-    found = {
-        "peak memory": f"{peak / 2**20:.0f} MiB; planned {sum(memory.values()) / 2**20:.0f} MiB",
-        "step of a micro batch": f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s",
-        "its share of matrix products": f"{flops / t_wide / limit:.0%} of {limit:.3g} FLOP/s",
-    }
+    limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
+    flops, t_step = flops_per_token(full) * tokens, t_wide * c.batch_size / rows
+    yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
+    yield "its share of matrix products", f"{flops / t_wide / limit:.0%} of {limit:.3g} FLOP/s"
     if schedule.widths:
-        t_step = t_wide * c.batch_size / rows
-        less, fewer = 1 - t_slim / t_wide, 1 - flops_slim / flops
-        found["the final shape"] = f"{less:.0%} less time, {fewer:.0%} fewer FLOPs"
-        found["scoring"] = f"{(t_scored - t_wide) / t_step:.1%} of a step"
-        prunes, model = plan.starts[1:][:repeats], scored.model
+        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
+        yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
+        yield "scoring", f"{(t_scored - t_wide) / t_step:.1%} of a step"
+        steps = plan.starts[1:][:repeats]
+        cuts = [cut for step in steps for cut in schedule.prunes(step).items()]
 
         def prune() -> None:
-            for step in prunes:
-                for kind, width in schedule.prunes(step).items():
-                    scored.pruner.prune(model, scored.optimizers, kind, width, [scored.batch])
+            for cut in cuts:
+                scored.pruner.prune(scored.model, scored.optimizers, *cut, [scored.batch])
 
-        found["a prune alone"] = f"{seconds_of(prune) / len(prunes) / t_step:.2f} steps"
-    if with_compile:
+        yield "a prune alone", f"{seconds_of(prune) / len(steps) / t_step:.2f} steps"
+    if c.compile == "on":
         compiled = Step(c, full, device, compile_for=schedule.widths)
-        found["compiling, once"] = f"{seconds_of(compiled):.1f} s"
+        yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
-        share = flops / t / limit
-        found["compiled step"] = f"{t_wide / t:.2f} times as fast, {share:.0%} of matrix products"
-    return found
+        share = f"{flops / t / limit:.0%} of matrix products"
+        yield "compiled step", f"{t_wide / t:.2f} times as fast, {share}"
 
 
 @command
@@ -153,13 +148,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--with_compile", action="store_true", help="also compile: half a minute")
     args, knobs = parser.parse_known_args(argv)
     c, plan = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
-    for what, result in measure(c, plan, args.repeats, args.with_compile).items():
-        print(f"| {what} | {result} |")
+    for what, result in measure(c, plan, args.repeats):
+        print(f"| {what} | {result} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from run.folder import read_log
 from tools import command
 
 ROOT = Path(__file__).parent.parent
-TRAIN, BENCH = ["train.py"], ["-m", "tools.bench", "--with_compile"]
+TRAIN, BENCH = ["train.py"], ["-m", "tools.bench", "--compile=on"]
 # A few steps on the shipped data, with a vocabulary padded to GPT-2's size
 FEW_STEPS = ["--max_steps=12", "--warmup_steps=2", "--prune_every=3", "--score_beta=0.5"]
 FEW_STEPS += ["--batch_size=4", "--log_every=1", "--eval_tokens=8192"]
