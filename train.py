@@ -98,7 +98,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     c, state = find_start(c, vocab_size)
     start = state["step"] if state else 0  # how many steps are done
     if start == 0:
-        check_memory(c, vocab_size, machine.memory(device), ranks.size)
+        check_memory(c, vocab_size, device.type, machine.memory(device), ranks.size)
     plan = make_plan(c, vocab_size)
     schedule = plan.schedule
     micro_batch_size = micro_batch(c, ranks.size)

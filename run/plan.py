@@ -54,21 +54,25 @@ def flops_per_token(shape: GPTConfig) -> int:
     return 3 * (2 * weights + attention)
 
 
-def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -> dict[str, int]:
+def memory_of(
+    c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype, device: str
+) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
-    Attention is counted in float32, as on a CPU. A GPU takes a little less.
+    device: "cpu" or "cuda".
     """
     e, lower, n = dtype.itemsize, dtype != torch.float32, n_parameters(shape)
     tokens = sequences * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
     norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
-    attention = (4 * 4 + e) * shape.n_head * shape.head_dim  # q, k, v and output in float32; a cast
+    attention = 5 * e * shape.n_head * shape.head_dim  # q, k, v, the output, and its copy for o
+    # A row of scores in each head, where attention is written out (model.py): the softmax of it
+    row = e * shape.n_head * shape.context_length if lower and device == "cpu" else 0
     ffn = 4 * e * shape.d_ff  # gate, up, silu(gate), and the product that down reads
-    block = tokens * (norms + attention + ffn)
+    block = tokens * (norms + attention + row + ffn)
     logits = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
-    gradients = 2 * e * tokens * shape.d_ff  # of a block's inner activations
+    gradients = 2 * tokens * max(e * shape.d_ff, row)  # of a block's inner activations
     if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
     else:
@@ -83,7 +87,7 @@ def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -
     }
 
 
-def check_memory(c: Config, vocab_size: int, available: int, ranks: int) -> None:
+def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks: int) -> None:
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
     the activations that `memory_of` counts. Raises UserError with the key to blame: the one whose
     default would bring the need down the most.
@@ -91,7 +95,7 @@ def check_memory(c: Config, vocab_size: int, available: int, ranks: int) -> None
 
     def need(c: Config) -> float:
         dtype = torch.bfloat16 if c.dtype == "bfloat16" else torch.float32
-        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch(c, ranks), dtype)
+        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch(c, ranks), dtype, device)
         passing = 0.5 * (memory.pop("activations") + memory.pop("passing"))
         batch = 16 * c.batch_size * c.context_length // ranks  # its tokens, int64
         return sum(memory.values()) + passing + batch

@@ -37,7 +37,7 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     shape = replace(SHAPE, **changes)
     c = Config(batch_size=sequences, context_length=64, recompute=recompute, dtype=dtype)
     measured = bench.peak_memory(c, shape, torch.device("cpu"))
-    planned = memory_of(c, shape, sequences, getattr(torch, dtype))
+    planned = memory_of(c, shape, sequences, getattr(torch, dtype), "cpu")
     assert sum(planned.values()) == pytest.approx(measured, rel=0.05)
 
 

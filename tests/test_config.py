@@ -100,14 +100,14 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_key_to_blame():
     big = load("idea_2.8b", "--micro_batch_size=8")
-    check_memory(big, 50304, 80 * 10**9, 64)
+    check_memory(big, 50304, "cuda", 80 * 10**9, 64)
     with pytest.raises(UserError, match="needs at least .* GiB of memory; there are 75 GiB"):
-        check_memory(replace(big, recompute=False), 50304, 80 * 10**9, 64)
-    check_memory(Config(), 1024, 2**28, ranks=1)
-    check_memory(Config(batch_size=2**20, micro_batch_size=1), 1024, 2**32, ranks=1)
+        check_memory(replace(big, recompute=False), 50304, "cuda", 80 * 10**9, 64)
+    check_memory(Config(), 1024, "cpu", 2**28, ranks=1)
+    check_memory(Config(batch_size=2**20, micro_batch_size=1), 1024, "cpu", 2**32, ranks=1)
     for key in ("d_model", "n_layer", "batch_size", "d_ff", "head_dim", "context_length"):
         with pytest.raises(UserError, match=f"^{key}={2**30}: .* GiB"):
-            check_memory(Config(**{key: 2**30}), 1024, 2**35, ranks=1)
+            check_memory(Config(**{key: 2**30}), 1024, "cpu", 2**35, ranks=1)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):

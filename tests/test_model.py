@@ -78,6 +78,16 @@ def test_logits_match_the_plain_formulas(config):
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_in_bfloat16_the_logits_are_the_same_but_for_rounding(config):
+    model = large(GPT(config))
+    tokens = [3, 14, 15, 9, 26, 5, 3, 3]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.tensor([tokens]))[0]
+    error = logits - plain_logits(model, tokens).detach()
+    assert (error.norm(dim=1) < 0.05 * logits.float().norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_the_shape_tells_the_parameters_and_the_flops_that_torch_counts(config):
     model = GPT(config)
     x = torch.randint(0, 50, (3, 12))

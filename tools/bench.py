@@ -112,7 +112,8 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    peak, planned = peak_memory(c, full, device), sum(memory_of(c, full, rows, dtype).values())
+    peak = peak_memory(c, full, device)
+    planned = sum(memory_of(c, full, rows, dtype, device.type).values())
     yield "peak memory", f"{peak / 2**20:.0f} MiB; planned {planned / 2**20:.0f} MiB"
     gc.collect()  # wrapped blocks refer to themselves
     machine.keep_memory()
