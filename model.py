@@ -104,7 +104,7 @@ class Attention(nn.Module):
         # Repeat the KV heads by hand: not every kernel takes enable_gqa=True
         k, v = (kv.repeat_interleave(self.queries_per_kv, dim=1) for kv in (k, v))
         if v.dtype == torch.bfloat16 and x.device.type == "cpu":
-            # The same, written out: torch's kernel is three times slower here
+            # The same, written out: torch's kernel is slow here (results/speed.md)
             mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=v.dtype).triu(1)
             scores = q @ k.mT * self.head_dim**-0.5 + mask  # (B, n_head, T, T)
             y = scores.softmax(-1) @ v

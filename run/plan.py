@@ -59,20 +59,21 @@ def memory_of(
 ) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
-    device: "cpu" or "cuda".
+    device: on a "cpu", attention in bfloat16 is written out (model.py).
     """
     e, lower, n = dtype.itemsize, dtype != torch.float32, n_parameters(shape)
     tokens = sequences * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
     norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
-    attention = 5 * e * shape.n_head * shape.head_dim  # q, k, v, the output, and its copy for o
-    # A row of scores in each head, where attention is written out (model.py): the softmax of it
     row = e * shape.n_head * shape.context_length if lower and device == "cpu" else 0
+    # q, k, v, the output's copy for o; and the output, or, for each row of scores, their softmax
+    attention = (4 if row else 5) * e * shape.n_head * shape.head_dim + row
     ffn = 4 * e * shape.d_ff  # gate, up, silu(gate), and the product that down reads
-    block = tokens * (norms + attention + row + ffn)
+    block = tokens * (norms + attention + ffn)
     logits = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
-    gradients = 2 * tokens * max(e * shape.d_ff, row)  # of a block's inner activations
+    # Of the FFN's inner activations; or of the scores, when the FFN has nothing to keep any more
+    gradients = tokens * max(2 * e * shape.d_ff, 2 * row - ffn - norms // 2)
     if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
     else:

@@ -29,13 +29,16 @@ CELLS = [
     ({"d_ff": 2048}, 16, False, "float32"),
     ({"d_ff": 2048}, 16, True, "bfloat16"),
     ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
+    ({"n_kv_head": 8}, 16, True, "bfloat16"),
+    ({"context_length": 512}, 2, False, "bfloat16"),
 ]
 
 
 @pytest.mark.parametrize("changes, sequences, recompute, dtype", CELLS)
 def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, recompute, dtype):
     shape = replace(SHAPE, **changes)
-    c = Config(batch_size=sequences, context_length=64, recompute=recompute, dtype=dtype)
+    size = {"batch_size": sequences, "context_length": shape.context_length}
+    c = Config(**size, recompute=recompute, dtype=dtype)
     measured = bench.peak_memory(c, shape, torch.device("cpu"))
     planned = memory_of(c, shape, sequences, getattr(torch, dtype), "cpu")
     assert sum(planned.values()) == pytest.approx(measured, rel=0.05)

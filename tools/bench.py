@@ -111,6 +111,7 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
 def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
+    with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
     peak = peak_memory(c, full, device)
     planned = sum(memory_of(c, full, rows, dtype, device.type).values())
@@ -136,7 +137,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
                 scored.pruner.prune(scored.model, scored.optimizers, *cut, [scored.batch])
 
         yield "a prune alone", f"{seconds_of(prune) / len(steps) / t_step:.2f} steps"
-    if c.compile == "on":
+    if with_compile:
         compiled = Step(c, full, device, compile_for=schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)

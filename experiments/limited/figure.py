@@ -1,10 +1,12 @@
-"""The lowest loss of each arm by the number of epochs, over rates and weight decays.
+"""The lowest loss of each arm by the number of epochs, over the rates and weight decays that were
+tried: not as many for each arm and number of epochs (sweep.csv).
 
 python -m experiments.limited.figure results/limited
 """
 
 import argparse
 import csv
+import math
 from pathlib import Path
 
 from tools.plot import open_figure
@@ -18,7 +20,7 @@ def main() -> None:
     with open(args.folder / "sweep.csv", newline="") as file:
         for row in csv.DictReader(file):
             losses, epochs = lowest.setdefault(row["arm"], {}), int(row["epochs"])
-            losses[epochs] = min(losses.get(epochs, 9.0), float(row["val_loss"]))
+            losses[epochs] = min(losses.get(epochs, math.inf), float(row["val_loss"]))
     figure, axes = open_figure(1, 1, figsize=(6, 4))
     panel = axes[0, 0]
     for arm, losses in lowest.items():

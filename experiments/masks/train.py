@@ -3,7 +3,8 @@
 As train.py, but a prune makes no matrix smaller. It sets FFN weights to zero, in each matrix those
 of the smallest size, and as many as the prune of neurons would remove. static: they stay zero.
 revive: the optimizer goes on with all weights, and every prune_every steps the zeros are chosen
-again (Dynamic Model Pruning with Feedback, 2006.07253). A resumed run has lost its masks.
+again (Dynamic Model Pruning with Feedback, 2006.07253). --resume is refused: checkpoints have no
+masks.
 """
 
 import sys
@@ -12,6 +13,9 @@ import torch
 
 import train
 from prune import Pruner
+from run import UserError
+from run.read_config import load_config
+from tools import command
 
 
 class Masks(Pruner):
@@ -27,6 +31,7 @@ class Masks(Pruner):
             self.masks = [torch.ones_like(p, dtype=torch.bool) for p in self.weights]
             self.dense = [p.detach().clone() for p in self.weights]
             self.steps = 0
+            model.register_forward_pre_hook(self.before_forward)
             optimizers[0].register_step_pre_hook(self.before_step)
             optimizers[0].register_step_post_hook(self.after_step)
         self.share = width / self.full
@@ -45,6 +50,11 @@ class Masks(Pruner):
         for p, mask, dense in zip(self.weights, self.masks, self.dense):
             p.copy_(dense * mask)
 
+    def before_forward(self, model, _) -> None:
+        if self.revive and model.training and self.steps % self.every == 0:
+            self.choose()
+            self.apply()
+
     @torch.no_grad()
     def before_step(self, *_) -> None:
         for p, mask, dense in zip(self.weights, self.masks, self.dense):
@@ -58,19 +68,17 @@ class Masks(Pruner):
         for p, dense in zip(self.weights, self.dense):
             dense.copy_(p)
         self.steps += 1
-        if self.revive and self.steps % self.every == 0:
-            self.choose()
         self.apply()
 
 
-def main() -> int:
-    if len(sys.argv) < 3 or sys.argv[1] not in ("static", "revive"):
-        print(__doc__)
-        return 2
-    Masks.revive = sys.argv[1] == "revive"
-    Masks.every = train.load_config(sys.argv[2], sys.argv[3:]).prune_every
+@command
+def main(argv: list[str] | None = None) -> int:
+    way, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if way not in ("static", "revive") or not rest or "--resume" in rest:
+        raise UserError("usage: experiments.masks.train static|revive CONFIG [...], no --resume")
+    Masks.revive, Masks.every = way == "revive", load_config(rest[0], rest[1:]).prune_every
     train.Pruner = Masks
-    return train.main(sys.argv[2:])
+    return train.main(rest)
 
 
 if __name__ == "__main__":

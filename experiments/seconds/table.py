@@ -2,10 +2,11 @@
 
 python -m experiments.seconds.table RESULTS CONFIG ...
 
-Bare steps of all arms take turns (tools.bench). Between the enlarged and the final shape, a step is
-taken to be as long as its FLOPs lie between theirs. What a small model reaches in the seconds of an
-arm lies between the losses of scratch and scratch_flops in RESULTS/runs.csv, by the logarithm of
-its steps.
+Bare steps of all arms take turns (tools.bench): without scoring, prunes, validation and saves. Only
+the enlarged and the final shape are timed. For the widths between, time is assumed to grow linearly
+with FLOPs. What a small model reaches in the seconds of an arm is interpolated between the losses
+of scratch and scratch_flops in RESULTS/runs.csv (or extrapolated), over the logarithm of its steps.
+Both must be among the CONFIGs.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from statistics import mean
 
 import torch
 
-from run import machine
+from run import UserError, machine
 from run.plan import flops_per_token
 from tools import command
 from tools.arms import Arm, load_arms
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args(argv)
     arms = {arm.name: arm for arm in load_arms(args.configs, [], "idea")}
-    del arms["scratch_flops"]  # the steps of scratch
+    if {"scratch", "scratch_flops"} - arms.keys():
+        raise UserError("scratch and scratch_flops must be among the configs")
+    del arms["scratch_flops"]  # its steps are those of scratch
     runs = arms_of(read_csv(args.results / "runs.csv"))
     device = torch.device("cpu")
     shapes = {name: (arm.config, arm.plan.shape(1), device) for name, arm in arms.items()}
