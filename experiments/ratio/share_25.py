@@ -1,0 +1,10 @@
+# The final shape has 25% of the enlarged model's parameters, not 49% as in configs/idea.py.
+base = "configs/idea.py"
+
+scratch = {"d_ff": 176, "d_ff_target": 0}
+
+arms = {
+    "idea": {"d_ff": 1152},
+    "scratch": scratch,
+    "scratch_flops": scratch | {"max_steps": 1416},
+}
