@@ -23,6 +23,9 @@ class Masks(Pruner):
 
     revive, every = False, 0  # every: steps from one choice of the zeros to the next
 
+    def score(self, model) -> None:
+        """Nothing: single weights are chosen by their size."""
+
     def prune(self, model, optimizers, kind: str, width: int, batches: list) -> dict[str, list]:
         assert kind == "d_ff"
         if not hasattr(self, "weights"):
