@@ -12,6 +12,7 @@ from test_run import toy  # noqa: F401 (a fixture)
 from model import UNITS, GPTConfig
 from run.config import Config
 from run.llama import config_json
+from run.machine import choose_dtype
 from run.plan import flops_per_token, make_plan, memory_of, n_parameters
 from run.read_config import load_config
 from tools import bench, gpu_check, plan
@@ -41,7 +42,9 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     c = Config(**size, recompute=recompute, dtype=dtype)
     measured = bench.peak_memory(c, shape, torch.device("cpu"))
     planned = memory_of(c, shape, sequences, getattr(torch, dtype), "cpu")
-    assert sum(planned.values()) == pytest.approx(measured, rel=0.05)
+    # Without such instructions, a bfloat16 product takes a float32 copy of its output
+    emulated = dtype == "bfloat16" and choose_dtype(Config(), torch.device("cpu")) == torch.float32
+    assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
 
 
 def planned(capsys, config: str, *arguments: str) -> str:

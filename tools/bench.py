@@ -1,8 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens: forward, backward, update. What is compared takes
-turns, and the median of --repeats turns counts: what else the machine does hits all alike. With
---compile=on, compiled steps, too.
+turns, and the median of --repeats turns counts. With --compile=on, compiled steps, too.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from statistics import median
 
@@ -29,14 +29,10 @@ from train import make_optimizers
 
 
 class Step:
-    """A training step of a shape. With a pruner, its units are scored, as in the prune window.
-
-    compile_for: compile the blocks, so that these kinds of unit could be pruned.
-    """
-
-    pruner, micro_batches = None, 1
+    """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
 
     def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
+        self.pruner: Pruner | None = None  # scores its units, as in the prune window
         torch.manual_seed(1)
         self.forward = self.model = GPT(shape).to(device)
         self.optimizers = make_optimizers(self.model, c)
@@ -48,9 +44,9 @@ class Step:
         size = 2, micro_batch(c, ranks=1), c.context_length
         self.batch = torch.randint(shape.vocab_size, size, device=device)  # tokens, targets
 
-    def __call__(self) -> None:
+    def __call__(self, micro_batches: int = 1) -> None:
         kind, lower = self.batch.device.type, self.dtype != torch.float32
-        for _ in range(self.micro_batches):
+        for _ in range(micro_batches):
             with torch.autocast(kind, self.dtype, enabled=lower):
                 loss = self.forward(*self.batch)
             loss.backward()
@@ -92,8 +88,7 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
 
     def steps() -> None:
         step = Step(c, shape, device)
-        step.micro_batches = 2
-        step(), step()
+        step(micro_batches=2), step(micro_batches=2)
 
     gc.collect()  # or what was there before counts when it goes
     if device.type == "cuda":
@@ -113,10 +108,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
     with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    peak = peak_memory(c, full, device)
-    planned = sum(memory_of(c, full, rows, dtype, device.type).values())
-    yield "peak memory", f"{peak / 2**20:.0f} MiB; planned {planned / 2**20:.0f} MiB"
-    gc.collect()  # wrapped blocks refer to themselves
+    expected = sum(memory_of(c, full, rows, dtype, device.type).values()) / 2**20
+    peak = peak_memory(c, full, device) / 2**20
+    yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
     machine.keep_memory()
     wide, slim, scored = (Step(c, shape, device) for shape in (full, plan.final, full))
     scored.pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, Ranks(device))
@@ -129,20 +123,14 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
         yield "scoring", f"{(t_scored - t_wide) / t_step:.1%} of a step"
-        steps = plan.starts[1:][:repeats]
-        cuts = [cut for step in steps for cut in schedule.prunes(step).items()]
-
-        def prune() -> None:
-            for cut in cuts:
-                scored.pruner.prune(scored.model, scored.optimizers, *cut, [scored.batch])
-
-        yield "a prune alone", f"{seconds_of(prune) / len(steps) / t_step:.2f} steps"
+        kind, width = next(iter(schedule.prunes(plan.starts[1]).items()))
+        prune = partial(scored.pruner.prune, scored.model, scored.optimizers, kind, width)
+        yield "a prune alone", f"{seconds_of(lambda: prune([scored.batch])) / t_step:.2f} steps"
     if with_compile:
         compiled = Step(c, full, device, compile_for=schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
-        share = f"{flops / t / limit:.0%} of matrix products"
-        yield "compiled step", f"{t_wide / t:.2f} times as fast, {share}"
+        yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {flops / t / limit:.0%}"
 
 
 @command
