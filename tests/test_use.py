@@ -207,6 +207,13 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     units = picture(undisturbed, "--units")
     assert all(f">{kind}: what" in units for kind in UNITS)
     assert ">layer 1<" in units and units == picture(undisturbed, "--units")  # every time the same
+    drawn = {}  # layer, by its number at first -> how many prunes of d_ff it has seen
+    for line in plot.draw_units(undisturbed).axes[1].lines:
+        drawn[line.get_label()] = len(line.get_xdata())
+    gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["group"] == "n_layer"]
+    left = [layer for layer in range(4) if layer != gone[0]]
+    seen = {f"layer {layer}": 4 for layer in left} | {f"layer {gone[0]}": 2}
+    assert drawn == seen and len(gone) == 2
     log = [json.dumps(e) + "\n" for e in read_log(undisturbed) if e["event"] != "prune"]
     (tmp_path / "log.jsonl").write_text("".join(log))
     assert ">learning rate<" in picture(tmp_path)
