@@ -8,8 +8,10 @@ import pytest
 import torch
 from test_config import in_project  # noqa: F401 (a fixture)
 from test_run import toy  # noqa: F401 (a fixture)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from model import UNITS, GPTConfig
+from model import GPT, UNITS, GPTConfig
 from run.config import Config
 from run.llama import config_json
 from run.machine import choose_dtype
@@ -45,6 +47,18 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     # Without such instructions, a bfloat16 product takes a float32 copy of its output
     emulated = dtype == "bfloat16" and choose_dtype(Config(), torch.device("cpu")) == torch.float32
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
+
+
+def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(toy):  # noqa: F811
+    c = load_config(str(toy))
+    run, counted = make_plan(c, 1024), 0
+    tokens = torch.zeros(1, c.context_length, dtype=torch.long)
+    for step in range(1, c.max_steps + 1):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            GPT(run.shape(step))(tokens, tokens).backward()
+        counted += c.batch_size * counter.get_total_flops()
+        assert run.flops(step) == counted
+    assert set(run.schedule.widths) == set(UNITS) and len(run.starts) == 5
 
 
 def planned(capsys, config: str, *arguments: str) -> str:

@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_model import large  # noqa: E402
+from test_prune import SUBSETS  # noqa: E402
 from test_run import TOY, events, run, toy, undisturbed  # noqa: E402, F401
 from test_use import refused  # noqa: E402
 
@@ -24,10 +25,12 @@ import train  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 from data.tokenizer import END_OF_TEXT, load_tokenizer  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from prune import Pruner  # noqa: E402
 from run import UserError  # noqa: E402
 from run.checkpoint import load_checkpoint, load_model, save_checkpoint  # noqa: E402
 from run.config import Config  # noqa: E402
 from run.llama import load_folder  # noqa: E402
+from run.ranks import Ranks  # noqa: E402
 from tools import export, sample  # noqa: E402
 from tools.load import load_run  # noqa: E402
 
@@ -91,6 +94,22 @@ def test_an_export_has_the_same_logits_and_gives_no_id_that_only_pads(shape, mak
         theirs.get_output_embeddings().weight.zero_()
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
+
+
+@pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
+def test_a_pruned_model_is_exported_with_the_same_logits(kinds, make, tmp_path):
+    """Also where the stream is narrower than the heads together."""
+    model = large(GPT(replace(BASE, n_layer=3, tie_embeddings=len(kinds) % 2 == 0)))
+    pruner = Pruner("random", 0.85, kinds, 1, Ranks(torch.device("cpu")))
+    pruner.score(model)
+    targets = {"d_ff": 10, "n_kv_head": 1, "d_model": 8, "n_layer": 2}
+    for kind in kinds:
+        optimizer = torch.optim.AdamW(model.parameters())
+        pruner.prune(model, [optimizer], kind, targets[kind], [])
+    assert model.shape() == replace(model.config, **{kind: targets[kind] for kind in kinds})
+    out = make(model)
+    theirs = same_logits(out, exported(out, tmp_path / "hf"))
+    assert theirs(torch.zeros(1, 4, dtype=torch.long)).logits.std() > 0.1
 
 
 def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):  # noqa: F811

@@ -19,6 +19,7 @@ import train as train_module
 from model import UNITS
 from run import UserError, report
 from run.checkpoint import checksum, load_checkpoint
+from run.folder import read_log
 from tools import evaluate, export, sample
 
 # As train.py, but gets a signal, twice, when it comes to a place for the nth time: a file that is
@@ -83,22 +84,33 @@ def assert_same_as(undisturbed: Path, out: Path) -> None:
     assert len(events(out, "done")) == 1
 
 
-def test_killed_in_its_start_a_line_and_a_save_the_same_command_ends_in_the_same_bytes(
+def test_killed_in_its_start_a_line_a_save_and_a_prune_the_same_command_ends_in_the_same_bytes(
     toy, undisturbed, tmp_path
 ):
-    """And a second signal ends it at once; the first one alone would end it with a save."""
+    """And a second signal ends it at once; the first one alone would end it with a save.
+
+    `last`: what the log has as its last whole line, its event, step and kind of unit.
+    """
     out, kept, kill = tmp_path / "run", {"lock", "config.json"}, signal.SIGKILL
     saved = kept | {"log.jsonl", "checkpoint.pt"}
     saving = kept | {"log.jsonl", "checkpoint.prev.pt", "checkpoint.pt.tmp"}
-    for place, nth, number, left in (
+    both = saved | {"checkpoint.prev.pt"}
+    for place, nth, number, left, *last in (
         ("os.rename log.jsonl.tmp", 1, kill, kept | {"log.jsonl.tmp"}),
-        ("half log.jsonl", 10, kill, saved),
-        ("half log.jsonl", 3, signal.SIGTERM, saved),
-        ("half checkpoint.pt.tmp", 200, kill, saved | {"checkpoint.pt.tmp"}),
-        ("os.rename checkpoint.pt.tmp", 1, kill, saving),  # between the two renames of a save
+        ("half log.jsonl", 10, kill, saved, ("step", 7, None)),
+        ("half log.jsonl", 3, signal.SIGTERM, saved, ("step", 6, None)),
+        ("half checkpoint.pt.tmp", 200, kill, saved | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
+        # Between the two renames of a save
+        ("os.rename checkpoint.pt.tmp", 1, kill, saving, ("eval", 10, None)),
+        # Among the prunes of four kinds, from step 5; in a save after them; and again, from 15
+        ("half log.jsonl", 21, kill, both, ("prune", 17, "d_model")),
+        ("half checkpoint.pt.tmp", 200, kill, both | {"checkpoint.pt.tmp"}, ("eval", 20, None)),
+        ("half log.jsonl", 21, kill, both, ("prune", 25, "d_model")),
     ):
         assert die_at(place, nth, toy, out, number=number).returncode == -number
         assert {path.name for path in out.iterdir()} == left
+        whole = [(e["event"], e["step"], e.get("group")) for e in read_log(out)]
+        assert whole[-1:] == last
     assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
 

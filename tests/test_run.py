@@ -28,7 +28,7 @@ from run.folder import Folder
 from run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 13 and 25: d_ff six times, the others less often. The
+# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
 # layers go at steps 17 and 25.
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
