@@ -45,18 +45,17 @@ class Group:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # a key of UNITS; also the field of GPTConfig that has the group's width
     width: int  # how many units
-    # The weights that the units have slices in: (name, dim). Cut along dim into `width` equal
-    # slices, the weight has slice j for unit j. The matrices with dim 1 read what the units put
-    # out. Empty: the units are whole modules, the entries of the ModuleList `name`.
+    # (name, dim) of each weight with slices. Split along dim into `width` equal parts, the weight
+    # has part j for unit j. Empty: each unit is a whole module, an entry of the ModuleList `name`.
     members: tuple[tuple[str, int], ...] = ()
 
 
-# For each kind of unit: the weights of a block that it has slices in, and the dim of the slices. An
-# FFN neuron has a row of gate, a row of up and a column of down.
+# Kind of unit -> (weight, dim) for each weight of a block in which it has a slice. An FFN neuron
+# has a row of gate, a row of up and a column of down.
 UNITS = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
-    "d_model": (  # a channel of the residual stream: in every block, in `norm` and the embeddings
+    "d_model": (  # a channel of the stream; it is also in `norm` and the embeddings: see groups()
         ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
         ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
     ),
@@ -88,7 +87,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        q_width, kv_width = (n * config.head_dim for n in (config.n_head, config.n_kv_head))
+        q_width, kv_width = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
         self.head_dim, self.queries_per_kv = config.head_dim, config.queries_per_kv
         self.q = nn.Linear(config.d_model, q_width, bias=False)
         self.k = nn.Linear(config.d_model, kv_width, bias=False)
@@ -142,7 +141,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = config
+        self.config = config  # as built; after a prune, see shape()
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -185,8 +184,9 @@ class GPT(nn.Module):
         def members(kind: str, i: int) -> tuple[tuple[str, int], ...]:
             return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in UNITS[kind])
 
-        groups, stream = [], [("unembed.weight", 1), ("norm.weight", 0)]
-        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]
+        groups: list[Group] = []
+        stream = [("unembed.weight", 1), ("norm.weight", 0)]
+        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]  # tied: one matrix
         for i, block in enumerate(self.blocks):
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
             for kind, width in (("d_ff", block.ffn.gate.weight.shape[0]), ("n_kv_head", n_kv_head)):

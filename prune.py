@@ -1,8 +1,8 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups, all units of one kind in one place (`model.Group`). A group names the weights
-that its units have slices in, or the list of whole modules that its units are. So nothing here
-knows what an FFN or a head is.
+Units come in groups, all units of one kind in one place (`model.Group`). A group lists the weights
+in which its units have slices, or names the ModuleList of its blocks. So nothing here knows what an
+FFN or a head is.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """A first-order estimate of how much the loss changes if this weight becomes zero. The sign may
-    be wrong (LoSparse, 2306.11222)."""
+    """To first order, how much the loss changes if this weight becomes zero, up to the sign
+    (LoSparse, 2306.11222)."""
     return weight * gradient
 
 
@@ -30,7 +30,7 @@ def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
 # The importance of single weights. To add a criterion of this sort, write such a function and name
 # it in this dict. Signs do not matter: importances are squared.
 ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
-# These two are not functions of a weight. To add another such criterion, name it here and set
+# `activation` and `random` score whole units. To add such a criterion, name it here and set
 # self.scores[group.name], (width,), higher is kept: in Pruner.score if each step counts, or at the
 # top of Pruner.prune if it is computed at the prune.
 CRITERIA = (*ELEMENTWISE, "activation", "random")
@@ -38,8 +38,8 @@ CRITERIA = (*ELEMENTWISE, "activation", "random")
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
     """Sum a tensor, shaped like a weight of a group, within each of its units: (width,)."""
-    others = [d for d in range(x.dim()) if d != dim]
-    return (x.sum(others) if others else x).view(width, -1).sum(1)  # a vector has no other
+    x = x.sum(1 - dim) if x.dim() == 2 else x  # (x.shape[dim],)
+    return x.view(width, -1).sum(1)
 
 
 def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
@@ -89,6 +89,7 @@ def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> d
         readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
         units = () if held else enumerate(model.get_submodule(group.name))
         whole = [(m, partial(add_change, group, unit)) for unit, m in units]
+        # Of the stream the norms; of neurons and heads what reads them; else the blocks themselves
         hooks += [m.register_forward_hook(add) for m, add in norms or readers or whole]
     model.eval()  # in eval mode blocks run as they are: not compiled, without recomputation
     for tokens, _ in batches:
@@ -118,7 +119,8 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
     """
     for name, dim in group.members:
         old = model.get_parameter(name)
-        index = keep.repeat_interleave(old.shape[dim] // group.width).nonzero().squeeze(1)
+        rows_per_unit = old.shape[dim] // group.width  # or columns; more than one for a head
+        index = keep.repeat_interleave(rows_per_unit).nonzero().squeeze(1)
         new = nn.Parameter(old.index_select(dim, index))
         for module in model.modules():
             for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -155,8 +157,8 @@ def drop_modules(model: nn.Module, optimizers: Optimizers, group, removed: list[
 def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
     """An invariant: together, the optimizers hold each parameter of the model once and no other,
     and their state has the parameters' shapes."""
-    every = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    assert len(every) == len(set(every)) and set(every) == set(model.parameters())
+    held = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
     for optimizer in optimizers:
         assert set(optimizer.state) <= {p for g in optimizer.param_groups for p in g["params"]}
         for parameter, state in optimizer.state.items():
@@ -194,7 +196,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # it starts at 0: all are too small by one factor
+                average.lerp_(s, 1 - self.beta)  # from 0: all are too low by one factor
             elif self.criterion == "random" and group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
@@ -211,8 +213,8 @@ class Pruner:
         """Keep the `width` best units in each group of this kind, the same ones on every rank.
 
         batches: training data, for `activation` alone. Returns a record for the log, two lists with
-        an entry for each group: "removed" has the indices of the units that went (among those there
-        were), "scores" the minimum, the quartiles and the maximum of the group's scores.
+        an entry for each group: "removed" has the units that went, by their index before this
+        prune, "scores" the minimum, the quartiles and the maximum of the group's scores.
         """
         groups = [group for group in model.groups() if group.kind == kind]
         if self.criterion == "activation":
@@ -225,12 +227,12 @@ class Pruner:
             self.scores[group.name] = scores[keep]
             if group.members:
                 slice_group(model, optimizers, group, keep)
-            else:
+            else:  # blocks: those that stay move up, so the groups in them get new names
                 gone = tuple(f"{group.name}.{unit}." for unit in removed)
                 before = [g.name for g in model.groups() if not g.name.startswith(gone)]
                 drop_modules(model, optimizers, group, removed)
-                names = zip(before, [g.name for g in model.groups()], strict=True)  # new numbers
-                self.scores = {new: self.scores[old] for old, new in names if old in self.scores}
+                renamed = zip(before, [g.name for g in model.groups()], strict=True)
+                self.scores = {new: self.scores[old] for old, new in renamed if old in self.scores}
             record["removed"].append(removed)
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
         check_optimizers(model, optimizers)

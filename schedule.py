@@ -19,9 +19,9 @@ class Schedule:
     warmup_steps: int
     lr_restart: bool
     prune_schedule: str  # "cubic", "linear" or "oneshot"
-    # First and last step of the prune window. The width is still full in the first; prunes follow
-    # every prune_every steps; from the last step on it is the target. oneshot prunes just before
-    # the first step. None: never prune.
+    # (first, last) step of the prune window. Step `first` still has the full width. Then a prune
+    # may come every prune_every steps. Step `last` has the target. With oneshot, step `first` has
+    # it already. None: never prune.
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens
@@ -62,8 +62,8 @@ class Schedule:
         first, last = self.window
         if step >= last or self.prune_schedule == "oneshot":
             return target
-        prunes_so_far = (step - first) // self.prune_every
-        progress = prunes_so_far * self.prune_every / (last - first)
+        due = step - (step - first) % self.prune_every  # the width changes at such steps alone
+        progress = (due - first) / (last - first)
         left = (1 - progress) ** (3 if self.prune_schedule == "cubic" else 1)
         exact = target + (full - target) * left
         on_grid = math.ceil(exact / grid) * grid

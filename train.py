@@ -39,20 +39,20 @@ def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
     Muon (Jordan et al., 2024) makes all singular values of an update nearly equal. The update is
     then scaled to the usual size of AdamW's (2502.16982), so that one learning rate fits both.
     """
-    in_blocks = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
+    for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
-    inner = [p for p in matrices if p in in_blocks]
-    outer = [p for p in matrices if p not in in_blocks]
+    by_muon = [p for p in matrices if p in for_muon]
+    by_adamw = [p for p in matrices if p not in for_muon]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
     groups = [
-        {"params": outer, "weight_decay": decay},
+        {"params": by_adamw, "weight_decay": decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
-    if not inner:
+    if not by_muon:
         return [adamw]
-    return [torch.optim.Muon(inner, lr, decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [torch.optim.Muon(by_muon, lr, decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def evaluate(
     total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
     model.eval()
     for i, (x, y) in enumerate(data.in_order(batch_size, max_tokens)):
-        if i % ranks.size == ranks.rank:
+        if i % ranks.size == ranks.rank:  # the ranks share the batches out
             with autocast():
                 loss = model(x.to(device), y.to(device))
             total += torch.tensor([loss.item() * y.numel(), y.numel()], dtype=torch.float64)
@@ -80,7 +80,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
-    machine.keep_memory()
+    machine.keep_memory()  # freed memory stays with the process: faster on CPUs
     device = machine.choose_device(c)
     dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))
@@ -94,7 +94,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     vocab_size = padded_vocab(c, data.vocab_size)
 
     # Plan: the whole run is known before step 1
-    # state: a checkpoint; or weights of another run, with step 0 and no moments; or None
+    # state: the checkpoint to go on from; or the weights of init_from, step 0, no moments; or None
     c, state = find_start(c, vocab_size)
     start = state["step"] if state else 0  # how many steps are done
     if start == 0:
@@ -112,7 +112,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     if state:
         load_optimizers(optimizers, model, state)
         pruner.scores = {name: score.to(device) for name, score in state["scores"].items()}
-    ranks.check_start(start, device)  # waits: rank 0 writes to out_dir when all have read it
+    ranks.check_start(start, device)  # waits until all have read out_dir: rank 0 writes to it
     ranks.check(model)
     compiled = machine.choose_compile(c, device, plan.flops())
     # `forward` is for training steps. In eval mode the same blocks run uncompiled
@@ -131,7 +131,8 @@ def train(c: Config, stop: machine.Stop) -> int:
     del state  # as large as the model and its moments
 
     # The loop. Steps count from 1
-    step, last = start, c.stop_after or c.max_steps
+    step = start  # if no step is left
+    last = c.stop_after or c.max_steps
     val_loss, stopping = None, False
     for step in range(start + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
@@ -140,10 +141,11 @@ def train(c: Config, stop: machine.Stop) -> int:
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # the naive pipeline alone: moments start anew
+        if schedule.restarts(step):  # the naive pipeline alone: a fresh optimizer
             optimizers = make_optimizers(model, c)
-        for param_group in (group for o in optimizers for group in o.param_groups):
-            param_group["lr"] = lr
+        for optimizer in optimizers:
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
         for kind, width in schedule.prunes(step).items():  # {} on most steps
