@@ -1,7 +1,7 @@
 """Training steps here and in nanoGPT, in turns: python -m experiments.nanogpt.race --nanogpt FOLDER
 
-Two shapes: nanoGPT's recipe for a CPU, and one of 12M parameters. Ours have as many parameters, to
-2%, and see as many tokens in a step.
+On a CPU, two shapes: nanoGPT's recipe for a CPU, and one of 12M parameters. On a GPU, GPT-2's. Ours
+have as many parameters, to 2%, and see as many tokens in a step.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from tools.bench import Step, race, seconds_of
 
 ROOT = Path(__file__).parent.parent.parent
 REPEATS = 5
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -57,6 +58,15 @@ SHAPES = [
         batch_size=16,
     ),
 ]
+ON_GPU = [
+    Shape(
+        "GPT-2 (12 layers, width 768, context 1,024, batch 12)",
+        {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "bias": False},
+        {"n_layer": 12, "n_head": 12, "n_kv_head": 12, "d_model": 768, "d_ff": 2048},
+        vocab_size=50_304,
+        batch_size=12,
+    ),
+]
 
 
 def nanogpt(folder: Path):
@@ -75,14 +85,14 @@ class TheirStep:
         torch.manual_seed(1)
         config = module.GPTConfig(vocab_size=shape.vocab_size, dropout=0.0, **shape.theirs)
         with contextlib.redirect_stdout(None):  # it prints its parameters
-            self.model, self.dtype = module.GPT(config), dtype
-            self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+            self.model, self.dtype = module.GPT(config).to(DEVICE), dtype
+            self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), DEVICE.type)
         self.forward = torch.compile(self.model) if compiled else self.model
         size = shape.batch_size, shape.theirs["block_size"]
-        self.x, self.y = torch.randint(shape.vocab_size, (2, *size))
+        self.x, self.y = torch.randint(shape.vocab_size, (2, *size), device=DEVICE)
 
     def __call__(self) -> None:
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype != torch.float32):
             _, loss = self.forward(self.x, self.y)
         loss.backward()
         self.optimizer.step()
@@ -92,18 +102,20 @@ class TheirStep:
 def our_step(shape: Shape, dtype: str, optimizer: str, compiled: bool) -> Step:
     c = config_of(shape, dtype, optimizer)
     full = enlarged_shape(c, shape.vocab_size)
-    return Step(c, full, torch.device("cpu"), compile_for=() if compiled else None)
+    return Step(c, full, DEVICE, compile_for=() if compiled else None)
 
 
 def config_of(shape: Shape, dtype: str = "auto", optimizer: str = "muon") -> Config:
     size = {"batch_size": shape.batch_size, "context_length": shape.theirs["block_size"]}
-    return Config(**shape.ours, **size, device="cpu", dtype=dtype, optimizer=optimizer)
+    return Config(**shape.ours, **size, dtype=dtype, optimizer=optimizer)
 
 
 def steps(module, shape: Shape) -> list[str]:
     """Rows of a table: what, nanoGPT's ms, ours, ratio."""
+    on_gpu = DEVICE.type == "cuda"  # where both compile, in bfloat16, by default
+    default = torch.bfloat16 if on_gpu else torch.float32
     settings = {  # their dtype, ours, our optimizer, compiled
-        "each at its default": (torch.float32, "auto", "muon", False),
+        "each at its default": (default, "auto", "muon", on_gpu),
         "float32, AdamW, eager": (torch.float32, "float32", "adamw", False),
         "float32, AdamW, compiled": (torch.float32, "float32", "adamw", True),
         "bfloat16, AdamW, compiled": (torch.bfloat16, "bfloat16", "adamw", True),
@@ -188,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| | nanoGPT, ms | ours, ms | ratio |\n| --- | --- | --- | --- |")
     module = nanogpt(args.nanogpt)
-    for shape in SHAPES:
+    for shape in ON_GPU if DEVICE.type == "cuda" else SHAPES:
         print("\n".join(steps(module, shape)), flush=True)
     if args.whole:
         print("\n| | time | loss, nats per byte | ratio of the times |\n| --- | --- | --- | --- |")
