@@ -1,5 +1,5 @@
-# Which axis? As configs/axes.py, with 70k final parameters and 59 tokens for each. Each arm has
-# the best of three or four rates.
+# Which axis? As configs/axes.py, with 70k final parameters and 59 tokens for each. The rates were
+# chosen on one seed (results/axes_lab/sweep.csv).
 # python -m tools.compare configs/axes_lab.py --compile=on --out results/mine
 base = "configs/idea.py"
 
