@@ -69,6 +69,10 @@ BAD = {
     "target off the grid": (["--d_ff_target=170"], ["d_ff_target", "170", "176", "round_to"]),
     "negative target": (["--n_layer_target=-1"], ["n_layer_target=-1", "0"]),
     "more than there is": (["--n_layer_target=5"], ["n_layer_target=5", "n_layer=4"]),
+    "heads that could not be exported": (
+        ["--head_dim=16", "--n_head=12", "--n_kv_head=6", "--n_kv_head_target=5"],
+        ["n_kv_head_target=5", "transformers", "10 query heads", "d_model=64"],
+    ),
     "channels off the grid": (["--d_model_target=40"], ["d_model_target=40", "round_to=16"]),
     "not exportable": (
         ["--d_model_target=32", "--n_head=8", "--n_kv_head=8", "--n_kv_head_target=5"],

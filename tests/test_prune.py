@@ -32,8 +32,8 @@ def double_precision(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-def make(optimizer=torch.optim.AdamW):
-    model = large(GPT(CONFIG))
+def make(optimizer=torch.optim.AdamW, tied=True):
+    model = large(GPT(replace(CONFIG, tie_embeddings=tied)))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -235,9 +235,10 @@ def pruner(criterion, kinds=KINDS, seed=1):
     return Pruner(criterion, 0.0, kinds, seed, Ranks(torch.device("cpu")))
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", UNITS)
-def test_scores_of_the_kinds_to_prune_equal_a_hand_written_sum_per_unit(kind):
-    model, _ = make()
+def test_scores_of_the_kinds_to_prune_equal_a_hand_written_sum_per_unit(kind, tied):
+    model, _ = make(tied=tied)
     model(*batch(0)).backward()
     for criterion, value in (("sensitivity", lambda w, g: w * g), ("magnitude", lambda w, g: w)):
         judge = pruner(criterion, kinds=[kind])
