@@ -95,8 +95,8 @@ class Attention(nn.Module):
         self.o = nn.Linear(q_width, config.d_model, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+        q, k, v = (  # (B, heads, T, head_dim). Two views keep head_dim a constant for a compiler
+            proj(x).view(-1, self.head_dim).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for proj in (self.q, self.k, self.v)
         )
         q, k = rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v)
