@@ -122,6 +122,10 @@ def test_help_lists_every_knob_with_its_default(capsys):
 
 
 def test_compiling_on_a_cpu_without_a_compiler_is_refused_and_auto_stays_eager(monkeypatch):
+    cpu, heads = torch.device("cpu"), load("idea", "--n_kv_head_target=1")
+    monkeypatch.setattr("run.machine.shutil.which", lambda name: name)
+    assert choose_compile(load("idea"), cpu, 1e18) and not choose_compile(load("idea"), cpu, 1e13)
+    assert not choose_compile(heads, cpu, 1e18)  # slower there
     monkeypatch.setattr("run.machine.shutil.which", lambda name: None)
     assert not choose_compile(load("idea"), torch.device("cpu"), 1e18)
     with pytest.raises(UserError, match="compile='on'.*g\\+\\+.*--compile=off"):
