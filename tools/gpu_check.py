@@ -27,6 +27,7 @@ TRAIN, BENCH = ["train.py"], ["-m", "tools.bench", "--compile=on"]
 THIS = ["-m", "tools.gpu_check"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 LIMIT = 1800  # seconds that a command may take
+EXPORTED = "hf enlarged", "hf pruned"
 # A few steps on the shipped data, with a vocabulary padded to GPT-2's size
 FEW_STEPS = ["--max_steps=12", "--warmup_steps=2", "--prune_every=3", "--score_beta=0.5"]
 FEW_STEPS += ["--batch_size=4", "--log_every=1", "--eval_tokens=8192"]
@@ -41,7 +42,7 @@ def checks(out: Path, nanogpt: str | None) -> dict[str, list[list[str]]]:
 
     one, every = ([*TORCHRUN, f"--nproc_per_node={n}"] for n in (1, torch.cuda.device_count()))
     export = ["-m", "tools.export", str(out / "export"), "--to"]
-    enlarged, pruned = str(out / "hf enlarged"), str(out / "hf pruned")
+    enlarged, pruned = (str(out / name) for name in EXPORTED)
     commands = {
         "suite": [["-m", "pytest", "-q", "-m", "not slow"]],
         "default": [run("default", "idea", "--compile=on", "--overwrite")],
@@ -154,15 +155,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     out = args.out.resolve()
     every, failed = checks(out, args.nanogpt), 0
-    unknown = set(args.only or ()) - every.keys()
+    names = args.only or list(every)
+    unknown = set(names) - every.keys()
     if unknown:
         parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(every)}")
     out.mkdir(parents=True, exist_ok=True)
-    for exported in out.glob("hf *"):
-        shutil.rmtree(exported)
+    if "export" in names:  # which does not write over what it wrote before
+        for name in EXPORTED:
+            shutil.rmtree(out / name, ignore_errors=True)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{card}, torch {torch.__version__}\n\n| check | result |\n| --- | --- |", flush=True)
-    for name in args.only or every:
+    for name in names:
         cell = check(name, every[name], knobs, out)
         failed += cell.startswith("FAILED")
         print(f"| {name} | {cell} |", flush=True)
