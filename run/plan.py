@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model import GPTConfig
+from model import UNITS, GPTConfig
 from run import UserError
 from run.config import Config, check_config, micro_batch, prune_targets
 from schedule import Schedule
@@ -20,13 +20,10 @@ def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
     return GPTConfig(
         vocab_size=vocab_size,
         context_length=c.context_length,
-        n_layer=c.n_layer,
-        d_model=c.d_model,
         head_dim=c.head_dim or c.d_model // c.n_head,
         queries_per_kv=c.n_head // c.n_kv_head,
-        n_kv_head=c.n_kv_head,
-        d_ff=c.d_ff,
         tie_embeddings=c.tie_embeddings,
+        **{kind: getattr(c, kind) for kind in UNITS},  # the widths that can be pruned
     )
 
 
@@ -111,7 +108,7 @@ def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks:
         )
 
 
-SHAPE = ("n_layer", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings")
+SHAPE = ("n_head", "head_dim", "tie_embeddings", *UNITS)  # the knobs of a model's shape
 
 
 def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
