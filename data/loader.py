@@ -160,9 +160,6 @@ def bigram_loss(train: TokenDataset, val: TokenDataset) -> float | None:
     return float(nats / pairs)
 
 
-# ---- a random order that is computed, not stored ---------------------------------------------
-
-
 def _mix(x: np.ndarray) -> np.ndarray:
     """splitmix64 (Steele, Lea, Flood, 2014): well-mixed uint64. It overflows on purpose."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
@@ -190,9 +187,6 @@ def _shuffled(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
         x[outside] = left * side + right
         outside = x >= n
     return x.astype(np.int64)
-
-
-# ---- checking the folder ---------------------------------------------------------------------
 
 
 def _read_meta(data_dir: Path, split: str) -> dict:

@@ -112,9 +112,6 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
 
 
-# ---- tokenizing and writing ------------------------------------------------------------------
-
-
 class Split:
     """Writes the shards of one split. `meta` is what meta.json says about it."""
 
@@ -203,9 +200,6 @@ def _encode(
         if ends_document:
             tokens[name].append(encoding.eot_token)
     return {name: np.asarray(ids).astype(dtype) for name, ids in tokens.items()}
-
-
-# ---- command line ----------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> int:

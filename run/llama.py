@@ -31,7 +31,6 @@ BLOCK_NAMES = {
 # Keys of config.json that would change the computation, and the values that do not. A key that is
 # not there has the first of them; rope scaling has its own place, in `read_shape`.
 SUPPORTED = {
-    "model_type": ("llama",),
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 from data import DataError
 from model import GPT
@@ -149,12 +150,12 @@ def describe_error(error: Exception, c: Config | None) -> tuple[str, int] | None
 
 
 def print_error(error: Exception, c: Config | None) -> int:
-    """Print an error in one line and return the exit code; 0 if it is a bug. An error in the config
-    is the same on every rank, so only rank 0 prints it."""
+    """Print an error in one line, above a progress bar, and return the exit code; 0 if it is a bug.
+    An error in the config is the same on every rank, so only rank 0 prints it."""
     line, code = describe_error(error, c) or ("", 0)
     rank = int(os.environ.get("RANK", 0))
     if code and (rank == 0 or c):
-        print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
+        tqdm.write(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
     return code
 
 

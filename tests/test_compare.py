@@ -117,8 +117,10 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     made = {path: path.read_bytes() for path in out.iterdir()}
     for path in made.keys() - {out / "runs.csv"}:
         path.unlink()
-    results.report(out)
+    assert results.main([str(out)]) == 0
     assert made == {path: path.read_bytes() for path in out.iterdir()}
+    assert results.main([str(out), "nope"]) == 2
+    assert "no arm 'nope'; it has idea" in capsys.readouterr().err
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main(command) == 0
     rows = results.read_csv(out / "runs.csv")

@@ -72,9 +72,6 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     return path
 
 
-# ---- tokenizers ------------------------------------------------------------------------------
-
-
 def test_any_bytes_survive_the_round_trip_in_blocks_of_bounded_size():
     for text in (
         b"",
@@ -115,9 +112,6 @@ def test_a_damaged_rank_file_is_refused_in_one_line(tmp_path, problem):
     (tmp_path / "ranks").write_bytes(b"\n".join(BAD_RANKS[problem]))
     with pytest.raises(DataError, match=rf"\A.*{problem}.*\Z"):
         load_tokenizer(str(tmp_path / "ranks"))
-
-
-# ---- prepare ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 1 / 3, 0.5, 0.9])
@@ -236,9 +230,6 @@ def test_a_process_that_is_overtaken_takes_the_published_tokens(tmp_path, monkey
     batch = TokenDataset("data/sotu", "train", 128).batch(step=1234, batch_size=16, seed=1)
     content = torch.cat(batch).numpy().tobytes()
     assert hashlib.sha256(content).hexdigest().startswith("a9f3cecfb3043b87")
-
-
-# ---- batches, and what the loader refuses ----------------------------------------------------
 
 
 @pytest.fixture

@@ -83,9 +83,6 @@ def same_logits(out: Path, folder: Path) -> transformers.LlamaForCausalLM:
     return theirs
 
 
-# ---- out
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_an_export_has_the_same_logits_and_gives_no_id_that_only_pads(shape, make, tmp_path):
     out = make(large(GPT(shape)))
@@ -158,9 +155,6 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     assert (theirs.eos_token_id, again.n_vocab, again.eot_token) == (V - 1, V, V - 1)
 
 
-# ---- in
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_folder_that_transformers_wrote_in_shards_and_16_bits_is_read(dtype, tmp_path):
     config = transformers.LlamaConfig(
@@ -209,9 +203,6 @@ def test_weights_that_do_not_belong_or_are_damaged_are_refused(folder):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         load_folder(folder)
-
-
-# ---- from a folder to a run and back
 
 
 def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(

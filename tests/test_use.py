@@ -38,9 +38,6 @@ def refused(capsys, main, *arguments, words: str) -> None:
     assert error.count("\n") == 1 and re.search(words, error), error
 
 
-# ---- sample
-
-
 @pytest.mark.parametrize(
     "choice, expected",
     [
@@ -95,9 +92,6 @@ def test_a_seed_gives_the_same_samples_again(trained, monkeypatch, capsys):
     assert two.startswith(one) and two.count("The sum") == 2 and two[len(one) :].strip("-\n") != one
     assert said("--seed=4") != one
     assert said("--prompt=")  # the empty one follows <|endoftext|>
-
-
-# ---- evaluate
 
 
 def by_hand(run: Run, tokens: list[int], n: int) -> tuple[float, bool]:
@@ -179,9 +173,6 @@ def test_tasks_of_a_wheel_become_a_table_or_one_line(trained, tmp_path, monkeypa
     refused(capsys, evaluate.main, *arguments, "arc/rc_5shot", words="tasks.whl: cannot be read")
 
 
-# ---- plot
-
-
 def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):  # noqa: F811
     steps = events(undisturbed, "step")
     few = plot.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
@@ -214,6 +205,15 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     left = [layer for layer in range(4) if layer != gone[0]]
     seen = {f"layer {layer}": 4 for layer in left} | {f"layer {gone[0]}": 2}
     assert drawn == seen and len(gone) == 2
+    # A layer goes before the first prune of neurons
+    log = read_log(undisturbed)
+    first = next(e for e in log if e["event"] == "prune" and e["group"] == "d_ff")
+    layer = next(e for e in log if e["event"] == "prune" and e["group"] == "n_layer")
+    log = [e for e in log if e["event"] != "prune"]
+    log += [layer | {"step": 1, "removed": [[1]]}, first | {"scores": first["scores"][:3]}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in log))
+    panel = plot.draw_units(tmp_path).axes[3]
+    assert [line.get_label() for line in panel.lines] == ["layer 0", "layer 2", "layer 3"]
     log = [json.dumps(e) + "\n" for e in read_log(undisturbed) if e["event"] != "prune"]
     (tmp_path / "log.jsonl").write_text("".join(log))
     assert ">learning rate<" in picture(tmp_path)

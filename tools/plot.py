@@ -110,13 +110,16 @@ def draw_units(out_dir: Path):
     median of each layer, and between the quartiles a shade. Layers keep the numbers that they had
     at first. Raises UserError.
     """
-    prunes = by_name(out_dir)["prune"]
+    log = by_name(out_dir)
+    prunes = log["prune"]
     kinds = list(dict.fromkeys(e["group"] for e in prunes))
     if not kinds:
         raise UserError(f"{out_dir}: its log has no prune; nothing to draw")
-    layers = list(range(max(len(e["scores"]) for e in prunes)))
+    n_layer = widths(log, "n_layer")[1][0]
+    layers = list(range(n_layer))
+    several = {e["group"] for e in prunes if len(e["scores"]) > 1}
     for e in prunes:  # what does not have one group for each layer has one in all
-        e["layers"] = layers if len(layers) == len(e["scores"]) else [0]
+        e["layers"] = layers if e["group"] in several else [0]
         if e["group"] == "n_layer":
             layers = [layer for i, layer in enumerate(layers) if i not in e["removed"][0]]
     figure, rows = open_figure(len(kinds), 2, figsize=(11, 3.4 * len(kinds)))
@@ -128,18 +131,17 @@ def draw_units(out_dir: Path):
             tokens(events), [e["loss_after"] - e["loss_before"] for e in events], basefmt="k-"
         )
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        groups = len(events[0]["scores"])
         for layer in events[0]["layers"]:
             there = [e for e in events if layer in e["layers"]]
             scores = [e["scores"][e["layers"].index(layer)] for e in there]
             _, low, middle, high, _ = zip(*scores)
-            color = colormaps["viridis"](layer / groups)
+            color = colormaps["viridis"](layer / n_layer)
             score.plot(tokens(there), middle, "o-", ms=3, color=color, label=f"layer {layer}")
             score.fill_between(tokens(there), low, high, color=color, alpha=0.15, lw=0)
         score.set_yscale("log")
         score.set_title(f"{kind}: scores at each prune, median and quartiles")
-        if groups > 1:
-            score.legend(frameon=False, ncols=math.ceil(groups / 8))
+        if kind in several:
+            score.legend(frameon=False, ncols=math.ceil(n_layer / 8))
     return figure
 
 

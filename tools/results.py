@@ -3,6 +3,7 @@
 runs.csv has a row a run. table.md comes out of it byte for byte.
 """
 
+import argparse
 import csv
 import io
 import math
@@ -153,6 +154,8 @@ def draw(rows: list[dict], reference: str, folder: Path) -> None:
 def report(folder: Path, reference: str = "idea") -> None:
     """table.md and, where matplotlib is installed, the figure, from runs.csv alone."""
     rows = read_csv(folder / "runs.csv")
+    if reference not in arms_of(rows):
+        raise UserError(f"{folder}: has no arm {reference!r}; it has {', '.join(arms_of(rows))}")
     text = table(rows, reference)
     write_text(folder / "table.md", text)
     print(text)
@@ -164,8 +167,11 @@ def report(folder: Path, reference: str = "idea") -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    folder, *reference = sys.argv[1:] if argv is None else argv
-    report(Path(folder), *reference)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
+    args = parser.parse_args(argv)
+    report(args.folder, args.reference)
 
 
 if __name__ == "__main__":
