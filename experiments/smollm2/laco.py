@@ -1,8 +1,8 @@
 """LaCo on SmolLM2-135M: python -m experiments.smollm2.laco
 
 Blocks are pruned at once, by sensitivity, to 24 and to 19 of 30. They are dropped, as train.py
-does; or folded into the block before them (LaCo, 2402.11187): to its matrices their differences
-from it are added. Prints perplexities, as experiments.smollm2.table measures them.
+does, or folded into the block before them (LaCo, 2402.11187): it adds to its matrices what theirs
+differ by. Prints the perplexities of experiments.smollm2.table, computed in float32.
 """
 
 import sys
@@ -16,6 +16,8 @@ from run.read_config import load_config
 from tools import command
 from tools.evaluate import judge_text
 
+drop_modules = prune.drop_modules  # main puts another in its place
+
 
 @torch.no_grad()
 def fold_modules(model, optimizers: prune.Optimizers, group, removed: list[int]) -> None:
@@ -28,9 +30,6 @@ def fold_modules(model, optimizers: prune.Optimizers, group, removed: list[int])
                 if p.dim() == 2:  # the matrices; norms stay
                     p += theirs - its
     drop_modules(model, optimizers, group, removed)
-
-
-drop_modules = prune.drop_modules
 
 
 @command
