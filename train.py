@@ -26,18 +26,16 @@ from run import UserError, machine
 from run.checkpoint import load_model, load_optimizers
 from run.config import Config, micro_batch
 from run.folder import find_start
+from run.muon import Muon
 from run.plan import check_memory, make_plan, padded_vocab
 from run.ranks import Ranks, leave_ranks
 from run.read_config import load_config
 from run.report import Report
 
 
-def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
     matrices have weight decay.
-
-    Muon (Jordan et al., 2024) makes all singular values of an update nearly equal. The update is
-    then scaled to the usual size of AdamW's (2502.16982), so that one learning rate fits both.
     """
     for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -52,7 +50,7 @@ def make_optimizers(model: GPT, c: Config) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
     if not by_muon:
         return [adamw]
-    return [torch.optim.Muon(by_muon, lr, decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(by_muon, lr, decay, dtype), adamw]
 
 
 @torch.no_grad()
@@ -107,7 +105,7 @@ def train(c: Config, stop: machine.Stop) -> int:
     torch.manual_seed(c.seed)
     model = load_model(state) if state else GPT(plan.shape(1))
     model.to(device)
-    optimizers = make_optimizers(model, c)
+    optimizers = make_optimizers(model, c, dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
     if state:
         load_optimizers(optimizers, model, state)
@@ -142,7 +140,7 @@ def train(c: Config, stop: machine.Stop) -> int:
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # the naive pipeline alone: a fresh optimizer
-            optimizers = make_optimizers(model, c)
+            optimizers = make_optimizers(model, c, dtype)
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = lr

@@ -30,8 +30,7 @@ class Config:
     context_length: int = 128  # tokens per sequence
     recompute: bool = False  # activations in the backward pass: a third more work, less memory
     # Optimizer
-    # Of the blocks' matrices: muon (it multiplies in bfloat16) or adamw. Of the rest: adamw
-    optimizer: str = "muon"
+    optimizer: str = "muon"  # of the blocks' matrices: muon or adamw; of the rest: adamw
     learning_rate: float = 8e-3  # the peak
     min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
     warmup_steps: int = 50  # linear, from 0 to the peak

@@ -75,13 +75,10 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert_close(undisturbed, pair)
 
 
-def test_two_ranks_with_muon_prune_alike(toy, tmp_path):
-    """Muon's products are in bfloat16, so rounding does not stay small over many steps."""
+def test_two_ranks_with_muon_train_like_one(toy, tmp_path):
     assert run(toy, tmp_path / "one", "--optimizer=muon") == 0
-    two_ranks(toy, tmp_path / "two", "--optimizer=muon")  # at each prune, it compares the weights
-    losses = [[e["loss"] for e in events(tmp_path / n, "step")] for n in ("one", "two")]
-    assert losses[0][:12] == pytest.approx(losses[1][:12], abs=0.01)
-    assert len(events(tmp_path / "two", "done")) == 1
+    two_ranks(toy, tmp_path / "two", "--optimizer=muon")
+    assert_close(tmp_path / "one", tmp_path / "two")
 
 
 def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):

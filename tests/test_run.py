@@ -25,6 +25,7 @@ from data.prepare import prepare
 from model import GPT, UNITS
 from run.checkpoint import FORMAT, checksum, load_checkpoint, load_model
 from run.folder import Folder
+from run.muon import Muon
 from run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
@@ -149,10 +150,10 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("criterion", ["sensitivity", "magnitude"])
-def test_the_loop_is_torchs_optimizer_and_scores_raw_gradients(
+def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(
     criterion, optimizer, toy, tmp_path, monkeypatch
 ):
-    """The first 14 steps, up to the first prune, again by hand with torch's own parts."""
+    """The first 14 steps, up to the first prune, again by hand."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
     out = tmp_path / "run"
     stop_at(monkeypatch, 14)
@@ -170,7 +171,7 @@ def test_the_loop_is_torchs_optimizer_and_scores_raw_gradients(
     groups = [{"params": decayed, "weight_decay": 0.3}, {"params": kept, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if optimizer == "muon":
-        optimizers += [torch.optim.Muon(inner, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")]
+        optimizers += [Muon(inner, 2e-2, weight_decay=0.3, dtype=torch.float32)]
     scores, clipped, ffn = 0.0, 0, model.blocks[1].ffn
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
@@ -191,6 +192,28 @@ def test_the_loop_is_torchs_optimizer_and_scores_raw_gradients(
     for name, p in model.named_parameters():
         torch.testing.assert_close(state["model"][name], p.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state["scores"]["blocks.1.d_ff"], scores, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.bfloat16, 0.001), (torch.float32, 0.05)])
+def test_muon_is_torchs(dtype, within):
+    """torch.optim.Muon multiplies in bfloat16."""
+    torch.manual_seed(1)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in [(24, 8), (8, 24), (16, 16)]]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = [
+        Muon(ours, 0.1, 0.3, dtype),
+        torch.optim.Muon(theirs, 0.1, 0.3, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(5):
+        before = [p.detach().clone() for p in theirs]
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q, old in zip(ours, theirs, before):
+            assert (p - q).norm() < within * (q - old).norm()
+            p.data.copy_(q)  # differences do not add up
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_one_moment_that_is_cut_with_them(toy, tmp_path):

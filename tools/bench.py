@@ -35,12 +35,12 @@ class Step:
         self.pruner: Pruner | None = None  # scores its units, as in the prune window
         torch.manual_seed(1)
         self.forward = self.model = GPT(shape).to(device)
-        self.optimizers = make_optimizers(self.model, c)
+        self.dtype = machine.choose_dtype(c, device)
+        self.optimizers = make_optimizers(self.model, c, self.dtype)
         if compile_for is not None:
             self.forward = machine.compile_blocks(self.model, compile_for)
         if c.recompute:
             machine.recompute_blocks(self.model)
-        self.dtype = machine.choose_dtype(c, device)
         size = 2, micro_batch(c, ranks=1), c.context_length
         self.batch = torch.randint(shape.vocab_size, size, device=device)  # tokens, targets
 
