@@ -23,7 +23,7 @@ import train as train_module
 from data.loader import TokenDataset
 from data.prepare import prepare
 from model import GPT, UNITS
-from run.checkpoint import FORMAT, checksum, load_checkpoint, load_model
+from run.checkpoint import FORMAT, load_checkpoint, load_model
 from run.folder import Folder
 from run.muon import Muon
 from run.ranks import Ranks
@@ -345,7 +345,6 @@ def test_a_malicious_pickle_is_refused_and_not_executed(toy, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
     crafted = {"format": FORMAT, "config": "{}", "model_config": '{"d_ff": 3}'}
-    crafted |= {"checksum": checksum(crafted)}
     foreign = ({"model": Malicious(tmp_path / "victim")}, {"model": torch.zeros(2)}, [1], crafted)
     for content in foreign:
         torch.save(content, out / "checkpoint.pt")
