@@ -38,8 +38,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """U S V^T, of any shape (n, m), becomes U S' V^T, with singular values between about 0.7 and 1.2
-    unless they were tiny: five Newton-Schulz iterations. Jordan et al. chose the polynomial,
+    """U S V^T, of any shape (n, m), becomes U S' V^T, with singular values between about 0.7 and
+    1.2 unless they were tiny: five Newton-Schulz iterations. Jordan et al. chose the polynomial,
     3.4445 s - 4.7750 s^3 + 2.0315 s^5, to lift small singular values fast."""
     if x.shape[0] > x.shape[1]:
         return orthogonalize(x.T).T
