@@ -35,7 +35,7 @@ from run.report import Report
 
 def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
-    matrices have weight decay.
+    matrices have weight decay. dtype: of Muon's products.
     """
     for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
     matrices = [p for p in model.parameters() if p.dim() >= 2]

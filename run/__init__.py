@@ -1,4 +1,4 @@
-"""What any training run needs: knobs, plan, machine, folder, words. Nothing of the method."""
+"""What any training run needs: knobs, plan, machine, Muon, folder, words. Nothing of the method."""
 
 
 class UserError(Exception):

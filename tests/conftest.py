@@ -1,5 +1,5 @@
-"""Around every test: one thread for torch, and no process left behind. The deadline of a test is in
-pyproject.toml: pytest prints the stacks of one that is late, and ends."""
+"""Around every test: one thread for torch, and what the test leaves running is ended. The deadline
+is in pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
 
 import contextlib
 import ctypes

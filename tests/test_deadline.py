@@ -1,4 +1,4 @@
-"""A test that hangs ends pytest and is named, and a test leaves no process behind."""
+"""A test that hangs ends pytest and is named. What a test has started ends with it."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ def test_hangs():
 """
 
 
-def test_what_hangs_ends_pytest_and_is_named_and_no_process_is_left(tmp_path):
+def test_what_hangs_ends_pytest_and_is_named_and_what_a_test_left_is_ended(tmp_path):
     tests = Path(__file__).parent
     shutil.copy(tests / "conftest.py", tmp_path)
     (tmp_path / "test_these.py").write_text(TESTS)

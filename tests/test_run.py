@@ -194,9 +194,9 @@ def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(
     torch.testing.assert_close(state["scores"]["blocks.1.d_ff"], scores, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("dtype, within", [(torch.bfloat16, 0.001), (torch.float32, 0.05)])
+@pytest.mark.parametrize("dtype, within", [(torch.bfloat16, 0.001), (torch.float32, 0.03)])
 def test_muon_is_torchs(dtype, within):
-    """torch.optim.Muon multiplies in bfloat16."""
+    """torch.optim.Muon always multiplies in bfloat16."""
     torch.manual_seed(1)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in [(24, 8), (8, 24), (16, 16)]]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
