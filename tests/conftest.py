@@ -12,6 +12,8 @@ import pytest
 
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
+if sys.platform == "linux":  # an orphan, such as a rank without torchrun, becomes our child
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def children() -> set[int]:
@@ -25,8 +27,6 @@ def children() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def no_process_left():
-    if sys.platform == "linux":  # an orphan, such as a rank without torchrun, becomes our child
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     others = children()
     yield
     while left := children() - others:

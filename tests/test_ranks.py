@@ -78,6 +78,7 @@ def test_two_ranks_train_like_one(undisturbed, pair):
 def test_two_ranks_with_muon_train_like_one(toy, tmp_path):
     assert run(toy, tmp_path / "one", "--optimizer=muon") == 0
     two_ranks(toy, tmp_path / "two", "--optimizer=muon")
+    assert len(events(tmp_path / "two", "done")) == 1
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
