@@ -13,8 +13,8 @@ arms = {
     "oneshot_10": {"prune_schedule": "oneshot"},  # one prune, where the window opens
     # How fast: the way through the window
     "linear": {"prune_schedule": "linear"},  # as many units at each prune
-    "interval_25": {"prune_every": 25},  # four times as many prunes
-    "interval_400": {"prune_every": 400},  # a quarter of the prunes
+    "interval_25": {"prune_every": 25},  # 10 prunes instead of 7
+    "interval_400": {"prune_every": 400},  # 3 prunes
     # Which: what units are judged by
     "magnitude": {"criterion": "magnitude"},  # the size of the weights
     "activation": {"criterion": "activation"},  # the size of the output

@@ -1,4 +1,4 @@
-# The laboratory: IDEA at a size of which a core trains 25 an hour, 142 tokens per parameter.
+# The laboratory: IDEA at a size of which a core trains 25 or more an hour, 142 tokens per parameter.
 # The other arms of configs/compare/ start from these lines.
 from configs.idea import *
 
