@@ -1,5 +1,5 @@
-# The arms of configs/compare/ at sixteen times the final size, for a GPU and text of your own (130M tokens
-# or more): python -m data.prepare --tokenizer shipped --input ... --out data/fineweb
+# The arms of configs/compare/ at sixteen times the final size, for a GPU and text of your own (130M
+# tokens or more): python -m data.prepare --tokenizer shipped --input ... --out data/fineweb
 # python -m tools.compare configs/compare_gpu.py --seeds 5 --out results/mine
 base = "configs/compare/idea.py"
 
