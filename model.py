@@ -4,7 +4,7 @@ Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, n
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
-share it, a channel of the residual stream, or a block. All but a block have a slice in each of
+share it, a channel of the residual stream, or a block. All but a block are slices of
 several weights. A *group* is all units of one kind in one place, such as the neurons of a layer.
 Its *width* is the number of its units. All layers are equally wide.
 """
@@ -45,8 +45,8 @@ class Group:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # a key of UNITS; also the field of GPTConfig that has the group's width
     width: int  # how many units
-    # (name, dim) of each weight with slices. Split along dim into `width` equal parts, the weight
-    # has part j for unit j. Empty: each unit is a whole module, an entry of the ModuleList `name`.
+    # (name, dim) of each weight with slices. Cut along dim into `width` equal parts: part j is
+    # of unit j. Empty: each unit is a whole module, an entry of the ModuleList `name`.
     members: tuple[tuple[str, int], ...] = ()
 
 

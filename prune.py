@@ -1,8 +1,7 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups, all units of one kind in one place (`model.Group`). A group lists the weights
-in which its units have slices, or names the ModuleList of its blocks. So nothing here knows what an
-FFN or a head is.
+Units come in groups (`model.Group`). A group lists the weights in which its units have slices, or
+names the ModuleList of its blocks. So nothing here knows what an FFN or a head is.
 """
 
 from collections.abc import Iterable
@@ -37,7 +36,7 @@ CRITERIA = (*ELEMENTWISE, "activation", "random")
 
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
-    """Sum a tensor, shaped like a weight of a group, within each of its units: (width,)."""
+    """Sum a tensor of the shape of a group's weight over the slice of each unit: (width,)."""
     x = x.sum(1 - dim) if x.dim() == 2 else x  # (x.shape[dim],)
     return x.view(width, -1).sum(1)
 
@@ -61,8 +60,8 @@ def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
 def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
-    A channel of the stream: the root mean square of each norm's output, summed over the norms
-    (Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
+    A channel of the stream: the mean square of each norm's output, summed over the norms (after
+    Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
     weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
     2403.03853).
 
@@ -72,7 +71,7 @@ def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> d
     scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
 
     def add_normed(group, norm: nn.Module, _, output: Tensor) -> None:
-        scores[group.name] += output.float().square().mean((0, 1)).sqrt()
+        scores[group.name] += output.float().square().mean((0, 1))
 
     def add_outputs(group, reader: nn.Linear, args: tuple, _) -> None:
         squares = args[0].float().square().mean((0, 1))  # (inputs of the reader,)
@@ -89,9 +88,9 @@ def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> d
         readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
         units = () if held else enumerate(model.get_submodule(group.name))
         whole = [(m, partial(add_change, group, unit)) for unit, m in units]
-        # Of the stream the norms; of neurons and heads what reads them; else the blocks themselves
+        # The stream has readers, too, but its norms count. Blocks have neither
         hooks += [m.register_forward_hook(add) for m, add in norms or readers or whole]
-    model.eval()  # in eval mode blocks run as they are: not compiled, without recomputation
+    model.eval()  # in eval mode blocks are not compiled
     for tokens, _ in batches:
         model(tokens)
     model.train()
@@ -196,7 +195,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # from 0: all are too low by one factor
+                average.lerp_(s, 1 - self.beta)  # it starts at 0: all are low by the same factor
             elif self.criterion == "random" and group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
@@ -229,9 +228,9 @@ class Pruner:
                 slice_group(model, optimizers, group, keep)
             else:  # blocks: those that stay move up, so the groups in them get new names
                 gone = tuple(f"{group.name}.{unit}." for unit in removed)
-                before = [g.name for g in model.groups() if not g.name.startswith(gone)]
+                old_names = [g.name for g in model.groups() if not g.name.startswith(gone)]
                 drop_modules(model, optimizers, group, removed)
-                renamed = zip(before, [g.name for g in model.groups()], strict=True)
+                renamed = zip(old_names, [g.name for g in model.groups()], strict=True)
                 self.scores = {new: self.scores[old] for old, new in renamed if old in self.scores}
             record["removed"].append(removed)
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())

@@ -53,8 +53,8 @@ class Schedule:
 
         cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
         1710.01878): fast while many units are redundant, slow at the end. linear: the same with
-        power 1. Both change the width every `prune_every` steps and round it up to the grid.
-        oneshot: `target` from the start of the window.
+        power 1. Both change the width every `prune_every` steps and at the end of the window,
+        and round it up to the grid. oneshot: `target` from the start of the window.
         """
         full, target, grid = self.widths[kind]
         if self.window is None or step < self.window[0]:
@@ -62,7 +62,7 @@ class Schedule:
         first, last = self.window
         if step >= last or self.prune_schedule == "oneshot":
             return target
-        due = step - (step - first) % self.prune_every  # the width changes at such steps alone
+        due = step - (step - first) % self.prune_every  # the last step where a prune was due
         progress = (due - first) / (last - first)
         left = (1 - progress) ** (3 if self.prune_schedule == "cubic" else 1)
         exact = target + (full - target) * left

@@ -129,17 +129,17 @@ def train(c: Config, stop: machine.Stop) -> int:
     del state  # as large as the model and its moments
 
     # The loop. Steps count from 1
-    step = start  # if no step is left
+    step = start  # the loop may have no step
     last = c.stop_after or c.max_steps
     val_loss, stopping = None, False
     for step in range(start + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        xs, ys = (tokens.to(device).split(micro_batch_size) for tokens in batch)
+        xs, ys = (tokens.to(device, non_blocking=True).split(micro_batch_size) for tokens in batch)
         micro_batches = list(zip(xs, ys))  # pairs of tokens and next tokens, (micro_batch_size, T)
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # the naive pipeline alone: a fresh optimizer
+        if schedule.restarts(step):  # with lr_restart alone: a fresh optimizer
             optimizers = make_optimizers(model, c, dtype)
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
@@ -162,7 +162,7 @@ def train(c: Config, stop: machine.Stop) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops them all
-        signal_sent = torch.tensor(float(stop.signal), device=device)
+        signal_sent = torch.full((), float(stop.signal), device=device)
         numbers = ranks.mean(torch.stack([loss, norm, signal_sent]))
         loss, grad_norm, signal_sent = numbers.tolist()  # the step's one wait for the GPU
         stopping = signal_sent > 0

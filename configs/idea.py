@@ -10,10 +10,10 @@ d_ff_target = 176
 max_steps = 1000
 batch_size = 32
 context_length = 128
-learning_rate = 2.26e-2  # the best of three for the small model; all arms share it
+learning_rate = 2.26e-2  # the best of three for the final shape from scratch; all methods share it
 min_lr_fraction = 0.01
 warmup_steps = 50
 
 prune_start = 0.1  # earlier than the paper's half: recovery needs steps and a high rate
 prune_end = 0.35
-prune_every = 20
+prune_every = 20  # the first prune is 20 steps after prune_start

@@ -1,4 +1,4 @@
-# FFN neurons and KV groups: twice the heads at first, the same final shape.
+# FFN neurons and KV heads: twice the heads at first, the same final shape.
 from configs.idea import *
 
 n_head = 8

@@ -1,4 +1,4 @@
-# What is known of the paper's window: half of the tokens come before the first prune.
+# What is known of the paper's window: pruning begins after half of the tokens.
 from configs.idea import *
 
 prune_start = 0.5

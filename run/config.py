@@ -34,7 +34,7 @@ class Config:
     learning_rate: float = 8e-3  # the peak
     min_lr_fraction: float = 0.1  # the last step has this fraction of the peak
     warmup_steps: int = 50  # linear, from 0 to the peak
-    lr_restart: bool = False  # the naive pipeline: at the prune, warm up and decay a second time
+    lr_restart: bool = False  # at prune_start: fresh optimizer, warm-up and cosine again (naive)
     weight_decay: float = 0.1  # on matrices only
     beta1: float = 0.9
     beta2: float = 0.95
