@@ -4,9 +4,9 @@ Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, n
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
-share it, a channel of the residual stream, or a block. All but a block are slices of
-several weights. A *group* is all units of one kind in one place, such as the neurons of a layer.
-Its *width* is the number of its units. All layers are equally wide.
+share it, a channel of the residual stream, or a block. All but a block are slices of several
+weights. A *group* is all units of one kind in one place, such as the neurons of a layer. Its
+*width* is the number of its units. All layers are equally wide.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-# What is known of the paper's window: pruning begins after half of the tokens.
+# What is known of the paper's window: it opens after half of the tokens.
 from configs.idea import *
 
 prune_start = 0.5
