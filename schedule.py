@@ -18,7 +18,7 @@ class Schedule:
     min_lr_fraction: float  # the last step has this fraction of the peak
     warmup_steps: int
     lr_restart: bool
-    prune_schedule: str  # "cubic", "linear" or "oneshot"
+    prune_schedule: str  # "cubic" or "oneshot"
     # (first, last) step of the prune window. Step `first` still has the full width. Then a prune
     # may come every prune_every steps. Step `last` has the target. With oneshot, step `first` has
     # it already. None: never prune.
@@ -52,9 +52,9 @@ class Schedule:
         """How many units of this kind each group has during `step`.
 
         cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
-        1710.01878): fast while many units are redundant, slow at the end. linear: the same with
-        power 1. Both change the width every `prune_every` steps and at the end of the window,
-        and round it up to the grid. oneshot: `target` from the start of the window.
+        1710.01878): fast while many units are redundant, slow at the end. The width changes every
+        `prune_every` steps and at the end of the window, and is rounded up to the grid. oneshot:
+        `target` from the start of the window.
         """
         full, target, grid = self.widths[kind]
         if self.window is None or step < self.window[0]:
@@ -64,7 +64,7 @@ class Schedule:
             return target
         due = step - (step - first) % self.prune_every  # the last step where a prune was due
         progress = (due - first) / (last - first)
-        left = (1 - progress) ** (3 if self.prune_schedule == "cubic" else 1)
+        left = (1 - progress) ** 3
         exact = target + (full - target) * left
         on_grid = math.ceil(exact / grid) * grid
         return min(full, max(target, on_grid))  # full itself may be off the grid

@@ -1,6 +1,6 @@
 # One thing changed in configs/compare/idea.py, many times. All end in the same shape.
 # python -m tools.compare configs/compare/idea.py configs/ablations.py --seeds 1 --out results/mine
-# configs/ablations.py:linear is one of them.
+# configs/ablations.py:magnitude is one of them.
 base = "configs/compare/idea.py"
 
 arms = {
@@ -11,8 +11,7 @@ arms = {
     "window_10_20": {"prune_end": 0.2},  # shorter
     "window_10_60": {"prune_end": 0.6},  # longer
     "oneshot_10": {"prune_schedule": "oneshot"},  # one prune, where the window opens
-    # How fast: the way through the window
-    "linear": {"prune_schedule": "linear"},  # as many units at each prune
+    # How often
     "interval_25": {"prune_every": 25},  # 10 prunes instead of 7
     "interval_400": {"prune_every": 400},  # 3 prunes
     # Which: what units are judged by

@@ -55,7 +55,7 @@ class Config:
     n_layer_target: int = 0  # layers at the end; 0: not pruned
     criterion: str = "sensitivity"  # sensitivity, magnitude, activation or random
     score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
-    prune_schedule: str = "cubic"  # cubic, linear or oneshot (all at prune_start)
+    prune_schedule: str = "cubic"  # cubic, or oneshot (all at prune_start)
     prune_start: float = 0.5  # the window, as fractions of max_steps: enlarged until here,
     prune_end: float = 0.75  # at the target from here on
     prune_every: int = 20  # steps between prunes
@@ -77,7 +77,7 @@ CHOICES = {
     "compile": ("auto", "on", "off"),
     "optimizer": ("muon", "adamw"),
     "criterion": CRITERIA,
-    "prune_schedule": ("cubic", "linear", "oneshot"),
+    "prune_schedule": ("cubic", "oneshot"),
 }
 POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head
     d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""

@@ -46,9 +46,8 @@ def test_restart_gives_each_stage_its_own_warmup_and_cosine():
     assert not any(map(make().restarts, range(1, 1001)))
 
 
-@pytest.mark.parametrize("kind, power", [("cubic", 3), ("linear", 1)])
-def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
-    s = make(prune_schedule=kind)
+def test_widths_lie_on_the_grid_fall_and_end_at_the_target():
+    s = make()
     widths = [s.width(step, "d_ff") for step in range(1, 1001)]
     assert set(widths[:500]) == {512} and set(widths[750:]) == {176} and widths[749] > 176
     assert all(a >= b for a, b in zip(widths, widths[1:]))
@@ -56,7 +55,7 @@ def test_widths_lie_on_the_grid_fall_and_end_at_the_target(kind, power):
     changes = [t for t in range(2, 1001) if widths[t - 1] != widths[t - 2]]
     assert all((t - 501) % 10 == 0 for t in changes) and len(changes) > 5
     for step in (511, 601, 741):
-        exact = 176 + 336 * (1 - (step - 501) / 250) ** power
+        exact = 176 + 336 * (1 - (step - 501) / 250) ** 3
         assert exact <= widths[step - 1] < exact + 16
 
 
