@@ -1,12 +1,11 @@
 """The lowest loss of each arm by the number of epochs, over the rates and weight decays that were
-tried: not as many for each arm and number of epochs (sweep.csv).
+tried: not as many for each arm and number of epochs (sweep.csv). Dashed: one of them alone.
 
 python -m experiments.limited.figure results/limited
 """
 
 import argparse
 import csv
-import math
 from pathlib import Path
 
 from tools.plot import open_figure
@@ -16,17 +15,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="has sweep.csv, and gets epochs.png")
     args = parser.parse_args()
-    lowest: dict[str, dict[int, float]] = {}  # arm -> epochs -> loss
+    losses: dict[str, dict[int, list[float]]] = {}  # arm -> epochs -> of all rates and decays
     with open(args.folder / "sweep.csv", newline="") as file:
         for row in csv.DictReader(file):
-            losses, epochs = lowest.setdefault(row["arm"], {}), int(row["epochs"])
-            losses[epochs] = min(losses.get(epochs, math.inf), float(row["val_loss"]))
+            of_arm = losses.setdefault(row["arm"], {})
+            of_arm.setdefault(int(row["epochs"]), []).append(float(row["val_loss"]))
     figure, axes = open_figure(1, 1, figsize=(6, 4))
     panel = axes[0, 0]
-    for arm, losses in lowest.items():
-        panel.plot(*zip(*sorted(losses.items())), "o-", ms=4, label=arm)
+    for arm, by_epochs in losses.items():
+        lowest = sorted((epochs, min(values)) for epochs, values in by_epochs.items())
+        tuned = max(map(len, by_epochs.values())) > 1
+        style, label = ("o-", arm) if tuned else ("o--", f"{arm} (not tuned)")
+        panel.plot(*zip(*lowest), style, ms=4, label=label)
     panel.set_xscale("log")
-    ticks = sorted({epochs for losses in lowest.values() for epochs in losses})
+    ticks = sorted({epochs for by_epochs in losses.values() for epochs in by_epochs})
     panel.set_xticks(ticks, ticks)
     panel.minorticks_off()
     panel.set_xlabel("epochs")
