@@ -124,7 +124,9 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err
 
 
-def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(tmp_path, capsys):
+def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(
+    tmp_path, capsys, monkeypatch
+):
     knobs = ["--device=cpu", "--compile=off", "--shorter=50", "--eval_tokens=1000"]
     knobs += ["--n_layer=1", "--d_ff_target=192"]  # which is not on the grid of "big"
     assert gpu_check.main([f"--out={tmp_path}", "--only=big,default", *knobs]) == 1
@@ -135,3 +137,7 @@ def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(tmp_
     with pytest.raises(SystemExit):
         gpu_check.main([f"--out={tmp_path}", "--only=suit"])
     assert "there are suite, default" in capsys.readouterr().err
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu_check.main([f"--out={tmp_path}"])
+    assert "this torch finds no GPU" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from run import UserError
 
 
 def command(main: Callable) -> Callable[..., int]:
-    """A `main(argv)` whose errors for people become one line and exit code 2."""
+    """A `main(argv)` whose errors for people become one line and exit code 2; Ctrl-C gives 130."""
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> int:
@@ -18,5 +18,7 @@ def command(main: Callable) -> Callable[..., int]:
         except (UserError, DataError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            return 130
 
     return run

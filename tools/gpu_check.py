@@ -91,7 +91,9 @@ def check(name: str, commands: list[list[str]], knobs: list[str], out: Path) -> 
     began, output = time.perf_counter(), ""
     for arguments in commands:
         takes_knobs = {"train.py", "tools.bench", "--memory"} & set(arguments)
-        call = ["timeout", "--kill-after=60", str(LIMIT), sys.executable, *arguments]
+        # --foreground: Ctrl-C reaches the command too
+        call = ["timeout", "--foreground", "--kill-after=60", str(LIMIT), sys.executable]
+        call += arguments
         call += knobs if takes_knobs else []
         result = subprocess.run(
             call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -159,6 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     unknown = set(names) - every.keys()
     if unknown:
         parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(every)}")
+    if not (torch.cuda.is_available() or any(knob.startswith("--device=") for knob in knobs)):
+        parser.error("this torch finds no GPU; --device=cpu and small shapes try it without one")
     out.mkdir(parents=True, exist_ok=True)
     if "export" in names:  # which does not write over what it wrote before
         for name in EXPORTED:
