@@ -91,18 +91,20 @@ def check(name: str, commands: list[list[str]], knobs: list[str], out: Path) -> 
     began, output = time.perf_counter(), ""
     for arguments in commands:
         takes_knobs = {"train.py", "tools.bench", "--memory"} & set(arguments)
-        # --foreground: Ctrl-C reaches the command too
-        call = ["timeout", "--foreground", "--kill-after=60", str(LIMIT), sys.executable]
-        call += arguments
+        call = ["timeout", "--kill-after=60", str(LIMIT), sys.executable, *arguments]
         call += knobs if takes_knobs else []
-        result = subprocess.run(
-            call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        output += result.stdout
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(call, cwd=ROOT, text=True, **streams) as process:
+            try:
+                printed = process.communicate()[0]
+            except KeyboardInterrupt:  # timeout does not get Ctrl-C, but passes this on
+                process.terminate()
+                raise
+        output += printed
         (out / f"{name}.txt").write_text(output)
-        if result.returncode:
-            last = result.stdout.strip().rpartition("\n")[2]
-            return f"FAILED, exit code {result.returncode}: {last[:200]}"
+        if process.returncode:
+            last = printed.strip().rpartition("\n")[2]
+            return f"FAILED, exit code {process.returncode}: {last[:200]}"
     return f"ok, {time.perf_counter() - began:.0f} s. {figure(output, out / name)}{mfu(output)}"
 
 
