@@ -1,6 +1,6 @@
 """The lowest loss of each arm by the number of epochs, over the rates and weight decays that were
-tried: not as many for each arm and number of epochs (sweep.csv). Dashed: arms with one of
-them at each number of epochs.
+tried: not as many for each arm and number of epochs (sweep.csv). Dashed: arms with a single run at
+each number of epochs.
 
 python -m experiments.limited.figure results/limited
 """
