@@ -1,0 +1,14 @@
+# The single prune at other places than in configs/compare/oneshot.py and configs/compare/naive.py.
+base = "configs/compare/idea.py"
+
+once = {"prune_schedule": "oneshot"}
+naive = once | {"lr_restart": True}
+
+arms = {
+    "oneshot_10": once,
+    "oneshot_15": once | {"prune_start": 0.15},
+    "oneshot_35": once | {"prune_start": 0.35},
+    "naive_15": naive | {"prune_start": 0.15},
+    "naive_25": naive | {"prune_start": 0.25},
+    "naive_35": naive | {"prune_start": 0.35},
+}
