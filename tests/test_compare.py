@@ -27,6 +27,11 @@ SHIPPED = {
     "axes": ["configs/axes.py"],
     "axes_lab": ["configs/axes_lab.py"],
     "limited": ["experiments/limited/arms.py"],
+    "places, laboratory": [
+        *(f"configs/compare/{name}.py" for name in SIX),
+        "experiments/place/lab.py",
+    ],
+    "places": [*(f"configs/{name}.py" for name in SIX), "experiments/place/default.py"],
     "tokens, laboratory": ["experiments/tokens/lab_18.py"],
     "tokens, default": ["experiments/tokens/default_65.py"],
 }

@@ -3,4 +3,4 @@
 from configs.compare.oneshot import *
 
 lr_restart = True
-prune_start = 0.1  # the best of five places on seeds 11 and 12
+prune_start = 0.1  # of five places, the best on seeds 11 and 12

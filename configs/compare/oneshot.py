@@ -2,4 +2,4 @@
 from configs.compare.idea import *
 
 prune_schedule = "oneshot"
-prune_start = 0.25  # the best of three places on seeds 11 and 12
+prune_start = 0.25  # of three places, the best on seeds 11 and 12
