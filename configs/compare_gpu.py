@@ -23,7 +23,7 @@ arms = {
     "idea": idea,
     "scratch": scratch,  # the final shape from the start, on the same tokens
     "scratch_flops": scratch | {"max_steps": 9192},  # on as many FLOPs as idea
-    # Two cosines, the second with a fresh optimizer: it loses least with an early prune
+    # Two cosines, the second with a fresh optimizer; 10% was best in configs/compare/
     "naive": oneshot | {"lr_restart": True, "prune_start": 0.1},
     "oneshot": oneshot,  # one prune under the single cosine
     "enlarged": idea | {"d_ff_target": 0},  # never pruned: the ceiling
