@@ -21,17 +21,19 @@ SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
 SHIPPED = {
-    "laboratory": [*(f"configs/compare/{name}.py" for name in SIX), "configs/ablations.py"],
-    "default": [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")],
+    "laboratory": [
+        *(f"configs/compare/{name}.py" for name in SIX),
+        "configs/ablations.py",
+        "experiments/place/lab.py",
+    ],
+    "default": [
+        *(f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")),
+        "experiments/place/default.py",
+    ],
     "gpu": ["configs/compare_gpu.py"],
     "axes": ["configs/axes.py"],
     "axes_lab": ["configs/axes_lab.py"],
     "limited": ["experiments/limited/arms.py"],
-    "places, laboratory": [
-        *(f"configs/compare/{name}.py" for name in SIX),
-        "experiments/place/lab.py",
-    ],
-    "places": [*(f"configs/{name}.py" for name in SIX), "experiments/place/default.py"],
     "tokens, laboratory": ["experiments/tokens/lab_18.py"],
     "tokens, default": ["experiments/tokens/default_65.py"],
 }

@@ -1,11 +1,11 @@
 # The single prune at other places than in configs/compare/oneshot.py and configs/compare/naive.py.
+# One shot at 10% is in configs/ablations.py.
 base = "configs/compare/idea.py"
 
 once = {"prune_schedule": "oneshot"}
 naive = once | {"lr_restart": True}
 
 arms = {
-    "oneshot_10": once,
     "oneshot_15": once | {"prune_start": 0.15},
     "oneshot_35": once | {"prune_start": 0.35},
     "naive_15": naive | {"prune_start": 0.15},
