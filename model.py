@@ -4,9 +4,9 @@ Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, n
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
-share it, a channel of the residual stream, or a block. All but a block are slices of several
-weights. A *group* is all units of one kind in one place, such as the neurons of a layer. Its
-*width* is the number of its units. All layers are equally wide.
+share it, a channel of the residual stream, or a block. A block is a module; all other units are
+slices of several weights. A *group* is all units of one kind in one place, such as the neurons of a
+layer. Its *width* is the number of its units. All layers are equally wide.
 """
 
 from dataclasses import dataclass, replace
@@ -38,29 +38,29 @@ class GPTConfig:
         return self.n_kv_head * self.queries_per_kv
 
 
-@dataclass(frozen=True)
-class Group:
-    """All units of one kind in one place."""
-
-    name: str  # such as "blocks.3.d_ff"
-    kind: str  # a key of UNITS; also the field of GPTConfig that has the group's width
-    width: int  # how many units
-    # (name, dim) of each weight with slices. Cut along dim into `width` equal parts: part j is
-    # of unit j. Empty: each unit is a whole module, an entry of the ModuleList `name`.
-    members: tuple[tuple[str, int], ...] = ()
-
-
 # Kind of unit -> (weight, dim) for each weight of a block in which it has a slice. An FFN neuron
 # has a row of gate, a row of up and a column of down.
-UNITS = {
+SLICES = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
     "d_model": (  # a channel of the stream; it is also in `norm` and the embeddings: see groups()
         ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
         ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
     ),
-    "n_layer": (),  # a block
 }  # fmt: skip
+KINDS = (*SLICES, "n_layer")  # every kind of unit, by the field of GPTConfig that has its width
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """All units of one kind in one place."""
+
+    name: str  # such as "blocks.3.d_ff"
+    kind: str  # one of KINDS
+    width: int  # how many units
+    # (name, dim) of each weight that the units share. Cut along dim into `width` equal slices:
+    # slice j is of unit j. None: the units are whole modules, those of the ModuleList `name`.
+    slices: tuple[tuple[str, int], ...] | None
 
 
 class RMSNorm(nn.Module):
@@ -95,21 +95,31 @@ class Attention(nn.Module):
         self.o = nn.Linear(q_width, config.d_model, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = (  # (B, heads, T, head_dim). Two views keep head_dim a constant for a compiler
-            proj(x).view(-1, self.head_dim).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-            for proj in (self.q, self.k, self.v)
-        )
-        q, k = rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v)
-        # Repeat the KV heads by hand: not every kernel takes enable_gqa=True
-        k, v = (kv.repeat_interleave(self.queries_per_kv, dim=1) for kv in (k, v))
-        if v.dtype == torch.bfloat16 and x.device.type == "cpu":
-            # The same, written out: torch's kernel is slow here (results/speed.md)
-            mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=v.dtype).triu(1)
-            scores = q @ k.mT * self.head_dim**-0.5 + mask  # (B, n_head, T, T)
-            y = scores.softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q, self.k, self.v))
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.queries_per_kv)
         return self.o(y.transpose(1, 2).flatten(2))  # (B, T, d_model)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
+    # The first of two views keeps head_dim a constant for a compiler, whatever the number of heads
+    return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v, where no position sees a later one.
+
+    q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
+    """
+    q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
+    # Repeat the KV heads by hand: not every kernel takes enable_gqa=True
+    k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
+    if v.dtype == torch.bfloat16 and v.device.type == "cpu":
+        # The same, written out: torch's kernel is slow here (results/speed.md)
+        T, head_dim = v.shape[2:]
+        mask = torch.full((T, T), -torch.inf, dtype=v.dtype).triu(1)
+        return (q @ k.mT * head_dim**-0.5 + mask).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class FeedForward(nn.Module):
@@ -141,7 +151,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = config  # as built; after a prune, see shape()
+        self.built_as = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -152,15 +162,20 @@ class GPT(nn.Module):
         angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
         self.register_buffer("cos", angle.cos().float(), persistent=False)  # (T, head_dim / 2)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
-        self.init_weights()
+        self.init_weights(config.n_layer)
 
-    def init_weights(self) -> None:
+    @property
+    def config(self) -> GPTConfig:
+        """The shape of the model as it is now."""
+        return replace(self.built_as, **{group.kind: group.width for group in self.groups()})
+
+    def init_weights(self, n_layer: int) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
         each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth."""
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
-                std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes else 0.02
+                std = 0.02 / (2 * n_layer) ** 0.5 if writes else 0.02
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -178,23 +193,21 @@ class GPT(nn.Module):
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""
 
-        def members(kind: str, i: int) -> tuple[tuple[str, int], ...]:
-            return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in UNITS[kind])
+        def slices(kind: str, i: int) -> tuple[tuple[str, int], ...]:
+            return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in SLICES[kind])
 
-        groups: list[Group] = []
+        groups: list[UnitGroup] = []
         stream = [("unembed.weight", 1), ("norm.weight", 0)]
-        stream += [] if self.config.tie_embeddings else [("embed.weight", 1)]  # tied: one matrix
+        if self.unembed.weight is not self.embed.weight:  # if they are tied, it is one matrix
+            stream.append(("embed.weight", 1))
         for i, block in enumerate(self.blocks):
+            d_ff = block.ffn.gate.weight.shape[0]
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
-            for kind, width in (("d_ff", block.ffn.gate.weight.shape[0]), ("n_kv_head", n_kv_head)):
-                groups.append(Group(f"blocks.{i}.{kind}", kind, width, members(kind, i)))
-            stream += members("d_model", i)
-        groups.append(Group("stream", "d_model", self.norm.weight.shape[0], tuple(stream)))
-        return [*groups, Group("blocks", "n_layer", len(self.blocks))]
-
-    def shape(self) -> GPTConfig:
-        """The configuration of a model with the present widths."""
-        return replace(self.config, **{group.kind: group.width for group in self.groups()})
+            for kind, width in (("d_ff", d_ff), ("n_kv_head", n_kv_head)):
+                groups.append(UnitGroup(f"blocks.{i}.{kind}", kind, width, slices(kind, i)))
+            stream += slices("d_model", i)
+        groups.append(UnitGroup("stream", "d_model", self.norm.weight.shape[0], tuple(stream)))
+        return [*groups, UnitGroup("blocks", "n_layer", len(self.blocks), None)]

@@ -1,16 +1,20 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups (`model.Group`). A group lists the weights in which its units have slices, or
-names the ModuleList of its blocks. So nothing here knows what an FFN or a head is.
+Units come in groups (`model.UnitGroup`). A group lists the weights that its units share, or names
+the list of blocks. So nothing here knows what an FFN or a head is. Read from top to bottom: score,
+choose, slice, then the Pruner, which does all three. What is below it serves one criterion alone.
 """
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+from model import GPT, UnitGroup
 
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
@@ -41,62 +45,20 @@ def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
     return x.view(width, -1).sum(1)
 
 
-def unit_scores(model: nn.Module, group, criterion: str) -> Tensor:
+def unit_scores(model: GPT, group: UnitGroup, criterion: str) -> Tensor:
     """(width,): for each unit the L2 norm of the importances of its weights. (IDEA Prune,
     2503.05920; the norm is from its published reviews.)"""
 
     def squares(p: nn.Parameter) -> Tensor:
         return ELEMENTWISE[criterion](p, p.grad).square()
 
-    if not group.members:
-        units = model.get_submodule(group.name)
-        sums = [sum(squares(p).sum() for p in unit.parameters()) for unit in units]
+    if group.slices is None:
+        blocks = model.get_submodule(group.name)
+        sums = [sum(squares(p).sum() for p in block.parameters()) for block in blocks]
         return torch.stack(sums).sqrt()
-    members = [(model.get_parameter(name), dim) for name, dim in group.members]
-    sums = [per_unit(squares(p), dim, group.width) for p, dim in members]
+    weights = [(model.get_parameter(name), dim) for name, dim in group.slices]
+    sums = [per_unit(squares(p), dim, group.width) for p, dim in weights]
     return torch.stack(sums).sum(0).sqrt()
-
-
-def activation_scores(model: nn.Module, groups: list, batches: list, ranks) -> dict[str, Tensor]:
-    """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
-
-    A channel of the stream: the mean square of each norm's output, summed over the norms (after
-    Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
-    weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
-    2403.03853).
-
-    batches: pairs of tokens, (B, T), and targets. Computed in float32, and averaged over batches.
-    """
-    device = next(model.parameters()).device
-    scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
-
-    def add_normed(group, norm: nn.Module, _, output: Tensor) -> None:
-        scores[group.name] += output.float().square().mean((0, 1))
-
-    def add_outputs(group, reader: nn.Linear, args: tuple, _) -> None:
-        squares = args[0].float().square().mean((0, 1))  # (inputs of the reader,)
-        scores[group.name] += per_unit(squares * reader.weight.square(), 1, group.width)
-
-    def add_change(group, unit: int, module: nn.Module, args: tuple, output: Tensor) -> None:
-        cosine = F.cosine_similarity(args[0].float(), output.float(), dim=-1)  # (B, T)
-        scores[group.name][unit] += 1 - cosine.mean()
-
-    hooks = []
-    for group in groups:
-        held = [(model.get_submodule(name.rpartition(".")[0]), dim) for name, dim in group.members]
-        norms = [(m, partial(add_normed, group)) for m, _ in held if m.weight.dim() == 1]
-        readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
-        units = () if held else enumerate(model.get_submodule(group.name))
-        whole = [(m, partial(add_change, group, unit)) for unit, m in units]
-        # The stream has readers, too, but its norms count. Blocks have neither
-        hooks += [m.register_forward_hook(add) for m, add in norms or readers or whole]
-    model.eval()  # in eval mode blocks are not compiled
-    for tokens, _ in batches:
-        model(tokens)
-    model.train()
-    for hook in hooks:
-        hook.remove()
-    return {name: ranks.mean(score) / len(batches) for name, score in scores.items()}
 
 
 def choose(scores: Tensor, width: int) -> Tensor:
@@ -108,7 +70,7 @@ def choose(scores: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -> None:
+def slice_group(model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
@@ -116,7 +78,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
     count stays. With the same gradient, a weight that stays gets the same AdamW update as without
     the prune. Muon's update depends on the whole matrix. Old gradients are dropped.
     """
-    for name, dim in group.members:
+    for name, dim in group.slices:
         old = model.get_parameter(name)
         rows_per_unit = old.shape[dim] // group.width  # or columns; more than one for a head
         index = keep.repeat_interleave(rows_per_unit).nonzero().squeeze(1)
@@ -139,21 +101,27 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group, keep: Tensor) -
                 }
 
 
-def drop_modules(model: nn.Module, optimizers: Optimizers, group, removed: list[int]) -> None:
-    """Take modules out of the group's list, and their parameters out of the optimizers. The others
-    move up in the list. removed: the places of those that go, in ascending order."""
-    modules = model.get_submodule(group.name)
-    gone = {p for unit in removed for p in modules[unit].parameters()}
+def drop_blocks(
+    model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tensor
+) -> dict[str, str]:
+    """The same for the blocks. Those that stay move up in the list, so the groups within them get
+    other names: returns old name -> new name, of all groups that are left."""
+    blocks = model.get_submodule(group.name)
+    removed = (~keep).nonzero().squeeze(1).tolist()
+    within = tuple(f"{group.name}.{i}." for i in removed)
+    left = [g.name for g in model.groups() if not g.name.startswith(within)]
+    gone = {p for i in removed for p in blocks[i].parameters()}
     for optimizer in optimizers:
         for param_group in optimizer.param_groups:
             param_group["params"] = [p for p in param_group["params"] if p not in gone]
         for p in gone & set(optimizer.state):
             del optimizer.state[p]
-    for unit in reversed(removed):
-        del modules[unit]
+    for i in reversed(removed):
+        del blocks[i]
+    return dict(zip(left, (g.name for g in model.groups())))
 
 
-def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
+def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
     """An invariant: together, the optimizers hold each parameter of the model once and no other,
     and their state has the parameters' shapes."""
     held = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -164,17 +132,26 @@ def check_optimizers(model: nn.Module, optimizers: Optimizers) -> None:
             assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
 
+class Ranks(Protocol):
+    """The processes that train together (run/ranks.py), as far as pruning needs them."""
+
+    def mean(self, x: Tensor) -> Tensor:
+        """x averaged over the ranks."""
+
+    def from_first(self, mask: Tensor) -> Tensor:
+        """The mask that rank 0 has."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raises an error if the ranks' weights differ."""
+
+
 class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
-    kinds: the kinds of unit that the run prunes. ranks: the processes that train together (see
-    run/ranks.py): `ranks.mean(x)` averages x over them, `ranks.from_first(x)` sends what rank 0 has
-    to all, and `ranks.check(model)` raises where their weights differ.
-
-    Raises ValueError for an unknown criterion.
+    kinds: the kinds of unit that the run prunes. Raises ValueError for an unknown criterion.
     """
 
-    def __init__(self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks):
+    def __init__(self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: Ranks):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
         self.criterion, self.beta, self.kinds, self.ranks = criterion, beta, set(kinds), ranks
@@ -182,7 +159,7 @@ class Pruner:
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> None:
+    def score(self, model: GPT) -> None:
         """Update the scores by those of this step: S = beta S + (1 - beta) s.
 
         Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
@@ -203,7 +180,7 @@ class Pruner:
     @torch.no_grad()
     def prune(
         self,
-        model: nn.Module,
+        model: GPT,
         optimizers: Optimizers,
         kind: str,
         width: int,
@@ -222,18 +199,60 @@ class Pruner:
         for group in groups:
             scores = self.scores[group.name]
             keep = self.ranks.from_first(choose(scores, width))
-            removed = (~keep).nonzero().squeeze(1).tolist()
-            self.scores[group.name] = scores[keep]
-            if group.members:
-                slice_group(model, optimizers, group, keep)
-            else:  # blocks: those that stay move up, so the groups in them get new names
-                gone = tuple(f"{group.name}.{unit}." for unit in removed)
-                old_names = [g.name for g in model.groups() if not g.name.startswith(gone)]
-                drop_modules(model, optimizers, group, removed)
-                renamed = zip(old_names, [g.name for g in model.groups()], strict=True)
-                self.scores = {new: self.scores[old] for old, new in renamed if old in self.scores}
-            record["removed"].append(removed)
+            record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
+            self.scores[group.name] = scores[keep]
+            if group.slices is None:
+                names = drop_blocks(model, optimizers, group, keep)
+                self.scores = {names[old]: s for old, s in self.scores.items() if old in names}
+            else:
+                slice_group(model, optimizers, group, keep)
         check_optimizers(model, optimizers)
         self.ranks.check(model)
         return record
+
+
+def activation_scores(
+    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: Ranks
+) -> dict[str, Tensor]:
+    """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
+
+    A channel of the stream: the mean square of each norm's output, summed over the norms (after
+    Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
+    weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
+    2403.03853).
+
+    batches: pairs of tokens, (B, T), and targets. Computed in float32, and averaged over batches.
+    """
+    device = next(model.parameters()).device
+    scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
+
+    def add_normed(group: UnitGroup, norm: nn.Module, _, output: Tensor) -> None:
+        scores[group.name] += output.float().square().mean((0, 1))
+
+    def add_outputs(group: UnitGroup, reader: nn.Linear, args: tuple, _) -> None:
+        squares = args[0].float().square().mean((0, 1))  # (inputs of the reader,)
+        scores[group.name] += per_unit(squares * reader.weight.square(), 1, group.width)
+
+    def add_change(group: UnitGroup, unit: int, block, args: tuple, output: Tensor) -> None:
+        cosine = F.cosine_similarity(args[0].float(), output.float(), dim=-1)  # (B, T)
+        scores[group.name][unit] += 1 - cosine.mean()
+
+    hooks = []
+    for group in groups:
+        if group.slices is None:
+            blocks = enumerate(model.get_submodule(group.name))
+            adds = [(block, partial(add_change, group, i)) for i, block in blocks]
+        else:
+            held = [(model.get_submodule(n.rpartition(".")[0]), dim) for n, dim in group.slices]
+            norms = [(m, partial(add_normed, group)) for m, _ in held if m.weight.dim() == 1]
+            readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
+            adds = norms or readers  # the stream has readers, too, but its norms count
+        hooks += [module.register_forward_hook(add) for module, add in adds]
+    model.eval()  # in eval mode blocks are not compiled
+    for tokens, _ in batches:
+        model(tokens)
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    return {name: ranks.mean(score) / len(batches) for name, score in scores.items()}

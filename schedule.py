@@ -1,14 +1,24 @@
 """When things happen: learning rate, widths and phase as pure functions of the step. No torch.
 
 Steps count from 1. `width(s, kind)` is the width during step s, in its forward pass. One cosine
-spans the whole run. Units are removed inside a part of the run, the prune window.
+spans the whole run. Units are removed in a part of the run, the prune window.
 
 The usual pipeline ("naive") trains, prunes once and trains again, with a second cosine and a fresh
-optimizer. It is the same code with `lr_restart` and prune_schedule "oneshot".
+optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot".
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many units of a kind there are."""
+
+    full: int  # before the first prune
+    target: int  # after the last one
+    grid: int  # in between, a multiple of it
 
 
 @dataclass(frozen=True)
@@ -18,55 +28,55 @@ class Schedule:
     min_lr_fraction: float  # the last step has this fraction of the peak
     warmup_steps: int
     lr_restart: bool
-    prune_schedule: str  # "cubic" or "oneshot"
-    # (first, last) step of the prune window. Step `first` still has the full width. Then a prune
-    # may come every prune_every steps. Step `last` has the target. With oneshot, step `first` has
-    # it already. None: never prune.
+    # The steps at which the prune window opens and closes. Prunes come prune_every, 2 prune_every,
+    # ... steps after it opens, and when it closes. A one-shot window closes as it opens. None:
+    # never prune
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens
-    # Kind of unit -> (first width, last width, grid). The widths in between lie on the grid.
-    widths: dict[str, tuple[int, int, int]]
+    widths: dict[str, Widths]  # by kind of unit, of those that the run prunes
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then one cosine to exactly `min_lr_fraction` of the peak at the last
-        step. With `lr_restart` the run has two such stages; the second begins with the window.
-        """
-        first, last = 1, self.max_steps  # of this stage
-        if self.lr_restart and step >= self.window[0]:
-            first = self.window[0]
-        elif self.lr_restart:
-            last = self.window[0] - 1
-        n = step - first + 1  # this is the n-th step of the stage
-        if n < self.warmup_steps:
-            return self.peak * n / self.warmup_steps
-        progress = (n - self.warmup_steps) / (last - first + 1 - self.warmup_steps)
+        """One linear warm-up and one cosine over the whole run. Naive has two: one before the
+        window opens, and one from there on."""
+        if not self.lr_restart:
+            return self.cosine(step, self.max_steps)
+        before = self.window[0] - 1
+        if step <= before:
+            return self.cosine(step, before)
+        return self.cosine(step - before, self.max_steps - before)
+
+    def cosine(self, step: int, steps: int) -> float:
+        """Linear warm-up to the peak, then half a cosine to exactly min_lr_fraction of it at the
+        last of so many steps."""
+        if step < self.warmup_steps:
+            return self.peak * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / (steps - self.warmup_steps)
         floor = self.min_lr_fraction * self.peak
         return floor + (self.peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def restarts(self, step: int) -> bool:
-        """Whether a second warm-up and cosine begin with this step."""
+        """Whether naive's second warm-up and cosine begin with this step."""
         return self.lr_restart and step == self.window[0]
 
     def width(self, step: int, kind: str) -> int:
         """How many units of this kind each group has during `step`.
 
-        cubic: target + (full - target) (1 - p)^3, p from 0 to 1 over the window (Zhu & Gupta,
-        1710.01878): fast while many units are redundant, slow at the end. The width changes every
-        `prune_every` steps and at the end of the window, and is rounded up to the grid. oneshot:
-        `target` from the start of the window.
+        In the window: target + (full - target) (1 - p)^3, p from 0 to 1 (Zhu & Gupta, 1710.01878).
+        This is fast while many units are redundant, and slow at the end. Between two prunes the
+        width stays as it is. It is rounded up to the grid.
         """
-        full, target, grid = self.widths[kind]
+        full, target = self.widths[kind].full, self.widths[kind].target
         if self.window is None or step < self.window[0]:
             return full
         first, last = self.window
-        if step >= last or self.prune_schedule == "oneshot":
+        if step >= last:
             return target
-        due = step - (step - first) % self.prune_every  # the last step where a prune was due
-        progress = (due - first) / (last - first)
+        last_prune = step - (step - first) % self.prune_every
+        progress = (last_prune - first) / (last - first)
         left = (1 - progress) ** 3
         exact = target + (full - target) * left
-        on_grid = math.ceil(exact / grid) * grid
+        on_grid = math.ceil(exact / self.widths[kind].grid) * self.widths[kind].grid
         return min(full, max(target, on_grid))  # full itself may be off the grid
 
     def prunes(self, step: int) -> dict[str, int]:
@@ -74,15 +84,24 @@ class Schedule:
         widths = {kind: self.width(step, kind) for kind in self.widths}
         return {kind: width for kind, width in widths.items() if width < self.width(step - 1, kind)}
 
+    def prune_steps(self) -> list[int]:
+        """All steps with a prune, in order. Found by bisection, as widths only fall."""
+
+        def removed(step: int) -> int:
+            return -sum(self.width(step, kind) for kind in self.widths)
+
+        found, every, step = [], range(self.max_steps + 1), 1
+        while (step := bisect_right(every, removed(step), lo=step, key=removed)) in every:
+            found.append(step)
+        return found
+
     def phase(self, step: int) -> str:
         """One of the three phases of IDEA Prune: enlarged, prune, recover. One-shot pruning has no
         phase "prune". A run that never prunes is in phase "train"."""
         if self.window is None:
             return "train"
         first, last = self.window
-        if step < first:
-            return "enlarged"
-        return "prune" if step < last and self.prune_schedule != "oneshot" else "recover"
+        return "enlarged" if step < first else "prune" if step < last else "recover"
 
     def scoring(self, step: int) -> bool:
         """Whether units are scored in this step: from `score_steps` before the window opens to the
@@ -90,6 +109,66 @@ class Schedule:
         if self.window is None:
             return False
         first, last = self.window
-        if self.prune_schedule == "oneshot":
-            last = first
         return first - self.score_steps <= step < last
+
+
+def make_schedule(c) -> Schedule:
+    """The schedule of a run with these knobs (run/config.py).
+
+    Raises ValueError, with the knob to blame, where they make none.
+    """
+    widths, window, shortest = pruned_widths(c), None, c.max_steps
+    if widths:
+        window = prune_window(c)
+        averaged = round(1 / (1 - c.score_beta))
+        what = f"averages over {averaged} steps, more than max_steps={c.max_steps}"
+        need(averaged <= c.max_steps, c, "score_beta", what)
+    if c.lr_restart:
+        need(bool(widths), c, "lr_restart", "restarts at the prune, and no target is set")
+        shortest = min(window[0] - 1, c.max_steps - window[0] + 1)
+    stage = f"must be less than the {shortest} steps it opens, of max_steps={c.max_steps}"
+    need(c.warmup_steps < shortest, c, "warmup_steps", stage)
+    return Schedule(
+        max_steps=c.max_steps,
+        peak=c.learning_rate,
+        min_lr_fraction=c.min_lr_fraction,
+        warmup_steps=c.warmup_steps,
+        lr_restart=c.lr_restart,
+        window=window,
+        prune_every=c.prune_every,
+        score_steps=math.ceil(5 / (1 - c.score_beta)),  # earlier steps weigh 1% in all
+        widths=widths,
+    )
+
+
+def need(ok: bool, c, knob: str, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"{knob}={getattr(c, knob)}: {remedy}")
+
+
+def pruned_widths(c) -> dict[str, Widths]:
+    """By kind of unit, of those that the run prunes: whose knob KIND_target is less than KIND."""
+    widths = {}
+    for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
+        full, target = getattr(c, kind), getattr(c, f"{kind}_target")
+        grid = c.round_to if kind.startswith("d_") else 1  # heads and layers (n_...) have no grid
+        need(target <= full, c, f"{kind}_target", f"is more than {kind}={full}")
+        if 0 < target < full:
+            near = max(1, round(target / grid)) * grid
+            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
+            need(target % grid == 0, c, f"{kind}_target", remedy)
+            widths[kind] = Widths(full, target, grid)
+    return widths
+
+
+def prune_window(c) -> tuple[int, int]:
+    """The steps at which the window opens and closes, when prune_start and prune_end of the run are
+    done."""
+    end = c.prune_start if c.prune_schedule == "oneshot" else c.prune_end
+    need(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
+    within = f"must lie between prune_start={c.prune_start} and 1"
+    need(end == c.prune_start or c.prune_start < end < 1, c, "prune_end", within)
+    first, last = (round(part * c.max_steps) + 1 for part in (c.prune_start, end))
+    room = 1 < first <= last <= c.max_steps and (first < last) == (c.prune_start < end)
+    need(room, c, "max_steps", f"too few for a prune window from {c.prune_start} to {end} of them")
+    return first, last

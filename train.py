@@ -24,33 +24,13 @@ from model import GPT
 from prune import Pruner
 from run import UserError, machine
 from run.checkpoint import load_model, load_optimizers
-from run.config import Config, micro_batch
+from run.config import Config, micro_batch, padded_vocab
+from run.cost import check_memory, make_plan
 from run.folder import find_start
-from run.muon import Muon
-from run.plan import check_memory, make_plan, padded_vocab
+from run.optimizer import make_optimizers
 from run.ranks import Ranks, leave_ranks
 from run.read_config import load_config
 from run.report import Report
-
-
-def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
-    matrices have weight decay. dtype: of Muon's products.
-    """
-    for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    by_muon = [p for p in matrices if p in for_muon]
-    by_adamw = [p for p in matrices if p not in for_muon]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    lr, decay = c.learning_rate, c.weight_decay
-    groups = [
-        {"params": by_adamw, "weight_decay": decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
-    if not by_muon:
-        return [adamw]
-    return [Muon(by_muon, lr, decay, dtype), adamw]
 
 
 @torch.no_grad()
@@ -182,7 +162,7 @@ def train(c: Config, stop: machine.Stop) -> int:
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:
-            report.step(step, model.shape(), loss, lr, grad_norm)
+            report.step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(c.eval_tokens)
             report.eval(step, val_loss)

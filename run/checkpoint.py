@@ -69,7 +69,7 @@ def save_checkpoint(
     state = {
         "format": FORMAT,
         "config": json.dumps({k: v for k, v in vars(c).items() if k not in NOT_SAVED}),
-        "model_config": json.dumps(asdict(model.shape())),
+        "model_config": json.dumps(asdict(model.config)),
         "step": step,
         "model": dict(model.state_dict()),
         "optimizer": moments,

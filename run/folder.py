@@ -10,9 +10,8 @@ from pathlib import Path
 
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint, read_checkpoint, write_text
-from run.config import NOT_SAVED, Config
+from run.config import NOT_SAVED, SHAPE, Config, take_shape
 from run.llama import load_folder
-from run.plan import SHAPE, take_shape
 
 RUN_FILES = ("config.json", "log.jsonl", NAME, PREVIOUS)
 # Knobs that a resumed run may change: they change the weights by rounding at most.

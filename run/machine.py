@@ -17,7 +17,8 @@ from tqdm import tqdm
 from data import DataError
 from model import GPT
 from run import UserError
-from run.config import Config, micro_batch, prune_targets
+from run.config import Config, micro_batch
+from schedule import make_schedule
 
 
 def choose_device(c: Config) -> torch.device:
@@ -67,7 +68,7 @@ def choose_compile(c: Config, device: torch.device, flops: float) -> bool:
         raise UserError("compile='on': needs g++ or clang++ on a CPU; or give --compile=off")
     if c.compile != "auto":
         return c.compile == "on"
-    pays = has_compiler and flops > 3e13 and "n_kv_head" not in prune_targets(c)
+    pays = has_compiler and flops > 3e13 and "n_kv_head" not in make_schedule(c).widths
     return device.type == "cuda" or (device.type == "cpu" and pays)
 
 
@@ -96,7 +97,7 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> Callable:
 
     def forward(tokens: Tensor, targets: Tensor) -> Tensor:
         for group in model.groups():  # each time: a prune makes new parameters
-            for name, dim in group.members if group.kind in kinds else ():
+            for name, dim in (group.slices or ()) if group.kind in kinds else ():
                 torch._dynamo.maybe_mark_dynamic(model.get_parameter(name), dim)
         return model(tokens, targets)
 

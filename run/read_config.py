@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from run import UserError
-from run.config import Config, check_config, shown
+from run.config import Config, check_config
 
 PATHS = ("out_dir", "data_dir", "init_from")
 # What --shorter=N divides by N.
@@ -28,12 +28,12 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
     if key not in hints:
         near = difflib.get_close_matches(key.lower(), hints, n=1)
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
-        raise UserError(f"{where}: unknown key {shown(key)} = {shown(value)}; {way}")
-    if hints[key] is float and type(value) is int and abs(value) < 2**63:
+        raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
+    if hints[key] is float and type(value) is int:
         value = float(value)
     if type(value) is not hints[key]:
         kind = hints[key].__name__
-        raise UserError(f"{where}: {key}={shown(value)} is not of type {kind}; see --help")
+        raise UserError(f"{where}: {key}={value!r} is not of type {kind}; see --help")
     values[key] = value
 
 
@@ -45,7 +45,7 @@ def read_file(path: str) -> dict:
         try:
             values = json.loads(Path(path, "config.json").read_bytes())
             values["max_steps"]  # a Hugging Face folder has a config.json, too
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             what = "not a run's folder (no config.json of train.py); give that, or a config file"
             raise UserError(f"{path}: {what}") from error
         of_the_call = ("resume", "overwrite", "stop_after")
@@ -73,7 +73,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     for argument in overrides:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
-            raise UserError(f"command line: {shown(argument)} is not of the form --key=value")
+            raise UserError(f"command line: {argument!r} is not of the form --key=value")
         kind = hints.get(key)
         if kind is bool:
             text = text.capitalize() if equals else "True"
@@ -84,8 +84,8 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
                 value = ast.literal_eval(text)
         if key == "shorter":  # not a knob: it only changes LENGTHS
-            if type(value) is not int or not 0 < value < 2**62:
-                raise UserError(f"command line: shorter={shown(value)}: must be 1, 2, 3, ...")
+            if type(value) is not int or value < 1:
+                raise UserError(f"command line: shorter={value!r}: must be 1, 2, 3, ...")
             shorter = value
         else:
             set_key(values, key, value, "command line")

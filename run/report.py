@@ -9,12 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.loader import TokenDataset, bigram_loss
-from model import UNITS, GPTConfig
+from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import NAME, save_checkpoint
 from run.config import Config
+from run.cost import Plan, flops_per_token, n_parameters
 from run.folder import Folder
-from run.plan import Plan, flops_per_token, n_parameters
 
 
 def compact(n: float) -> str:
@@ -92,9 +92,9 @@ class Report:
         seen, prune = min(self.val.tokens, c.eval_tokens), {}
         compute = f"{plan.flops():.3g} training FLOPs"
         if schedule.window:
-            ways = [f"{k} {wide} -> {slim}" for k, (wide, slim, _) in schedule.widths.items()]
-            first, last = plan.starts[1], plan.starts[-1]
-            what = f"{', '.join(ways)} in {len(plan.starts) - 1} prunes, steps {first} to {last}"
+            ways = [f"{k} {w.full} -> {w.target}" for k, w in schedule.widths.items()]
+            steps = plan.prune_steps
+            what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
             saved = 1 - plan.flops() / (flops_per_token(full) * tokens)
             compute += f", {saved:.0%} less than without pruning"
@@ -127,7 +127,7 @@ class Report:
         speed = (step - first) * self.plan.tokens_per_step / seconds
         self.speed_from = step, time.perf_counter()
         phase = self.plan.schedule.phase(step)
-        widths = {kind: getattr(shape, kind) for kind in UNITS}
+        widths = {kind: getattr(shape, kind) for kind in KINDS}
         self.write(
             "step", step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
             params=n_parameters(shape), **widths, phase=phase,

@@ -11,11 +11,11 @@ from test_run import toy  # noqa: F401 (a fixture)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, UNITS, GPTConfig
+from model import GPT, KINDS, GPTConfig
 from run.config import Config
+from run.cost import flops_per_token, make_plan, memory_of, n_parameters
 from run.llama import config_json
 from run.machine import choose_dtype
-from run.plan import flops_per_token, make_plan, memory_of, n_parameters
 from run.read_config import load_config
 from tools import bench, gpu_check, plan
 
@@ -58,7 +58,7 @@ def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(to
             GPT(run.shape(step))(tokens, tokens).backward()
         counted += c.batch_size * counter.get_total_flops()
         assert run.flops(step) == counted
-    assert set(run.schedule.widths) == set(UNITS) and len(run.starts) == 5
+    assert set(run.schedule.widths) == set(KINDS) and len(run.starts) == 5
 
 
 def planned(capsys, config: str, *arguments: str) -> str:
@@ -118,7 +118,7 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
     assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
     assert float(table["a prune alone"].removesuffix(" steps")) > 0
-    whole = [f"--{kind}_target=0" for kind in UNITS]
+    whole = [f"--{kind}_target=0" for kind in KINDS]
     assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err

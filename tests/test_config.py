@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_run import ROOT
 
-from model import UNITS
+from model import KINDS
 from run import UserError
 from run.config import Config
+from run.cost import check_memory, flops_per_token, make_plan
 from run.machine import choose_compile
-from run.plan import check_memory, flops_per_token, make_plan
 from run.read_config import load_config
 from train import main
 
@@ -32,7 +32,8 @@ def in_project(monkeypatch):
 def test_every_config_loads_and_plans(name):
     c, idea = load(name), make_plan(load("idea"), 1024)
     assert c.out_dir == f"out/{name}"
-    assert (make_plan(c, 1024).final == idea.final) == (name in SAME_END)
+    if not c.init_from:  # which has the shape
+        assert (make_plan(c, 1024).final == idea.final) == (name in SAME_END)
 
 
 def test_plan_counts_the_flops_of_every_step():
@@ -40,7 +41,7 @@ def test_plan_counts_the_flops_of_every_step():
     c = load("idea_attention", *some)
     plan, by_step = make_plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
-        widths = {kind: plan.schedule.width(step, kind) for kind in UNITS}
+        widths = {kind: plan.schedule.width(step, kind) for kind in KINDS}
         shape = replace(plan.enlarged, **widths)
         by_step += c.batch_size * c.context_length * flops_per_token(shape)
         assert step % 50 or plan.flops(step) == by_step

@@ -16,7 +16,7 @@ import torch
 from test_run import ROOT, events, run, same_end, toy, undisturbed, wait_until  # noqa: F401
 
 import train as train_module
-from model import UNITS
+from model import KINDS
 from run import UserError, report
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
@@ -291,5 +291,5 @@ def test_a_compiled_run_has_one_graph_for_all_blocks_and_widths_and_resumes_to_t
         assert run(toy, tmp_path / out, *knobs, *more.split()) == 0
         assert len(graphs) == 1
     prunes = [(e["step"], e["group"]) for e in events(tmp_path / "cut", "prune")]
-    assert {kind for step, kind in prunes if step > 16} == set(UNITS)
+    assert {kind for step, kind in prunes if step > 16} == set(KINDS)
     assert same_end(tmp_path / "cut", tmp_path / "whole")

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
+from run.cost import flops_per_token, n_parameters
 from run.machine import recompute_blocks
-from run.plan import flops_per_token, n_parameters
 
 # vocabulary, context, layers, d_model, head_dim, queries per KV head, KV heads, d_ff
 SHAPES = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_model import large
 
-from model import GPT, UNITS, GPTConfig
+from model import GPT, KINDS, GPTConfig
 from prune import Pruner, check_optimizers, choose, slice_group
 from run.ranks import Ranks
 
@@ -18,7 +18,7 @@ CONFIG = GPTConfig(
     vocab_size=40, context_length=10, n_layer=2, d_model=16, head_dim=4, queries_per_kv=2,
     n_kv_head=4, d_ff=24,
 )  # fmt: skip
-KINDS = ("d_ff", "n_kv_head")
+SLICED = ("d_ff", "n_kv_head")  # of a block
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "momentum": partial(torch.optim.SGD, momentum=0.9)}
 
 
@@ -64,7 +64,7 @@ def some_of(width):
 def mask_units(model, group, keep):
     """Silence units without slicing: zero all of their weights. Returns where weights died."""
     dead = {}
-    for name, dim in group.members:
+    for name, dim in group.slices:
         weight = model.get_parameter(name)
         gone = ~keep.repeat_interleave(weight.shape[dim] // group.width)
         dead[name] = gone[:, None].expand_as(weight) if dim == 0 else gone.expand_as(weight)
@@ -73,7 +73,7 @@ def mask_units(model, group, keep):
     return dead
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLICED)
 def test_a_sliced_model_equals_a_masked_one(kind):
     model, optimizer = make()
     masked = copy.deepcopy(model)
@@ -84,14 +84,14 @@ def test_a_sliced_model_equals_a_masked_one(kind):
     x, _ = batch(1)
     torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-12)
     assert model(x).abs().max() > 0.1
-    assert getattr(model.shape(), kind) == getattr(CONFIG, kind) // 2
-    rebuilt = GPT(model.shape())
+    assert getattr(model.config, kind) == getattr(CONFIG, kind) // 2
+    rebuilt = GPT(model.config)
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(rebuilt(x), model(x))
     assert repr(rebuilt) == repr(model)  # what print(model) says
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLICED)
 @pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_steps_after_slicing_equal_those_of_the_masked_model(make_optimizer, kind):
     model, optimizer = make(make_optimizer)
@@ -141,7 +141,7 @@ def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
     return out
 
 
-SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(UNITS, n)]
+SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -156,7 +156,7 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
     ours = torch.optim.AdamW(model.parameters(), lr=1e-2)
     ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
-    keep = {kind: list(range(getattr(config, kind))) for kind in UNITS}
+    keep = {kind: list(range(getattr(config, kind))) for kind in KINDS}
     judge = pruner("sensitivity", kinds)
     for kind in kinds:
         some = random.Random(kind).sample(keep[kind], len(keep[kind]) // 2)
@@ -167,11 +167,11 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
     for kind in kinds if tied else reversed(kinds):  # layers last, as in the loop, or first
         judge.prune(model, [ours], kind, len(keep[kind]), [])
     for new, old in enumerate(keep["n_layer"]):  # scores go with their layers
-        for kind in set(kinds) & set(KINDS):
+        for kind in set(kinds) & set(SLICED):
             assert judge.scores[f"blocks.{new}.{kind}"].unique().tolist() == [100.0 + old]
-    assert model.shape() == replace(config, **{kind: len(kept) for kind, kept in keep.items()})
+    assert model.config == replace(config, **{kind: len(kept) for kind, kept in keep.items()})
     assert (model.unembed.weight is model.embed.weight) == tied
-    small = GPT(model.shape())
+    small = GPT(model.config)
     small.load_state_dict(survivors(large_one.state_dict(), keep))
     x, _ = batch(1)
     torch.testing.assert_close(model(x), small(x), rtol=0, atol=1e-12)
@@ -231,19 +231,19 @@ def by_hand_all(model, kind, value):
     return {"stream": [x.sqrt().item() for x in total]}
 
 
-def pruner(criterion, kinds=KINDS, seed=1):
+def pruner(criterion, kinds=SLICED, seed=1):
     return Pruner(criterion, 0.0, kinds, seed, Ranks(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_the_kinds_to_prune_equal_a_hand_written_sum_per_unit(kind, tied):
     model, _ = make(tied=tied)
     model(*batch(0)).backward()
     for criterion, value in (("sensitivity", lambda w, g: w * g), ("magnitude", lambda w, g: w)):
         judge = pruner(criterion, kinds=[kind])
         judge.score(model)
-        scores = (by_hand if kind in KINDS else by_hand_all)(model, kind, value)
+        scores = (by_hand if kind in SLICED else by_hand_all)(model, kind, value)
         expected = {name: torch.tensor(s) for name, s in scores.items()}
         torch.testing.assert_close(judge.scores, expected)
 
@@ -264,7 +264,7 @@ def test_a_prune_cuts_scores_along_and_says_which_units_went_and_by_which_scores
     assert cuts["scores"] == [pytest.approx(quartiles)] * 2
     assert judge.scores["blocks.1.d_ff"].tolist() == [23.0, 22.0, 21.0, 20.0]
     assert judge.prune(model, [optimizer], "n_kv_head", 1, [])["removed"] == [[1, 2, 3]] * 2
-    assert (model.shape().d_ff, model.shape().n_kv_head) == (4, 1)
+    assert (model.config.d_ff, model.config.n_kv_head) == (4, 1)
 
 
 def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it():

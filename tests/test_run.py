@@ -22,10 +22,10 @@ import torch.nn.functional as F
 import train as train_module
 from data.loader import TokenDataset
 from data.prepare import prepare
-from model import GPT, UNITS
+from model import GPT, KINDS
 from run.checkpoint import FORMAT, load_checkpoint, load_model
 from run.folder import Folder
-from run.muon import Muon
+from run.optimizer import Muon
 from run.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
@@ -392,6 +392,6 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     assert run(toy, tmp_path / "run", start, *knobs) == 0
     assert run(toy, tmp_path / "run", start + "-gone", *knobs, "--resume") == 0  # needed once only
     first, last = events(tmp_path / "run", "step")[0], events(tmp_path / "run", "step")[-1]
-    assert [first[kind] for kind in UNITS] == [8, 1, 8, 2]
-    assert [last[kind] for kind in UNITS] == [4, 1, 4, 1]
+    assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
+    assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)

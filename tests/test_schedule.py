@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from schedule import Schedule
+from schedule import Schedule, Widths
 
 
 def make(**changes) -> Schedule:
@@ -12,11 +12,10 @@ def make(**changes) -> Schedule:
         "min_lr_fraction": 0.1,
         "warmup_steps": 50,
         "lr_restart": False,
-        "prune_schedule": "cubic",
         "window": (501, 751),
         "prune_every": 10,
         "score_steps": 34,
-        "widths": {"d_ff": (512, 176, 16), "n_kv_head": (4, 2, 1)},
+        "widths": {"d_ff": Widths(512, 176, 16), "n_kv_head": Widths(4, 2, 1)},
     }
     return Schedule(**knobs | changes)
 
@@ -37,7 +36,7 @@ def test_one_cosine_is_continuous_across_the_prune_window():
 
 
 def test_restart_gives_each_stage_its_own_warmup_and_cosine():
-    s = make(lr_restart=True, prune_schedule="oneshot", window=(501, 501))
+    s = make(lr_restart=True, window=(501, 501))
     assert s.learning_rate(500) == pytest.approx(4e-4)  # the first stage ends on its floor
     assert s.learning_rate(501) == pytest.approx(4e-3 / 50)
     assert s.learning_rate(550) == 4e-3
@@ -65,13 +64,13 @@ def test_the_target_is_met_at_the_end_of_a_window_that_the_interval_does_not_div
 
 
 def test_a_width_off_the_grid_is_kept_until_the_first_prune():
-    s = make(widths={"d_ff": (500, 176, 16)})
+    s = make(widths={"d_ff": Widths(500, 176, 16)})
     assert s.width(501, "d_ff") == 500
     assert s.width(511, "d_ff") <= 496
 
 
 def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
-    s = make(prune_schedule="oneshot", window=(501, 501), widths={"d_ff": (512, 170, 16)})
+    s = make(window=(501, 501), widths={"d_ff": Widths(512, 170, 16)})
     assert (s.width(500, "d_ff"), s.width(501, "d_ff")) == (512, 170)
     assert [step for step in range(1, 1001) if s.prunes(step)] == [501]
 
@@ -92,7 +91,7 @@ def test_phases_and_scoring_follow_the_window():
         "enlarged", "enlarged", "prune", "prune", "recover", "recover",
     ]  # fmt: skip
     assert [t for t in range(1, 1001) if s.scoring(t)] == list(range(501 - 34, 751))
-    once = make(prune_schedule="oneshot", window=(501, 501))
+    once = make(window=(501, 501))
     assert [t for t in range(1, 1001) if once.scoring(t)] == list(range(467, 501))
     assert once.phase(500) == "enlarged" and once.phase(501) == "recover"
     never = make(window=None)

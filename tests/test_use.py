@@ -15,7 +15,7 @@ from test_model import large
 from test_run import events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
 from data.tokenizer import END_OF_TEXT, encode_bytes
-from model import UNITS
+from model import KINDS
 from run.folder import read_log
 from tools import evaluate, plot, sample
 from tools.load import Run, load_run
@@ -196,7 +196,7 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     assert all(f">{x}<" in one for x in ("d_ff", "n_kv_head", "learning rate", "recover", "2k"))
     assert ">n_kv_head<" in two and ">recover<" not in two  # phases of one run alone
     units = picture(undisturbed, "--units")
-    assert all(f">{kind}: what" in units for kind in UNITS)
+    assert all(f">{kind}: what" in units for kind in KINDS)
     assert ">layer 1<" in units and units == picture(undisturbed, "--units")  # every time the same
     drawn = {}  # layer, by its number at first -> how many prunes of d_ff it has seen
     for line in plot.draw_units(undisturbed).axes[1].lines:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from run import UserError
 from run.config import Config
-from run.plan import Plan, n_parameters
+from run.cost import Plan, n_parameters
 from run.read_config import load_config, read_file
 from tools.plan import planned
 

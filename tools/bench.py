@@ -20,12 +20,12 @@ from model import GPT, GPTConfig
 from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
-from run.plan import Plan, flops_per_token, memory_of
+from run.cost import Plan, flops_per_token, memory_of
+from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from run.read_config import load_config
 from tools import command
 from tools.plan import GPT2_VOCABULARY, planned
-from train import make_optimizers
 
 
 class Step:
@@ -123,7 +123,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
         yield "scoring", f"{(t_scored - t_wide) / t_step:.1%} of a step"
-        kind, width = next(iter(schedule.prunes(plan.starts[1]).items()))
+        kind, width = next(iter(schedule.prunes(plan.prune_steps[0]).items()))
         prune = partial(scored.pruner.prune, scored.model, scored.optimizers, kind, width)
         yield "a prune alone", f"{seconds_of(lambda: prune([scored.batch])) / t_step:.2f} steps"
     if with_compile:

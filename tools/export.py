@@ -17,9 +17,9 @@ from data.tokenizer_json import from_tiktoken
 from model import GPTConfig
 from run import UserError
 from run.config import Config
+from run.cost import make_plan, n_parameters
 from run.folder import read_log
 from run.llama import config_json, need_safetensors, weight_names
-from run.plan import make_plan, n_parameters
 from tools import command
 from tools.load import load_run
 

@@ -13,9 +13,9 @@ import torch
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPTConfig
-from run import UserError, plan
+from run import UserError, cost
 from run.checkpoint import load_checkpoint
-from run.config import Config, check_ranks, micro_batch
+from run.config import Config, check_ranks, micro_batch, padded_vocab, take_shape
 from run.llama import read_shape
 from run.read_config import load_config
 from run.report import compact
@@ -32,7 +32,7 @@ GPUS = {
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
-def planned(c: Config, missing: int = 0) -> tuple[Config, plan.Plan]:
+def planned(c: Config, missing: int = 0) -> tuple[Config, cost.Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
     prepare_shipped(c.data_dir)
@@ -42,9 +42,9 @@ def planned(c: Config, missing: int = 0) -> tuple[Config, plan.Plan]:
         missing = missing and shape.vocab_size
     if not missing or (Path(c.data_dir) / "meta.json").exists():
         missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    vocab_size = plan.padded_vocab(c, missing)
-    c = plan.take_shape(c, shape, vocab_size) if shape else c
-    return c, plan.make_plan(c, vocab_size)
+    vocab_size = padded_vocab(c, missing)
+    c = take_shape(c, shape, vocab_size) if shape else c
+    return c, cost.make_plan(c, vocab_size)
 
 
 def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
@@ -52,14 +52,14 @@ def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, st
     dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
     share = c.batch_size // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
-    need = {n: sum(plan.memory_of(c, shape, n, dtype, "cuda").values()) for n in sizes}
+    need = {n: sum(cost.memory_of(c, shape, n, dtype, "cuda").values()) for n in sizes}
     wanted = need[micro_batch(c, gpus)]
     fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
     last = "not one sequence fits" if c.recompute else "--recompute"
     return wanted, "yes" if wanted <= room else f"no; {[last, *fitting][-1]}"
 
 
-def describe(c: Config, p: plan.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
+def describe(c: Config, p: cost.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
     """The answer in Markdown. Raises UserError where the batch does not divide."""
     if gpus < 1 or mfu <= 0:
         raise UserError(f"--gpus={gpus} --mfu={mfu}: must be more than 0")
@@ -69,7 +69,7 @@ def describe(c: Config, p: plan.Plan, gpus: int, gpu: str, mfu: float, price: fl
     def row(name: str, steps: int, flops: float, shape: GPTConfig) -> str:
         hours = flops / (gpus * peak * mfu) / 3600
         need, fits = memory(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
-        cells = [name, compact(plan.n_parameters(shape)), compact(steps * p.tokens_per_step)]
+        cells = [name, compact(cost.n_parameters(shape)), compact(steps * p.tokens_per_step)]
         cells += [f"{flops:.3g}", f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
 
@@ -79,7 +79,7 @@ def describe(c: Config, p: plan.Plan, gpus: int, gpu: str, mfu: float, price: fl
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = p.flops(after - 1) - p.flops(first - 1)
         table += row(p.schedule.phase(first), after - first, flops, p.shape(first))
-    scratch = plan.flops_per_token(p.final) * last * p.tokens_per_step
+    scratch = cost.flops_per_token(p.final) * last * p.tokens_per_step
     table += row("the run", last, p.flops(), p.shape(1))
     table += row("scratch, same tokens", last, scratch, p.final)
     return (

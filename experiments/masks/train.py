@@ -29,7 +29,7 @@ class Masks(Pruner):
     def prune(self, model, optimizers, kind: str, width: int, batches: list) -> dict[str, list]:
         assert kind == "d_ff"
         if not hasattr(self, "weights"):
-            self.full = model.shape().d_ff
+            self.full = model.config.d_ff
             self.weights = [p for name, p in model.named_parameters() if ".ffn." in name]
             self.masks = [torch.ones_like(p, dtype=torch.bool) for p in self.weights]
             self.dense = [p.detach().clone() for p in self.weights]

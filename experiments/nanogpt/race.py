@@ -22,9 +22,9 @@ import torch
 from data.loader import TokenDataset
 from data.prepare import prepare
 from run import machine
-from run.config import Config
+from run.config import Config, enlarged_shape
+from run.cost import n_parameters
 from run.folder import read_log
-from run.plan import enlarged_shape, n_parameters
 from tools import command
 from tools.bench import Step, race, seconds_of
 

@@ -17,7 +17,7 @@ from statistics import mean
 import torch
 
 from run import UserError, machine
-from run.plan import flops_per_token
+from run.cost import flops_per_token
 from tools import command
 from tools.arms import Arm, load_arms
 from tools.bench import Step, peak_memory, race

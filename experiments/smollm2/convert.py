@@ -21,7 +21,7 @@ from torch import Tensor
 from data.tokenizer_json import SPLIT_BY_BYTE_LEVEL, byte_level_bpe
 from model import GPTConfig
 from run import UserError
-from run.plan import n_parameters
+from run.cost import n_parameters
 from tools.export import as_json, write_folder
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -7,12 +7,11 @@ equally long, and in the order given.
 import sys
 from dataclasses import replace
 
-import run.plan
+import schedule
 import train
 from run import UserError
-from run.config import prune_targets
 from run.read_config import load_config
-from schedule import Schedule
+from schedule import Schedule, make_schedule
 from tools import command
 
 
@@ -29,10 +28,11 @@ class InTurn(Schedule):
 @command
 def main(argv: list[str] | None = None) -> int:
     order, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if not rest or set(order.split(",")) != set(prune_targets(load_config(rest[0], rest[1:]))):
+    kinds = make_schedule(load_config(rest[0], rest[1:])).widths if rest else {}
+    if not rest or set(order.split(",")) != set(kinds):
         raise UserError("usage: experiments.turns.train KIND,KIND,... CONFIG [...], all its kinds")
     InTurn.order = order.split(",")
-    run.plan.Schedule = InTurn
+    schedule.Schedule = InTurn
     return train.main(rest)
 
 

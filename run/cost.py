@@ -1,30 +1,14 @@
-"""The whole run before step 1: its schedule, its shapes, its FLOPs, the memory that it needs."""
+"""What a run costs, known before step 1: parameters, FLOPs, memory."""
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
-from model import UNITS, GPTConfig
+from model import GPTConfig
 from run import UserError
-from run.config import Config, check_config, micro_batch, prune_targets
-from schedule import Schedule
-
-
-def padded_vocab(c: Config, vocab_size: int) -> int:
-    return math.ceil(vocab_size / c.round_vocab_to) * c.round_vocab_to
-
-
-def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
-    return GPTConfig(
-        vocab_size=vocab_size,
-        context_length=c.context_length,
-        head_dim=c.head_dim or c.d_model // c.n_head,
-        queries_per_kv=c.n_head // c.n_kv_head,
-        tie_embeddings=c.tie_embeddings,
-        **{kind: getattr(c, kind) for kind in UNITS},  # the widths that can be pruned
-    )
+from run.config import Config, enlarged_shape, micro_batch
+from schedule import Schedule, make_schedule
 
 
 def block_weights(shape: GPTConfig) -> int:
@@ -108,61 +92,13 @@ def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks:
         )
 
 
-SHAPE = ("n_head", "head_dim", "tie_embeddings", *UNITS)  # the knobs of a model's shape
-
-
-def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
-    """The config with the model knobs of the model in `init_from`. vocab_size: that of the data,
-    padded. Raises UserError."""
-    if shape.vocab_size != vocab_size:
-        raise UserError(
-            f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, that of "
-            f"data_dir={c.data_dir!r} has {vocab_size}; --round_vocab_to pads it"
-        )
-    c = replace(c, **{key: getattr(shape, key) for key in SHAPE})
-    check_config(c)
-    return c
-
-
-def make_schedule(c: Config) -> Schedule:
-    """The config's schedule, in steps. Raises UserError where max_steps has no room for it."""
-    targets, window, shortest = prune_targets(c), None, c.max_steps
-    if targets:
-        oneshot = c.prune_schedule == "oneshot"
-        first = round(c.prune_start * c.max_steps) + 1
-        last = first if oneshot else round(c.prune_end * c.max_steps) + 1
-        if not 1 < first <= last <= c.max_steps or (first == last and not oneshot):
-            window = f"the window from prune_start={c.prune_start}"
-            window += "" if oneshot else f" to prune_end={c.prune_end}"
-            raise UserError(f"max_steps={c.max_steps}: too few for {window}")
-        window = (first, last)
-    if c.lr_restart:
-        shortest = min(window[0] - 1, c.max_steps - window[0] + 1)
-    if c.warmup_steps >= shortest:
-        stage = f"must be less than the {shortest} steps it opens, of max_steps={c.max_steps}"
-        raise UserError(f"warmup_steps={c.warmup_steps}: {stage}")
-    return Schedule(
-        max_steps=c.max_steps,
-        peak=c.learning_rate,
-        min_lr_fraction=c.min_lr_fraction,
-        warmup_steps=c.warmup_steps,
-        lr_restart=c.lr_restart,
-        prune_schedule=c.prune_schedule,
-        window=window,
-        prune_every=c.prune_every,
-        score_steps=math.ceil(5 / (1 - c.score_beta)),  # earlier steps weigh 1% in all
-        widths=targets,
-    )
-
-
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """What a run will do."""
 
     schedule: Schedule
     tokens_per_step: int
     enlarged: GPTConfig
-    starts: list[int]  # the steps from which each shape holds, 1 the first
 
     def shape(self, step: int) -> GPTConfig:
         """The shape of the model during `step`."""
@@ -173,25 +109,20 @@ class Plan:
     def final(self) -> GPTConfig:
         return self.shape(self.schedule.max_steps)
 
+    @cached_property
+    def prune_steps(self) -> list[int]:
+        return self.schedule.prune_steps()
+
     def flops(self, steps: int | None = None) -> int:
         """Training FLOPs of the first `steps` steps, or of the whole run."""
-        steps = self.schedule.max_steps if steps is None else steps
-        ends = [*(start - 1 for start in self.starts[1:]), self.schedule.max_steps]
-        total = 0
-        for start, end in zip(self.starts, ends):
-            total += max(0, min(end, steps) - start + 1) * flops_per_token(self.shape(start))
+        last = self.schedule.max_steps if steps is None else steps
+        starts, total = [1, *(step for step in self.prune_steps if step <= last)], 0  # of a shape
+        for start, after in zip(starts, [*starts[1:], last + 1]):
+            total += (after - start) * flops_per_token(self.shape(start))
         return total * self.tokens_per_step
 
 
 def make_plan(c: Config, vocab_size: int) -> Plan:
-    """Raises UserError."""
-    schedule = make_schedule(c)
-
-    def removed(step: int) -> int:  # never falls, so each shape is one stretch of steps
-        return -sum(schedule.width(step, kind) for kind in schedule.widths)
-
-    starts, steps, new = [], range(c.max_steps + 1), 1
-    while new <= c.max_steps:
-        starts.append(new)
-        new = bisect_right(steps, removed(new), lo=new, key=removed)
-    return Plan(schedule, c.batch_size * c.context_length, enlarged_shape(c, vocab_size), starts)
+    """vocab_size: that of the data, padded."""
+    tokens_per_step = c.batch_size * c.context_length
+    return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size))

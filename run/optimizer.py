@@ -1,10 +1,33 @@
-"""Muon (Jordan et al., 2024), an optimizer for matrices."""
+"""The optimizers of a run: AdamW, and Muon (Jordan et al., 2024) for matrices."""
 
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from model import GPT
+from run.config import Config
+
+
+def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
+    matrices have weight decay. dtype: of Muon's products.
+    """
+    for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    by_muon = [p for p in matrices if p in for_muon]
+    by_adamw = [p for p in matrices if p not in for_muon]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    lr, decay = c.learning_rate, c.weight_decay
+    groups = [
+        {"params": by_adamw, "weight_decay": decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
+    if not by_muon:
+        return [adamw]
+    return [Muon(by_muon, lr, decay, dtype), adamw]
 
 
 class Muon(torch.optim.Optimizer):
