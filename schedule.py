@@ -164,11 +164,13 @@ def pruned_widths(c) -> dict[str, Widths]:
 def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes, when prune_start and prune_end of the run are
     done."""
-    end = c.prune_start if c.prune_schedule == "oneshot" else c.prune_end
+    oneshot = c.prune_schedule == "oneshot"
     need(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
-    need(end == c.prune_start or c.prune_start < end < 1, c, "prune_end", within)
-    first, last = (round(part * c.max_steps) + 1 for part in (c.prune_start, end))
-    room = 1 < first <= last <= c.max_steps and (first < last) == (c.prune_start < end)
-    need(room, c, "max_steps", f"too few for a prune window from {c.prune_start} to {end} of them")
+    need(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
+    first = round(c.prune_start * c.max_steps) + 1
+    last = first if oneshot else round(c.prune_end * c.max_steps) + 1
+    room = 1 < first <= last <= c.max_steps and (oneshot or first < last)
+    window = f"prune_start={c.prune_start}" + ("" if oneshot else f" to prune_end={c.prune_end}")
+    need(room, c, "max_steps", f"too few for the window from {window}")
     return first, last

@@ -1,8 +1,12 @@
+"""When things happen: the rate, the widths, the phases, and the knobs that decide them."""
+
 import math
+from dataclasses import replace
 
 import pytest
 
-from schedule import Schedule, Widths
+from run.config import Config
+from schedule import Schedule, Widths, make_schedule
 
 
 def make(**changes) -> Schedule:
@@ -83,6 +87,25 @@ def test_prunes_are_the_steps_at_which_a_width_falls_and_lead_to_every_target():
             widths[kind] = width
         assert widths == {kind: s.width(step, kind) for kind in widths}
     assert widths == {"d_ff": 176, "n_kv_head": 2}
+    assert s.prune_steps() == [step for step in range(1, 1001) if s.prunes(step)]
+    assert make(window=None).prune_steps() == []
+
+
+def test_the_window_of_a_config_opens_at_prune_start_and_oneshot_closes_it_there():
+    c = Config(d_ff_target=176, prune_start=0.1, prune_end=0.35)
+    assert (make_schedule(c).window, make_schedule(c).prune_steps()[0]) == ((101, 351), 121)
+    once = make_schedule(replace(c, prune_schedule="oneshot"))
+    assert (once.window, once.prune_steps()) == ((101, 101), [101])
+    assert once.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
+    for knobs, word in (
+        ({"d_ff_target": 513}, "d_ff_target"), ({"prune_end": 0.1}, "prune_end"),
+        ({"prune_start": 0.0}, "prune_start"), ({"score_beta": 0.9999}, "score_beta"),
+        ({"max_steps": 3, "score_beta": 0.0}, "max_steps"),
+        ({"lr_restart": True, "warmup_steps": 100}, "warmup_steps"),
+        ({"lr_restart": True, "d_ff_target": 0}, "lr_restart"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{word}="):
+            make_schedule(replace(c, **{"warmup_steps": 1} | knobs))
 
 
 def test_phases_and_scoring_follow_the_window():
