@@ -27,27 +27,50 @@ class TokenDataset:
     files are always checked. Their sha256 is checked if the split has at most 1 GiB: beyond that, a
     start would take minutes. Token ids are checked against the vocabulary when they are read.
 
-    `bytes` are those of the text, `tokenizer` is what load_tokenizer takes. Raises DataError if the
-    folder is missing, damaged or not made by data.prepare, or has fewer than context_length + 1
-    tokens.
+    `bytes` are those of the text, `tokenizer` is what load_tokenizer takes. `digest` names the
+    content of the folder, tokenizer included: it is the sha256 of meta.json, which holds those of
+    the other files. Raises DataError if the folder is missing, damaged or not made by this version
+    of data.prepare, or has fewer than context_length + 1 tokens.
     """
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
         self.data_dir = Path(data_dir)
         self.context_length = T = context_length
-        meta = _read_meta(self.data_dir, split)
-        counts, shards = meta[split], meta[split]["shards"]
-        self.tokens: int = counts["tokens"]
-        self.bytes: int = counts["bytes"]
-        self.documents: int = counts["documents"]
-        self.bytes_per_token = self.bytes / self.tokens
-        self.vocab_size: int = meta["vocab_size"]
-        self.end_of_text: int = meta["end_of_text"]
-        self.tokenizer: str = meta["tokenizer"]
-        self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        self._paths = [self.data_dir / shard["file"] for shard in shards]
-        _check_files(self._paths, shards, self._dtype.itemsize)
-        self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
+        try:
+            content = (self.data_dir / "meta.json").read_bytes()
+        except OSError:
+            what = "holds no prepared data; make it with: python -m data.prepare"
+            raise DataError(f"{self.data_dir}: {what}") from None
+        self.digest = hashlib.sha256(content).hexdigest()
+        try:
+            meta = json.loads(content)
+            counts, files = meta[split], dict(meta["files"])
+            shards = counts["shards"]
+            self.tokens: int = counts["tokens"]
+            self.bytes: int = counts["bytes"]
+            self.vocab_size: int = meta["vocab_size"]
+            self.end_of_text: int = meta["end_of_text"]
+            self.tokenizer: str = meta["tokenizer"]
+            self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+            self._paths = [self.data_dir / shard["file"] for shard in shards]
+            self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
+            if self.tokens * self._dtype.itemsize <= VERIFY_BYTES:
+                files |= {shard["file"]: shard["sha256"] for shard in shards}
+        except (ValueError, LookupError, TypeError) as error:
+            what = f"meta.json is of an older version or damaged ({error!r})"
+            again = "make it again with: python -m data.prepare ... --overwrite"
+            raise DataError(f"{self.data_dir}: {what}; {again}") from None
+        if "tokenizer.tiktoken" in files:
+            self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
+        elif "tokenizer.json" in files:
+            self.tokenizer = str(self.data_dir)
+        for path, size in zip(self._paths, self._sizes * self._dtype.itemsize):
+            if not path.is_file() or path.stat().st_size != size:
+                raise DataError(f"{path}: should have {size:,} bytes; prepare the data again")
+        for name, sha256 in files.items():
+            path = self.data_dir / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+                raise DataError(f"{path}: is not what meta.json says; prepare the data again")
         # A process may have about a thousand files open.
         self._open = lru_cache(maxsize=256)(lambda shard: self._paths[shard].open("rb", 0))
 
@@ -115,6 +138,20 @@ class TokenDataset:
                 yield tokens[:-1].view(rows, length), tokens[1:].view(rows, length)
                 start, left = start + rows * length, left - rows * length
 
+    def bytes_per_target(self, max_tokens: int) -> float:
+        """How many bytes of text a target of in_order(..., max_tokens) stands for, on average.
+
+        Of the whole split, meta.json has the exact bytes. Of a part, they are those of its tokens.
+        """
+        if max_tokens >= self.tokens:
+            return self.bytes / self.tokens
+        lengths = np.fromfile(self.data_dir / "token_bytes.bin", "<u2")  # of each token
+        targets = size = 0
+        for _, y in self.in_order(1024, max_tokens):
+            targets += y.numel()
+            size += int(lengths[y.numpy()].sum())
+        return size / targets
+
     def _read(self, shard: int, start: int, count: int) -> np.ndarray:
         """int64 (count,): the shard's tokens from `start` on. A read is cheaper than a memory map:
         mapping one of thousands of shards for a single window costs more than reading the window.
@@ -122,42 +159,11 @@ class TokenDataset:
         file, size = self._open(shard), count * self._dtype.itemsize
         file.seek(start * self._dtype.itemsize)
         data = file.read(size)
-        if len(data) < size:
-            path = self._paths[shard]
-            raise DataError(f"{path}: became shorter while it was in use; prepare it again")
         tokens = np.frombuffer(data, self._dtype)
-        if tokens.max() >= self.vocab_size:  # the model would read out of bounds
-            raise DataError(
-                f"{self._paths[shard]}: holds token id {tokens.max()}, past the vocabulary of "
-                f"{self.vocab_size:,}; make it again with: python -m data.prepare"
-            )
+        if len(data) < size or tokens.max() >= self.vocab_size:  # the model reads out of bounds
+            what = f"cut short, or holds a token id past the vocabulary of {self.vocab_size:,}"
+            raise DataError(f"{self._paths[shard]}: {what}; prepare the data again")
         return tokens.astype(np.int64)
-
-
-def bigram_loss(train: TokenDataset, val: TokenDataset) -> float | None:
-    """Nats per token on `val` of a model that knows only which token follows which in `train`.
-
-    p(y|x) = (count(x, y) + k(x) p(y)) / (count(x) + k(x)), where k(x) is one more than the number
-    of different tokens seen after x, and p(y) comes from add-one counts: Witten and Bell (1991).
-
-    Takes one pass over each split. None if the table would have more than 1e8 entries.
-    """
-    V = train.vocab_size
-    if V**2 > 1e8 or val.vocab_size != V:
-        return None
-    rows = max(1, 2**20 // train.context_length)
-    count = np.zeros((V, V), np.uint32)
-    for x, y in train.in_order(rows):
-        np.add.at(count.reshape(-1), (x * V + y).flatten().numpy(), np.uint32(1))
-    total, k = count.sum(axis=1), np.count_nonzero(count, axis=1) + 1
-    unigram = count.sum(axis=0) + 1
-    unigram = unigram / unigram.sum()
-    nats = pairs = 0
-    for x, y in val.in_order(rows):
-        x, y = x.numpy(), y.numpy()
-        nats -= np.log((count[x, y] + k[x] * unigram[y]) / (total[x] + k[x])).sum()
-        pairs += x.size
-    return float(nats / pairs)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -187,51 +193,3 @@ def _shuffled(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
         x[outside] = left * side + right
         outside = x >= n
     return x.astype(np.int64)
-
-
-def _read_meta(data_dir: Path, split: str) -> dict:
-    """The checked meta.json, in which `tokenizer` becomes what load_tokenizer takes. The folder may
-    come from a stranger, so no file is read but those that data.prepare writes."""
-    path = data_dir / "meta.json"
-    if not path.is_file():
-        raise DataError(f"{data_dir}: holds no prepared data; make it with: python -m data.prepare")
-    try:
-        meta = json.loads(path.read_bytes())
-        counts, shards, vocab_size = meta[split], meta[split]["shards"], meta["vocab_size"]
-        sizes = [shard["tokens"] for shard in shards]
-        numbers = [vocab_size, meta["end_of_text"], *sizes]
-        numbers += [counts[key] for key in ("tokens", "bytes", "documents")]
-        if (data_dir / "tokenizer.tiktoken").is_file():
-            meta["tokenizer"] = str(data_dir / "tokenizer.tiktoken")
-        elif (data_dir / "tokenizer.json").is_file():
-            meta["tokenizer"] = str(data_dir)
-        elif meta["tokenizer"] not in ("gpt2", "shipped"):
-            raise ValueError("the tokenizer is neither in the folder nor known")
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("a count is not a whole number")
-        if meta["dtype"] not in ("uint16", "uint32"):
-            raise ValueError("dtype is neither uint16 nor uint32")
-        if not meta["end_of_text"] < vocab_size <= 256 ** np.dtype(meta["dtype"]).itemsize:
-            raise ValueError("vocab_size does not fit dtype and end_of_text")
-        names = [f"{split}_{i:03d}.bin" for i in range(len(shards))]
-        if [shard["file"] for shard in shards] != names:
-            raise ValueError(f"the shards are not {split}_000.bin and so on")
-        if sum(sizes) != counts["tokens"] or 0 in (counts["tokens"], counts["bytes"]):
-            raise ValueError(f"{split} is empty, or its tokens are not the sum of its shards")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path}: not as data.prepare writes it ({what}); make it again") from None
-    return meta
-
-
-def _check_files(paths: list[Path], shards: list[dict], itemsize: int) -> None:
-    verify = sum(shard["tokens"] for shard in shards) * itemsize <= VERIFY_BYTES
-    for path, shard in zip(paths, shards):
-        if not path.is_file():
-            raise DataError(f"{path}: is missing, though meta.json names it; prepare again")
-        expected, size = shard["tokens"] * itemsize, path.stat().st_size
-        if size != expected:
-            what = f"has {size:,} bytes, {expected:,} by meta.json"
-            raise DataError(f"{path}: {what}; prepare again")
-        if verify and hashlib.sha256(path.read_bytes()).hexdigest() != shard.get("sha256"):
-            raise DataError(f"{path}: was altered (its sha256 is not meta.json's); prepare again")

@@ -4,9 +4,10 @@
 
 Inputs are .txt and .jsonl (one object a line, its text under the key `text`), plain or compressed
 (.gz, .xz). The folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian
-uint16 or uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), and `meta.json`,
-which says what the files hold. The folder appears as a whole or not at all. A process that is
-killed leaves a hidden folder beside it, `.NAME.tmp-...`, which you may delete.
+uint16 or uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes
+of each token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
+The folder appears as a whole or not at all. A process that is killed leaves a hidden folder beside
+it, `.NAME.tmp-...`, which you may delete.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import os
 import secrets
 import shutil
 import sys
-from array import array
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,16 +27,21 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
-from data.text import read_items, text_format
-from data.tokenizer import SHIPPED_RANKS, Encoding, encode_blocks, load_tokenizer, tokenizer_files
+from data.text import Items, read_items, reader
+from data.tokenizer import (
+    SHIPPED_RANKS,
+    Encoding,
+    encode_bytes,
+    load_tokenizer,
+    token_bytes,
+    tokenizer_files,
+)  # fmt: skip
 
 SHIPPED_CORPUS = SHIPPED_RANKS.with_name("sotu.jsonl.xz")
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
 BATCH_BYTES = 2**20  # what a thread tokenizes at a time
-WRITTEN_FILES = ("*.bin", "meta.json", "tokenizer.tiktoken")
-WRITTEN_FILES += ("tokenizer.json", "tokenizer_config.json")
 
 
 def is_validation(item: int, fraction: float) -> bool:
@@ -62,7 +68,7 @@ def prepare(
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     for path in inputs:
-        text_format(path)
+        reader(path)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
     encoding = load_tokenizer(tokenizer)
@@ -72,11 +78,13 @@ def prepare(
     try:
         temporary.mkdir(parents=True)
         meta = _write_tokens(inputs, encoding, val_fraction, temporary, shard_tokens)
-        meta["tokenizer"] = tokenizer if tokenizer in ("shipped", "gpt2") else encoding.name
-        for name, path in tokenizer_files(tokenizer).items():
-            (temporary / name).write_bytes(path.read_bytes())
+        meta["tokenizer"] = Path(tokenizer).name
+        files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
+        files["token_bytes.bin"] = token_bytes(encoding).tobytes()
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        meta["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in files}
         (temporary / "meta.json").write_bytes(json.dumps(meta, indent=1).encode() + b"\n")
-        _refuse_existing(out, overwrite)  # again: it may have come, or changed, since the start
         old = out.with_name(f"{temporary.name}-old")
         if overwrite and out.exists():
             os.rename(out, old)
@@ -90,14 +98,14 @@ def prepare(
 
 
 def prepare_shipped(data_dir: str) -> None:
-    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet.
-    This takes a few seconds."""
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet,
+    or of an older version. This takes a few seconds."""
     out = Path(data_dir)
-    if data_dir == SHIPPED_FOLDER and not out.exists():
+    if data_dir == SHIPPED_FOLDER and not (out / "token_bytes.bin").exists():
         try:
-            prepare([SHIPPED_CORPUS], "shipped", out)
+            prepare([SHIPPED_CORPUS], "shipped", out, overwrite=out.exists())
         except DataError:
-            if not (out / "meta.json").exists():  # else another process was faster, which is fine
+            if not (out / "token_bytes.bin").exists():  # else another process was faster: fine
                 raise
 
 
@@ -107,7 +115,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
-    known = {path for pattern in WRITTEN_FILES for path in out.glob(pattern)}
+    known = {*out.glob("*.bin"), *out.glob("meta.json"), *out.glob("tokenizer*")}
     if not (out / "meta.json").is_file() or set(out.iterdir()) - known:
         raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
 
@@ -117,12 +125,8 @@ class Split:
 
     def __init__(self, folder: Path, name: str, shard_tokens: int):
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
-        self.meta = {
-            "tokens": 0,
-            "bytes": 0,  # of text, without the tokens that end documents
-            "documents": 0,  # that end in this split
-            "shards": [],
-        }
+        # bytes: of text, without the tokens that end documents. documents: that end in this split
+        self.meta = {"tokens": 0, "bytes": 0, "documents": 0, "shards": []}
 
     def write(self, tokens: np.ndarray) -> None:
         shards = self.meta["shards"]
@@ -141,17 +145,41 @@ class Split:
             tokens = tokens[len(part) :]
 
 
+Batch = list[tuple[str, bytes, bool]]  # split, text, whether a document ends here
+
+
+def _batches(items: Items, val_fraction: float) -> Iterator[Batch]:
+    """The items, each with the name of its split, about BATCH_BYTES at a time."""
+    batch, size = [], 0
+    for i, (text, ends_document) in enumerate(items):
+        name = "val" if is_validation(i, val_fraction) else "train"
+        batch.append((name, text, ends_document))
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _encode(encoding: Encoding, dtype: np.dtype, batch: Batch) -> dict[str, np.ndarray]:
+    """The tokens of a batch's texts, in order, for each split."""
+    tokens: dict[str, list[int]] = {"train": [], "val": []}
+    for name, text, ends_document in batch:
+        tokens[name] += encode_bytes(encoding, text)
+        if ends_document:
+            tokens[name].append(encoding.eot_token)
+    return {name: np.array(ids, dtype) for name, ids in tokens.items()}
+
+
 def _write_tokens(
     inputs: list[Path], encoding: Encoding, val_fraction: float, folder: Path, shard_tokens: int
 ) -> dict:
-    """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer's name."""
+    """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     splits = {name: Split(folder, name, shard_tokens) for name in ("train", "val")}
-    # Threads suffice, as tiktoken releases Python's lock. And no thread outlives a kill.
+    # Threads suffice, as both tokenizers release Python's lock. And no thread outlives a kill.
     workers = os.cpu_count() or 1
     running: deque[Future] = deque()  # in the order of the input
-    batch: list[tuple[str, bytes, bool]] = []
-    batch_bytes = items = 0
 
     def write_oldest() -> None:
         for name, tokens in running.popleft().result().items():
@@ -160,46 +188,26 @@ def _write_tokens(
     total = sum(path.stat().st_size for path in inputs)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
     with bar, ThreadPoolExecutor(workers) as pool:
-        for items, (text, ends_document) in enumerate(read_items(inputs, bar), 1):
-            name = "val" if is_validation(items - 1, val_fraction) else "train"
-            splits[name].meta["bytes"] += len(text)
-            splits[name].meta["documents"] += ends_document
-            batch.append((name, text, ends_document))
-            batch_bytes += len(text)
-            if batch_bytes >= BATCH_BYTES:
-                running.append(pool.submit(_encode, encoding, dtype, batch))
-                batch, batch_bytes = [], 0
-                if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
-                    write_oldest()
-        running.append(pool.submit(_encode, encoding, dtype, batch))
+        for batch in _batches(read_items(inputs, bar), val_fraction):
+            for name, text, ends_document in batch:
+                splits[name].meta["bytes"] += len(text)
+                splits[name].meta["documents"] += ends_document
+            running.append(pool.submit(_encode, encoding, dtype, batch))
+            if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
+                write_oldest()
         while running:
             write_oldest()
 
     for name, split in splits.items():
         if not split.meta["tokens"]:
-            raise DataError(
-                f"the {name} split would be empty: the inputs have {items} documents or 32 KiB "
-                f"parts, --val-fraction is {val_fraction}; give more text or another fraction"
-            )
+            what = f"the {name} split would be empty with --val-fraction {val_fraction}"
+            raise DataError(f"{what}; give more documents, or another fraction")
     return {
         "dtype": dtype.name,
         "vocab_size": encoding.n_vocab,
         "end_of_text": encoding.eot_token,
         **{name: split.meta for name, split in splits.items()},
     }
-
-
-def _encode(
-    encoding: Encoding, dtype: np.dtype, batch: list[tuple[str, bytes, bool]]
-) -> dict[str, np.ndarray]:
-    """The tokens of a batch's texts, in order, for each split."""
-    tokens = {"train": array("I"), "val": array("I")}  # smaller than lists
-    for name, text, ends_document in batch:
-        for block in encode_blocks(encoding, text):
-            tokens[name].extend(block)
-        if ends_document:
-            tokens[name].append(encoding.eot_token)
-    return {name: np.asarray(ids).astype(dtype) for name, ids in tokens.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     for split in ("train", "val"):
         counts = [f"{meta[split][key]:,} {key}" for key in ("tokens", "bytes", "documents")]
         print(f"{split}: {', '.join(counts)}")

@@ -6,9 +6,9 @@ The vocabularies of tiktoken encode any bytes, valid UTF-8 or not.
 import base64
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
 from data import DataError
@@ -40,9 +40,8 @@ _BLOCK = re.compile(
 )
 
 # Hugging Face's files spell bytes as printable characters, as GPT-2's bytes_to_unicode does.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
+CHARACTER = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
+_OTHERS = [byte for byte in range(256) if byte not in CHARACTER]
 CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
 BYTE = {character: byte for byte, character in CHARACTER.items()}
 
@@ -55,21 +54,20 @@ class FolderTokenizer:
     split_special_tokens=True: nothing in a text is special, as everywhere here. Bytes that are not
     UTF-8 become U+FFFD. Needs the package tokenizers.
 
-    Attributes: `name`, `n_vocab`, `eot_token` (the id of `<|endoftext|>`, or else of the
-    `eos_token` in tokenizer_config.json), `specials` (the ids of bos, eos and pad, where
-    tokenizer_config.json names them). Raises DataError.
+    Attributes: `n_vocab`, `eot_token` (the id of `<|endoftext|>`, or else of the `eos_token` in
+    tokenizer_config.json), `specials` (the ids of bos, eos and pad, where tokenizer_config.json
+    names them). Raises DataError.
     """
 
     def __init__(self, folder: Path):
-        path, where = folder / "tokenizer.json", f"tokenizer {folder}"
-        if not path.is_file():
-            raise DataError(f"{where}: the folder has no tokenizer.json")
+        where, settings = f"tokenizer {folder}", folder / "tokenizer_config.json"
         try:
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            named = json.loads(settings.read_bytes()) if settings.is_file() else {}
         except ImportError:
-            way = "pip install -r requirements-hf.txt"
+            way = "pip install -r requirements-extra.txt"
             raise DataError(f"{where}: needs the package tokenizers: {way}") from None
         except Exception as error:  # the package has no class of its own
             raise DataError(f"{where}: cannot read its tokenizer.json: {error}") from None
@@ -77,15 +75,18 @@ class FolderTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab()
-        named = {key: _special_token(folder, key) for key in ("bos", "eos", "pad")}
-        end = END_OF_TEXT if END_OF_TEXT in vocab else named["eos"]
-        if end not in vocab:
+        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values()) + 1
+        self.specials = {}
+        for key in ("bos", "eos", "pad"):
+            token = named.get(f"{key}_token")  # a string or, from transformers 4, an object
+            token = token["content"] if isinstance(token, dict) else token
+            if token in vocab:
+                self.specials[key] = vocab[token]
+        self.eot_token = vocab.get(END_OF_TEXT, self.specials.get("eos"))
+        if self.eot_token is None:
             what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
             raise DataError(f"{where}: nothing ends a text: {what}")
-        self._tokenizer, self.name = tokenizer, folder.name
-        self.n_vocab, self.eot_token = max(vocab.values()) + 1, vocab[end]
-        self.specials = {key: vocab[token] for key, token in named.items() if token in vocab}
-        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+        self._byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     def encode_ordinary(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -123,12 +124,19 @@ def load_tokenizer(name: str) -> Encoding:
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
-    ranks = _read_ranks(path)
+    try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
+        lines = [line.split() for line in path.read_bytes().splitlines()]
+        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    except (OSError, ValueError):
+        what = "neither shipped, gpt2, a file of lines '<base64> <rank>' nor a Hugging Face folder"
+        raise DataError(f"tokenizer {path}: {what}") from None
+    complete = all(bytes([byte]) in ranks for byte in range(256))
+    if not complete or sorted(ranks.values()) != list(range(len(ranks))):
+        what = "should have each of the 256 bytes, and no gap in its ranks"
+        raise DataError(f"tokenizer {path}: {what}, or some text has no tokens")
+    special = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(
-        path.name,
-        pat_str=PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: len(ranks)},
+        path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
     )
 
 
@@ -143,48 +151,23 @@ def tokenizer_files(name: str) -> dict[str, Path]:
     return {"tokenizer.tiktoken": path}
 
 
-def encode_blocks(encoding: Encoding, data: bytes) -> Iterator[list[int]]:
-    """The tokens of `data`, block by block. Nothing in it is special: `<|endoftext|>` is text."""
-    if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
-        yield encoding.encode_ordinary(data.decode("utf-8", "replace"))
-        return
-    for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
-        if block["stray"]:
-            stray = block["stray"].encode("utf-8", "surrogateescape")
-            yield [encoding.encode_single_token(bytes([byte])) for byte in stray]
-        else:
-            yield encoding.encode_ordinary(block.group())
+def token_bytes(encoding: Encoding) -> np.ndarray:
+    """uint16 (n_vocab,): how many bytes of text each token stands for. The end of a text has 0."""
+    lengths = [len(encoding.decode_single_token_bytes(i)) for i in range(encoding.n_vocab)]
+    lengths[encoding.eot_token] = 0
+    return np.array(lengths, "<u2")
 
 
 def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
-    """The tokens of any bytes. tiktoken's `decode_bytes` gives exactly `data` back."""
-    return [token for block in encode_blocks(encoding, data) for token in block]
-
-
-def _special_token(folder: Path, key: str) -> str | None:
-    """The token that tokenizer_config.json names, as a string or as an object with `content`."""
-    try:
-        token = json.loads((folder / "tokenizer_config.json").read_bytes())[f"{key}_token"]
-        return token["content"] if isinstance(token, dict) else token
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Token -> rank. Stricter than tiktoken's own loader: with a gap or a missing byte, some text
-    far into the data would be a crash or get other tokens."""
-    where = f"tokenizer {path}"
-    if not path.is_file():
-        raise DataError(f"{where}: neither shipped, gpt2, a rank file nor a folder")
-    try:
-        lines = [line.split() for line in path.read_bytes().splitlines()]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: not a file of lines '<base64> <rank>': {error}") from None
-    if [int(rank) for _, rank in lines] != list(range(len(ranks))):
-        raise DataError(f"{where}: damaged: line n should have rank n - 1 and a token of its own")
-    missing = sum(bytes([byte]) not in ranks for byte in range(256))
-    if missing:
-        way = "take a byte-level vocabulary, which encodes any text"
-        raise DataError(f"{where}: {missing} of the 256 single bytes are missing; {way}")
-    return ranks
+    """The tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text. tiktoken's
+    `decode_bytes` gives exactly `data` back."""
+    if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
+        return encoding.encode_ordinary(data.decode("utf-8", "replace"))
+    tokens: list[int] = []
+    for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
+        if block["stray"]:
+            stray = block["stray"].encode("utf-8", "surrogateescape")
+            tokens += [encoding.encode_single_token(bytes([byte])) for byte in stray]
+        else:
+            tokens += encoding.encode_ordinary(block.group())
+    return tokens

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.loader import TokenDataset, bigram_loss
+from data.bigram import bigram_loss
+from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import NAME, save_checkpoint
@@ -58,6 +59,7 @@ class Report:
         self, c: Config, plan: Plan, val: TokenDataset, step: int, found: Path | None, main: bool
     ):
         self.c, self.plan, self.val, self.main = c, plan, val, main
+        self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # (step, time): speed is measured from there
         self.wandb = open_wandb(c) if main and c.wandb_project else None
@@ -147,7 +149,7 @@ class Report:
 
     def bits(self, nats_per_token: float) -> float:
         """Bits per byte of the validation text."""
-        return nats_per_token / math.log(2) / self.val.bytes_per_token
+        return nats_per_token / math.log(2) / self.bytes_per_token
 
     def save(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
@@ -185,7 +187,7 @@ class Report:
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
         if not self.main:
             return
-        bigram = bigram_loss(data, self.val)
+        bigram = bigram_loss(data, self.val, self.c.eval_tokens)
         seconds = self.folder.seconds + time.perf_counter() - self.began
         folder = shlex.quote(self.c.out_dir)
         rows = {

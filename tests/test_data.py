@@ -9,6 +9,7 @@ import lzma
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 import data.prepare
 import data.text
 from data import DataError
-from data.loader import TokenDataset, bigram_loss
+from data.bigram import bigram_loss
+from data.loader import TokenDataset
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare
-from data.tokenizer import END_OF_TEXT, SHIPPED_RANKS, encode_blocks, encode_bytes, load_tokenizer
+from data.text import read_items
+from data.tokenizer import _BLOCK, END_OF_TEXT, SHIPPED_RANKS, encode_bytes, load_tokenizer
 from experiments.sotu.make import rank_file, train_tokenizer, training_texts
 
 ROOT = Path(__file__).parent.parent
+TOKEN_BYTES = "token_bytes.bin"
 ENCODING = load_tokenizer("shipped")
 with lzma.open(SHIPPED_CORPUS) as corpus:
     SPEECHES = [json.loads(line) for line in corpus]
@@ -44,17 +49,20 @@ def pairs(tmp_path_factory) -> Path:
 
 def token_folder(folder: Path, vocab_size: int = 1024, **splits) -> Path:
     """A prepared folder written by hand: split name -> list of shards, each a list of ids."""
+
+    def write(file: str, numbers) -> str:
+        content = np.array(numbers, "<u2").tobytes()
+        (folder / file).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
     folder.mkdir()
-    meta = {"dtype": "uint16", "tokenizer": "shipped"}
-    meta |= {"vocab_size": vocab_size, "end_of_text": vocab_size - 1}
+    meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": vocab_size - 1}
+    meta |= {"tokenizer": "none", "files": {TOKEN_BYTES: write(TOKEN_BYTES, [3] * vocab_size)}}
     for split, shards in splits.items():
-        entries = []
-        for i, tokens in enumerate(shards):
-            content, file = np.array(tokens, "<u2").tobytes(), f"{split}_{i:03d}.bin"
-            (folder / file).write_bytes(content)
-            sha256 = hashlib.sha256(content).hexdigest()
-            entries.append({"file": file, "tokens": len(tokens), "sha256": sha256})
-        total = sum(len(tokens) for tokens in shards)
+        total = sum(map(len, shards))
+        entries = [{"file": f"{split}_{i:03d}.bin"} for i in range(len(shards))]
+        for entry, tokens in zip(entries, shards):
+            entry |= {"tokens": len(tokens), "sha256": write(entry["file"], tokens)}
         meta[split] = {"tokens": total, "bytes": 3 * total, "documents": 1, "shards": entries}
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
@@ -80,16 +88,16 @@ def test_any_bytes_survive_the_round_trip_in_blocks_of_bounded_size():
         b"x" * 100_000 + b"\xff" + b" " * 100_000 + b"\n" * 100_000 + b"\x1c-" * 100_000,
         random.Random(0).randbytes(50_000),
     ):
-        blocks = list(encode_blocks(ENCODING, text))
-        assert b"".join(map(ENCODING.decode_bytes, blocks)) == text
-        assert all(len(ENCODING.decode(block)) <= 1024 for block in blocks)
+        assert ENCODING.decode_bytes(encode_bytes(ENCODING, text)) == text
+        blocks = _BLOCK.finditer(text.decode("utf-8", "surrogateescape"))
+        assert all(len(block.group()) <= 1024 for block in blocks)
 
 
 def test_cutting_into_blocks_changes_no_token(pairs):
     mixed = "".join(random.Random(1).choices("ab1.'     \n\t\r é—", k=50_000))
     for encoding in (ENCODING, load_tokenizer(str(pairs))):
         for text in [mixed, *(speech["text"] for speech in SPEECHES[::40])]:
-            assert len(list(encode_blocks(encoding, text.encode()))) > 1
+            assert len(text) > 1024
             assert encode_bytes(encoding, text.encode()) == encoding.encode_ordinary(text)
 
 
@@ -98,19 +106,12 @@ def test_shipped_vocabulary_saw_training_speeches_only():
     assert rank_file(train_tokenizer(training_texts(SPEECHES))) == SHIPPED_RANKS.read_bytes()
 
 
-RANKS = [b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(256)]
-BAD_RANKS = {
-    "line n should have rank n - 1": [*RANKS, b"YWI= 257"],
-    "and a token of its own": [*RANKS, RANKS[0].replace(b" 0", b" 256")],
-    "1 of the 256 single bytes": RANKS[:255],
-    "not a file of lines": [*RANKS, b"YW*I= 256"],
-}
-
-
-@pytest.mark.parametrize("problem", BAD_RANKS)
-def test_a_damaged_rank_file_is_refused_in_one_line(tmp_path, problem):
-    (tmp_path / "ranks").write_bytes(b"\n".join(BAD_RANKS[problem]))
-    with pytest.raises(DataError, match=rf"\A.*{problem}.*\Z"):
+@pytest.mark.parametrize("ranks", [[*range(256), 257], range(255), [*range(256), "x"]], ids=len)
+def test_a_rank_file_in_which_some_text_has_no_tokens_is_refused(tmp_path, ranks):
+    tokens = [*(bytes([byte]) for byte in range(256)), b"ab"]
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in zip(tokens, ranks)]
+    (tmp_path / "ranks").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"\A.*(no gap in its ranks|a file of lines).*\Z"):
         load_tokenizer(str(tmp_path / "ranks"))
 
 
@@ -135,8 +136,11 @@ def test_documents_come_back_however_the_work_is_cut(tmp_path, monkeypatch, pair
         kept = [text.encode("utf-8", "surrogatepass") for text in kept]
         encoding = load_tokenizer(dataset.tokenizer)
         documents = [[*encode_bytes(encoding, text), encoding.eot_token] for text in kept]
-        assert tokens == sum(documents, []) and dataset.documents == len(kept)
-        assert dataset.bytes_per_token == sum(map(len, kept)) / len(tokens)
+        assert tokens == sum(documents, []) and meta[split]["documents"] == len(kept)
+        assert dataset.bytes_per_target(len(tokens)) == sum(map(len, kept)) / len(tokens)
+        targets = torch.cat([y.flatten() for _, y in dataset.in_order(3, 20)]).tolist()
+        text = encoding.decode_bytes([token for token in targets if token != encoding.eot_token])
+        assert dataset.bytes_per_target(20) == len(text) / len(targets)
         *full, last = [shard["tokens"] for shard in meta[split]["shards"]]
         assert set(full) <= {150} and 0 < last <= 150
     assert len(meta["train"]["shards"]) > 2 and meta["dtype"] == dtype
@@ -159,13 +163,21 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
     assert (meta["train"]["documents"], meta["val"]["documents"]) == (1, 0)
 
 
+def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.text, "PART_BYTES", 5)
+    for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
+        (tmp_path / "a.txt").write_bytes(text)
+        parts = [part for part, _ in read_items([tmp_path / "a.txt"], tqdm(disable=True))]
+        assert b"".join(parts) == text and max(map(len, parts)) <= 13
+        assert text[0] == 0x80 or all(part.decode() for part in parts)
+
+
 GOOD = b'{"text": "good"}\n' * 20
 BAD = [  # file, content, words of the message or a wrong argument
     ("a.parquet", b"PAR1", "should end in"),
-    ("a.jsonl", GOOD[:50], "give more text or another fraction"),
+    ("a.jsonl", GOOD[:50], "give more documents, or another fraction"),
     ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "line 22: should be"),
     ("a.jsonl", GOOD + b'{"text": "\xff"}\n', "line 21: should be"),
-    ("a.jsonl.xz", lzma.compress(GOOD + b'{"text": "' + b"0" * 10**6), "line 21: longer than"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "to its end"),
     ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 99, "to its end"),
     ("a.txt.xz", b"plain text", "to its end"),
@@ -180,7 +192,6 @@ BAD = [  # file, content, words of the message or a wrong argument
 def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch, capsys, bad):
     name, content, problem = bad
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.text, "MAX_LINE_BYTES", 200_000)
     Path(name).write_bytes(content)
     before = os.listdir()
     argument = problem if problem.startswith("--") else "--out=out"
@@ -207,29 +218,39 @@ def test_overwrite_replaces_prepared_data_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "b.jsonl", "out"]
 
 
-@pytest.mark.parametrize("moment", ["p._encode", "os.rename"])
-def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, moment):
+STOPS = [("p._encode", signal.SIGKILL), ("os.rename", signal.SIGKILL), ("p._encode", signal.SIGINT)]
+
+
+@pytest.mark.parametrize("moment, number", STOPS)
+def test_a_stopped_preparation_leaves_nothing_that_looks_finished(tmp_path, moment, number):
     source, out = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40), tmp_path / "out"
-    script = (
-        "import os, sys; from pathlib import Path; import data.prepare as p; "
-        f"{moment} = lambda *a: os.kill(os.getpid(), 9); "
-        "p.prepare([Path(sys.argv[1])], 'shipped', Path(sys.argv[2]))"
-    )
-    assert subprocess.run([sys.executable, "-c", script, source, out], cwd=ROOT).returncode == -9
-    assert not out.exists() and len(list(tmp_path.glob(".out.tmp-*"))) == 1
+    script = f"import os, sys, data.prepare as p; {moment} = lambda *a: os.kill(os.getpid(), "
+    script += f"{number:d}); sys.exit(p.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, f"--input={source}", f"--out={out}"]
+    command += ["--tokenizer=shipped"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    left = [path.name[:9] for path in tmp_path.iterdir() if path != source]
+    killed = number == signal.SIGKILL
+    expected = (-9, "", [".out.tmp-"]) if killed else (130, "", [])
+    assert (done.returncode, done.stderr, left) == expected
     prepare([source], "shipped", out)  # and the next one is not in its way
-    assert TokenDataset(out, "train", 8).documents == 38
+    assert TokenDataset(out, "train", 8).tokens
 
 
-def test_a_process_that_is_overtaken_takes_the_published_tokens(tmp_path, monkeypatch):
+def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rename = os.rename
+    rename = os.rename  # another process is faster
     monkeypatch.setattr(os, "rename", lambda *names: [shutil.copytree(*names), rename(*names)])
     data.prepare.prepare_shipped("data/sotu")
     assert os.listdir("data") == ["sotu"]
-    batch = TokenDataset("data/sotu", "train", 128).batch(step=1234, batch_size=16, seed=1)
-    content = torch.cat(batch).numpy().tobytes()
+    monkeypatch.setattr(os, "rename", rename)
+    os.remove(f"data/sotu/{TOKEN_BYTES}")  # which older versions did not write
+    data.prepare.prepare_shipped("data/sotu")
+    assert os.listdir("data") == ["sotu"]
+    dataset = TokenDataset("data/sotu", "train", 128)
+    content = torch.cat(dataset.batch(step=1234, batch_size=16, seed=1)).numpy().tobytes()
     assert hashlib.sha256(content).hexdigest().startswith("a9f3cecfb3043b87")
+    assert dataset.digest.startswith("6fa350581e94b11d")  # of all files and their tokenizer
 
 
 @pytest.fixture
@@ -239,7 +260,7 @@ def counting(tmp_path) -> TokenDataset:
     return TokenDataset(token_folder(tmp_path / "counting", 2000, train=shards), "train", T)
 
 
-def test_a_batch_is_a_pure_function_of_seed_and_step_that_any_number_of_ranks_shares(counting):
+def test_a_batch_follows_from_seed_and_step_and_is_shared_by_ranks(counting):
     again = TokenDataset(counting.data_dir, "train", T)
     expected = {step: counting.batch(step, 8, seed=3) for step in range(1, 41)}
     for step in random.Random(0).sample(range(1, 41), 40):
@@ -308,38 +329,29 @@ def test_bigram_loss_is_that_of_counted_pairs(tmp_path):
         return (after.count(y) + kinds * arrivals[y] / sum(arrivals)) / (len(after) + kinds)
 
     losses = [-np.log(p(x, y)) for shard in val for x, y in zip(shard, shard[1:])]
-    loss = bigram_loss(TokenDataset(folder, "train", 4), TokenDataset(folder, "val", 4))
-    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    both = TokenDataset(folder, "train", 4), TokenDataset(folder, "val", 4)
+    assert bigram_loss(*both, 10**6) == pytest.approx(np.mean(losses), rel=1e-12)
+    assert bigram_loss(*both, 11) == pytest.approx(np.mean(losses[:8]), rel=1e-12)
     large = TokenDataset(token_folder(tmp_path / "large", 10_001, train=[range(99)]), "train", 8)
-    assert bigram_loss(large, large) is None
+    assert bigram_loss(large, large, 10) is None
 
 
-DAMAGE = {  # what is wrong -> words of the message
-    # file, content instead (None: removed)
-    ("train_000.bin", bytes(100)): "has 100 bytes",
-    ("train_000.bin", bytes(400)): "altered",
-    ("train_000.bin", None): "is missing",
-    ("meta.json", None): "python -m data.prepare",
-    ("meta.json", b"{}"): "'train' is missing",
-    # key of meta.json or of the shard in it, value instead
-    ("vocab_size", 70_000): "vocab_size",
-    ("end_of_text", 1024): "end_of_text",
-    ("tokenizer", "/etc/passwd"): "tokenizer",
-    ("tokens", 199): "not the sum",
-    ("file", "../outside.bin"): "not train_000.bin",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: str(damage)[:40])
-def test_damaged_or_foreign_data_is_refused_in_one_line(tmp_path, damage):
+@pytest.mark.parametrize(
+    "file, content, problem",  # content: None if the file is removed
+    [
+        ("train_000.bin", bytes(100), "should have 400 bytes"),
+        ("train_000.bin", bytes(400), "not what meta.json says"),
+        ("train_000.bin", None, "should have 400 bytes"),
+        (TOKEN_BYTES, None, "not what meta.json says"),
+        ("meta.json", None, "python -m data.prepare"),
+        ("meta.json", b"{}", "older version or damaged.*python -m data.prepare"),
+        ("meta.json", b"{", "older version or damaged"),
+    ],
+)
+def test_damaged_or_older_data_is_refused_in_one_line(tmp_path, file, content, problem):
     folder = token_folder(tmp_path / "d", train=[range(200)])
-    what, value = damage
-    if not (folder / what).exists():
-        meta = json.loads((folder / "meta.json").read_text())
-        (meta if what in meta else meta["train"]["shards"][0])[what] = value
-        what, value = "meta.json", json.dumps(meta).encode()
-    (folder / what).unlink() if value is None else (folder / what).write_bytes(value)
-    with pytest.raises(DataError, match=rf"\A.*{DAMAGE[damage]}.*\Z"):
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=rf"\A.*{problem}.*\Z"):
         TokenDataset(folder, "train", T)
 
 
@@ -348,5 +360,5 @@ def test_what_is_found_while_reading_is_refused_before_the_model_sees_it(tmp_pat
     with pytest.raises(DataError, match="past the vocabulary of 50"):
         [few.batch(step, 8, seed=0) for step in range(1, 9)]
     os.truncate(counting.data_dir / "train_000.bin", 0)
-    with pytest.raises(DataError, match="train_000.bin.*shorter"):
+    with pytest.raises(DataError, match="train_000.bin.*cut short"):
         [counting.batch(step, 8, seed=3) for step in range(1, 20)]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import train as train_module
 from data.loader import TokenDataset
 from data.prepare import prepare
+from data.tokenizer import load_tokenizer
 from model import GPT, KINDS
 from run.checkpoint import FORMAT, load_checkpoint, load_model
 from run.folder import Folder
@@ -107,8 +108,11 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     (done,) = events(undisturbed, "done")
     assert done["flops"] == events(undisturbed, "start")[0]["planned_flops"]
     assert done["tokens"] == 30 * 8 * 16
-    val = json.loads((toy.parent / "data" / "meta.json").read_text())["val"]
-    nats_per_byte = done["val_loss"] * val["tokens"] / val["bytes"]
+    val = TokenDataset(toy.parent / "data", "val", 16)
+    targets = torch.cat([y.flatten() for _, y in val.in_order(8, TOY["eval_tokens"])]).tolist()
+    text = load_tokenizer("shipped").decode([t for t in targets if t != val.end_of_text])
+    assert len(targets) == 496 < val.tokens - 1  # whole windows
+    nats_per_byte = done["val_loss"] * len(targets) / len(text)
     assert done["val_bpb"] == pytest.approx(nats_per_byte / math.log(2))
     assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     (args.to / "train_000.bin").unlink()
     split = Split(args.to, "train", SHARD_TOKENS)
     split.write(part)
-    split.meta["bytes"] = round(len(part) * train.bytes_per_token)  # about
+    split.meta["bytes"] = round(len(part) * train.bytes / train.tokens)  # about
     split.meta["documents"] = count = int((part == train.end_of_text).sum())
     meta["train"] = split.meta
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
