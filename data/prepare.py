@@ -28,16 +28,9 @@ from tqdm import tqdm
 
 from data import DataError
 from data.text import Items, read_items, reader
-from data.tokenizer import (
-    SHIPPED_RANKS,
-    Encoding,
-    encode_bytes,
-    load_tokenizer,
-    token_bytes,
-    tokenizer_files,
-)  # fmt: skip
+from data.tokenizer import Encoding, encode_bytes, load_tokenizer, token_bytes, tokenizer_files
 
-SHIPPED_CORPUS = SHIPPED_RANKS.with_name("sotu.jsonl.xz")
+SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
@@ -202,12 +195,8 @@ def _write_tokens(
         if not split.meta["tokens"]:
             what = f"the {name} split would be empty with --val-fraction {val_fraction}"
             raise DataError(f"{what}; give more documents, or another fraction")
-    return {
-        "dtype": dtype.name,
-        "vocab_size": encoding.n_vocab,
-        "end_of_text": encoding.eot_token,
-        **{name: split.meta for name, split in splits.items()},
-    }
+    vocabulary = {"vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
+    return {"dtype": dtype.name} | vocabulary | {name: splits[name].meta for name in splits}
 
 
 def main(argv: list[str] | None = None) -> int:
