@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_config import in_project  # noqa: F401 (a fixture)
-from test_run import toy  # noqa: F401 (a fixture)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,7 +47,7 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
 
 
-def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(toy):  # noqa: F811
+def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(toy):
     c = load_config(str(toy))
     run, counted = make_plan(c, 1024), 0
     tokens = torch.zeros(1, c.context_length, dtype=torch.long)
@@ -107,7 +105,7 @@ def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
     assert words in planned(capsys, "idea_gpt2", "--gpus=64")
 
 
-def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
+def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     """What it took is the machine's; what it counts is not."""
     monkeypatch.setattr(bench, "race", lambda calls, *_: [bench.seconds_of(c) for c in calls])
     assert bench.main([str(toy), "--repeats=2", "--micro_batch_size=4"]) == 0

@@ -7,8 +7,7 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
-from test_config import in_project  # noqa: F401 (a fixture)
-from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
+from helpers import ROOT, run, same_end
 
 from run import UserError
 from run.checkpoint import load_checkpoint
@@ -40,8 +39,8 @@ SHIPPED = {
 
 
 @pytest.fixture(scope="module")
-def idea(toy) -> str:  # noqa: F811
-    return str(toy.rename(toy.with_name("idea.py")))
+def idea(toy) -> str:
+    return str(shutil.copy(toy, toy.with_name("idea.py")))
 
 
 def table(idea: str, **arms: dict) -> str:

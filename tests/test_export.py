@@ -15,11 +15,10 @@ pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
+from helpers import TOY, events, refused, run  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_model import large  # noqa: E402
 from test_prune import SUBSETS  # noqa: E402
-from test_run import TOY, events, run, toy, undisturbed  # noqa: E402, F401
-from test_use import refused  # noqa: E402
 
 import train  # noqa: E402
 from data.prepare import prepare  # noqa: E402
@@ -49,7 +48,7 @@ SHAPES = {
 
 
 @pytest.fixture
-def make(toy, tmp_path):  # noqa: F811
+def make(toy, tmp_path):
     def make(model: GPT, name: str = "made") -> Path:
         """A run as train.py leaves it, as far as export reads it."""
         out = tmp_path / name
@@ -109,7 +108,7 @@ def test_a_pruned_model_is_exported_with_the_same_logits(kinds, make, tmp_path):
     assert theirs(torch.zeros(1, 4, dtype=torch.long)).logits.std() > 0.1
 
 
-def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):  # noqa: F811
+def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):
     folder = exported(undisturbed, tmp_path / "folder")
     size = same_logits(undisturbed, folder).num_parameters()
     first, last = events(undisturbed, "step")[0], events(undisturbed, "eval")[-1]
@@ -206,7 +205,7 @@ def test_weights_that_do_not_belong_or_are_damaged_are_refused(folder):
 
 
 def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
-    folder, tmp_path, toy, capsys  # noqa: F811
+    folder, tmp_path, toy, capsys
 ):  # fmt: skip
     change_json(folder / "tokenizer_config.json", eos_token="!", bos_token="?", pad_token=None)
     own, out, back = tmp_path / "own", tmp_path / "pruned", tmp_path / "back"
@@ -227,7 +226,7 @@ def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
     assert ids["eos_token_id"] == theirs.eos_token_id == theirs.convert_tokens_to_ids("!")
 
 
-def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(make, tmp_path, toy, capsys):  # noqa: F811
+def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(make, tmp_path, toy, capsys):
     wide = replace(SHAPES["theta and eps"], vocab_size=V + 64, d_ff=64)  # TOY: 32
     folder, out = exported(make(large(GPT(wide))), tmp_path / "hf"), tmp_path / "out"
     knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]

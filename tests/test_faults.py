@@ -1,5 +1,4 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
-# ruff: noqa: F811 (an argument that names a fixture)
 
 import functools
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, events, run, same_end, toy, undisturbed, wait_until  # noqa: F401
+from helpers import ROOT, events, run, same_end, wait_until
 
 import train as train_module
 from model import UNITS

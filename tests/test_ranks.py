@@ -1,5 +1,4 @@
 """Two gloo ranks: they train like one, prune alike, and fail together."""
-# ruff: noqa: F811 (an argument that names a fixture)
 
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, events, run, same_end, toy, undisturbed  # noqa: F401
+from helpers import ROOT, events, run, same_end
 
 from run.checkpoint import load_checkpoint
 

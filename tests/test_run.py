@@ -10,78 +10,21 @@ import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT, events, run, same_end
 
 import train as train_module
 from data.loader import TokenDataset
-from data.prepare import prepare
 from model import GPT, UNITS
 from run.checkpoint import FORMAT, load_checkpoint, load_model
 from run.folder import Folder
 from run.muon import Muon
 from run.ranks import Ranks
-
-ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
-# layers go at steps 17 and 25.
-TOY = {
-    "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
-    "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
-    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2,
-    "round_to": 4, "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
-    "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
-    "device": "cpu", "dtype": "float32", "compile": "off", "optimizer": "adamw",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A config file with its data: sentences that a small model can learn."""
-    folder = tmp_path_factory.mktemp("toy")
-    texts = [f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines)
-    prepare([folder / "text.jsonl"], "shipped", folder / "data")
-    knobs = TOY | {"data_dir": str(folder / "data")}
-    config = folder / "toy.py"
-    config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
-    return config
-
-
-def run(config: Path, out: Path, *arguments: str) -> int:
-    return train_module.main([str(config), f"--out_dir={out}", *arguments])
-
-
-def events(out: Path, name: str) -> list[dict]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == name]
-
-
-def same_end(a: Path, b: Path) -> bool:
-    return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
-
-
-def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    """Until something has happened that the process does. No clock but the test's bounds this."""
-    ended = False
-    while not happened():
-        assert not ended, f"it has ended before, with exit code {process.returncode}"
-        ended = process.poll() is not None
-        time.sleep(0.001)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert run(toy, out) == 0
-    return out
 
 
 def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):

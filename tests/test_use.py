@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import re
 import sys
 import zipfile
 from dataclasses import replace
@@ -11,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import events, refused, run, same_end
 from test_model import large
-from test_run import events, run, same_end, toy, undisturbed  # noqa: F401 (fixtures)
 
 from data.tokenizer import END_OF_TEXT, encode_bytes
 from model import UNITS
@@ -22,20 +21,12 @@ from tools.load import Run, load_run
 
 
 @pytest.fixture(scope="module")
-def trained(undisturbed) -> Run:  # noqa: F811
+def trained(undisturbed) -> Run:
     """A toy's run, its weights large and random: what it learnt is one token, again and again."""
     run = load_run(undisturbed)
     run.model.unembed.weight = torch.nn.Parameter(run.model.embed.weight.detach().clone())
     large(run.model)
     return run
-
-
-def refused(capsys, main, *arguments, words: str) -> None:
-    """It ends with code 2 and one line that matches the words."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and re.search(words, error), error
 
 
 @pytest.mark.parametrize(
@@ -173,7 +164,7 @@ def test_tasks_of_a_wheel_become_a_table_or_one_line(trained, tmp_path, monkeypa
     refused(capsys, evaluate.main, *arguments, "arc/rc_5shot", words="tasks.whl: cannot be read")
 
 
-def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):  # noqa: F811
+def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):
     steps = events(undisturbed, "step")
     few = plot.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
     width, trained = dict(zip(*plot.widths(few, "n_kv_head"))), 0
@@ -183,7 +174,7 @@ def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed
     assert max(width) == trained
 
 
-def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys):  # noqa: F811
+def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
 
     def picture(*arguments) -> str:
@@ -221,7 +212,7 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
 
 
 def test_a_mirror_shows_the_numbers_of_the_log_and_changes_no_bit(
-    toy, undisturbed, tmp_path, monkeypatch  # noqa: F811
+    toy, undisturbed, tmp_path, monkeypatch
 ):  # fmt: skip
     out, shown = tmp_path / "run", []
     mirror = SimpleNamespace(log=lambda values, step: shown.append((step, values)))
