@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, UNITS, GPTConfig
+from model import UNITS, GPTConfig
 from run.config import Config
 from run.llama import config_json
 from run.machine import choose_dtype
@@ -47,18 +45,6 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
 
 
-def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(toy):
-    c = load_config(str(toy))
-    run, counted = make_plan(c, 1024), 0
-    tokens = torch.zeros(1, c.context_length, dtype=torch.long)
-    for step in range(1, c.max_steps + 1):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            GPT(run.shape(step))(tokens, tokens).backward()
-        counted += c.batch_size * counter.get_total_flops()
-        assert run.flops(step) == counted
-    assert set(run.schedule.widths) == set(UNITS) and len(run.starts) == 5
-
-
 def planned(capsys, config: str, *arguments: str) -> str:
     code = plan.main([f"configs/{config}.py", *arguments])
     said = capsys.readouterr()
@@ -70,7 +56,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in table}
 
 
-def test_the_plan_of_the_big_run_says_what_it_costs_what_fits_and_what_to_do(capsys):
+def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
     table = rows(planned(capsys, "idea_2.8b", "--gpus=64", "--gpu=h100"))
     assert table["enlarged"][:2] == ["2.82B", "1T"] and table["recover"][:2] == ["1.31B", "500B"]
     phases = [table[name] for name in ("enlarged", "prune", "recover")]
@@ -100,7 +86,6 @@ def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
     start = f"--init_from={tmp_path}"
     text = planned(capsys, "smollm2", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
     assert rows(text)["enlarged"][0] == f"{n_parameters(shape) / 1e3:.3g}k"
-    assert "--gpus=0 --mfu=0.4: must be more" in planned(capsys, "idea", "--gpus=0")
     words = "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"
     assert words in planned(capsys, "idea_gpt2", "--gpus=64")
 
@@ -115,16 +100,14 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     toy_plan = make_plan(load_config(str(toy)), 1024)
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
     assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
-    assert float(table["a prune alone"].removesuffix(" steps")) > 0
+    assert "of a step" in table["scoring"]
     whole = [f"--{kind}_target=0" for kind in UNITS]
     assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err
 
 
-def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(
-    tmp_path, capsys, monkeypatch
-):
+def test_the_gpu_check_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
     knobs = ["--device=cpu", "--compile=off", "--shorter=50", "--eval_tokens=1000"]
     knobs += ["--n_layer=1", "--d_ff_target=192"]  # which is not on the grid of "big"
     assert gpu_check.main([f"--out={tmp_path}", "--only=big,default", *knobs]) == 1

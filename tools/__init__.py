@@ -22,3 +22,10 @@ def command(main: Callable) -> Callable[..., int]:
             return 130
 
     return run
+
+
+def positive(text: str) -> int:
+    """An argument of a command that is 1 or more. argparse makes the ValueError one line."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)

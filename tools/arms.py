@@ -31,8 +31,7 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     if "arms" not in table and not colon:
         return {Path(path).stem: (path, [])}
     base, arms = table.get("base"), table.get("arms")
-    changes = arms.values() if isinstance(arms, dict) else [None]
-    if not (isinstance(base, str) and all(isinstance(change, dict) for change in changes)):
+    if not (isinstance(base, str) and isinstance(arms, dict)):
         raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
     if colon and name not in arms:
         raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")

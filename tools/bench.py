@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import accumulate
 from statistics import median
 
@@ -23,7 +22,7 @@ from run.config import Config, micro_batch
 from run.plan import Plan, flops_per_token, memory_of
 from run.ranks import Ranks
 from run.read_config import load_config
-from tools import command
+from tools import command, positive
 from tools.plan import GPT2_VOCABULARY, planned
 from train import make_optimizers
 
@@ -123,9 +122,6 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
         yield "scoring", f"{(t_scored - t_wide) / t_step:.1%} of a step"
-        kind, width = next(iter(schedule.prunes(plan.starts[1]).items()))
-        prune = partial(scored.pruner.prune, scored.model, scored.optimizers, kind, width)
-        yield "a prune alone", f"{seconds_of(lambda: prune([scored.batch])) / t_step:.2f} steps"
     if with_compile:
         compiled = Step(c, full, device, compile_for=schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
@@ -137,7 +133,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
     c, plan = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")

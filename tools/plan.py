@@ -13,13 +13,13 @@ import torch
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPTConfig
-from run import UserError, plan
+from run import plan
 from run.checkpoint import load_checkpoint
 from run.config import Config, check_ranks, micro_batch
 from run.llama import read_shape
 from run.read_config import load_config
 from run.report import compact
-from tools import command
+from tools import command, positive
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory.
 GPUS = {
@@ -47,7 +47,7 @@ def planned(c: Config, missing: int = 0) -> tuple[Config, plan.Plan]:
     return c, plan.make_plan(c, vocab_size)
 
 
-def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
+def fit(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
     """Bytes of a rank, and whether they fit into `room`; if not, what to try."""
     dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
     share = c.batch_size // gpus
@@ -61,14 +61,12 @@ def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, st
 
 def describe(c: Config, p: plan.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
     """The answer in Markdown. Raises UserError where the batch does not divide."""
-    if gpus < 1 or mfu <= 0:
-        raise UserError(f"--gpus={gpus} --mfu={mfu}: must be more than 0")
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
 
     def row(name: str, steps: int, flops: float, shape: GPTConfig) -> str:
         hours = flops / (gpus * peak * mfu) / 3600
-        need, fits = memory(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
+        need, fits = fit(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
         cells = [name, compact(plan.n_parameters(shape)), compact(steps * p.tokens_per_step)]
         cells += [f"{flops:.3g}", f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
@@ -94,11 +92,13 @@ def describe(c: Config, p: plan.Plan, gpus: int, gpu: str, mfu: float, price: fl
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak, assumed")
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
     args, knobs = parser.parse_known_args(argv)
+    if args.mfu <= 0:
+        parser.error("--mfu must be more than 0")
     c, p = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(describe(c, p, args.gpus, args.gpu, args.mfu, args.price))
 
