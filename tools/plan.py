@@ -6,20 +6,16 @@ the final shape costs from scratch. Where the data is not there yet, GPT-2's voc
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
-from data.loader import TokenDataset
-from data.prepare import prepare_shipped
 from model import GPTConfig
 from run import UserError, plan
-from run.checkpoint import load_checkpoint
 from run.config import Config, check_ranks, micro_batch
-from run.llama import read_shape
 from run.read_config import load_config
 from run.report import compact
 from tools import command
+from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory.
 GPUS = {
@@ -30,21 +26,6 @@ GPUS = {
 }
 
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
-
-
-def planned(c: Config, missing: int = 0) -> tuple[Config, plan.Plan]:
-    """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
-    the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
-    prepare_shipped(c.data_dir)
-    path, shape = Path(c.init_from), None
-    if c.init_from:
-        shape = read_shape(path) if path.is_dir() else load_checkpoint(path)["model_config"]
-        missing = missing and shape.vocab_size
-    if not missing or (Path(c.data_dir) / "meta.json").exists():
-        missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    vocab_size = plan.padded_vocab(c, missing)
-    c = plan.take_shape(c, shape, vocab_size) if shape else c
-    return c, plan.make_plan(c, vocab_size)
 
 
 def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
@@ -99,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak, assumed")
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
     args, knobs = parser.parse_known_args(argv)
-    c, p = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
+    c, p = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(describe(c, p, args.gpus, args.gpu, args.mfu, args.price))
 
 

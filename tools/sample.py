@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.tokenizer import encode_bytes
 from tools import command
-from tools.load import Run, load_run
+from tools.load import Trained, load_trained
 
 
 def choose(
@@ -37,14 +37,14 @@ def choose(
 
 
 @torch.no_grad()
-def generate(run: Run, tokens: list[int], n: int, *choice) -> Iterator[int]:
+def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
     """Up to n tokens after `tokens`, one at a time; ends before <|endoftext|>. choice: what
     `choose` takes after the logits."""
-    device, T = run.model.embed.weight.device, run.model.config.context_length
+    device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
-        logits = run.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
-        token = choose(logits[0, -1, : run.vocab_size].cpu(), *choice)
-        if token == run.end_of_text:
+        logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
+        token = choose(logits[0, -1, : trained.vocab_size].cpu(), *choice)
+        if token == trained.end_of_text:
             return
         yield token
         tokens = [*tokens, token]
@@ -74,14 +74,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--top_k, --tokens and --seed must not be negative, 0 < --top_p <= 1")
     if args.temperature != 0 and not 0.001 <= args.temperature <= 1000:
         parser.error("--temperature must be 0, or lie between 0.001 and 1000")
-    run = load_run(args.out_dir)
+    trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
-    tokens = encode_bytes(run.tokenizer, prompt) or [run.end_of_text]
+    tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]
     generator = torch.Generator().manual_seed(args.seed)
     for i in range(args.samples):
         choice = (args.temperature, args.top_k, args.top_p, generator)
-        new = generate(run, tokens, args.tokens, *choice)
-        pieces = map(run.tokenizer.decode_single_token_bytes, new)
+        new = generate(trained, tokens, args.tokens, *choice)
+        pieces = map(trained.tokenizer.decode_single_token_bytes, new)
         print("\n---\n" if i else "", end="")
         for text in as_text(chain([prompt], pieces)):
             print(text, end="", flush=True)
