@@ -69,7 +69,7 @@ class FolderTokenizer:
 
             tokenizer = Tokenizer.from_file(str(path))
         except ImportError:
-            way = "pip install -r requirements-hf.txt"
+            way = "pip install -r requirements-extra.txt"
             raise DataError(f"{where}: needs the package tokenizers: {way}") from None
         except Exception as error:  # the package has no class of its own
             raise DataError(f"{where}: cannot read its tokenizer.json: {error}") from None

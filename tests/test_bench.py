@@ -9,7 +9,6 @@ import torch
 
 from model import UNITS, GPTConfig
 from run.config import Config
-from run.llama import config_json
 from run.machine import choose_dtype
 from run.plan import flops_per_token, make_plan, memory_of, n_parameters
 from run.read_config import load_config
@@ -82,7 +81,12 @@ def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
     assert float(ratio) == pytest.approx(idea.flops() / (1000 * per_step), abs=0.005)
     assert "vocabulary of 1,024" in text and "vocabulary of 50,304" in planned(capsys, "idea_gpt2")
     shape = replace(SHAPE, d_ff=48)
-    (tmp_path / "config.json").write_text(json.dumps(config_json(shape, 0, 0)))
+    folder = {
+        "model_type": "llama", "vocab_size": 256, "num_hidden_layers": 3, "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(folder))
     start = f"--init_from={tmp_path}"
     text = planned(capsys, "smollm2", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
     assert rows(text)["enlarged"][0] == f"{n_parameters(shape) / 1e3:.3g}k"

@@ -7,7 +7,7 @@ from run import UserError
 from run.config import Config
 from run.plan import Plan, n_parameters
 from run.read_config import load_config, read_file
-from tools.plan import planned
+from tools.load import load_plan
 
 
 @dataclass
@@ -53,7 +53,7 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
             knobs = [*changes, *overrides]
             try:
                 c = load_config(path, knobs)
-                arms[name] = Arm(name, path, knobs, *planned(c))
+                arms[name] = Arm(name, path, knobs, *load_plan(c))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:

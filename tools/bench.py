@@ -23,7 +23,8 @@ from run.plan import Plan, flops_per_token, memory_of
 from run.ranks import Ranks
 from run.read_config import load_config
 from tools import command, positive
-from tools.plan import GPT2_VOCABULARY, planned
+from tools.load import load_plan
+from tools.plan import GPT2_VOCABULARY
 from train import make_optimizers
 
 
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
-    c, plan = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
+    c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
     for what, result in measure(c, plan, args.repeats):

@@ -46,8 +46,7 @@ def open_figure(rows: int, columns: int, **settings):
         import matplotlib.pyplot as plt
         from matplotlib.ticker import EngFormatter
     except ModuleNotFoundError as error:
-        way = "pip install -r requirements-extra.txt"
-        raise UserError(f"no figure: {error}; {way}") from error
+        raise UserError(f"no figure: {error}; pip install -r requirements-extra.txt") from error
     plt.switch_backend("Agg")
     plt.rcParams.update({"font.size": 9})
     settings = {"sharex": "col", "squeeze": False, "constrained_layout": True} | settings

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.tokenizer import encode_bytes
 from tools import command, positive
-from tools.load import Run, load_run
+from tools.load import Trained, load_trained
 
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
@@ -30,14 +30,14 @@ def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
 
 
 @torch.no_grad()
-def generate(run: Run, tokens: list[int], n: int, *choice) -> Iterator[int]:
+def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
     """Up to n tokens after `tokens`, one at a time; ends before <|endoftext|>. choice: what
     `draw_token` takes after the logits."""
-    device, T = run.model.embed.weight.device, run.model.config.context_length
+    device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
-        logits = run.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
-        token = draw_token(logits[0, -1, : run.vocab_size].cpu(), *choice)
-        if token == run.end_of_text:
+        logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
+        token = draw_token(logits[0, -1, : trained.vocab_size].cpu(), *choice)
+        if token == trained.end_of_text:
             return
         yield token
         tokens = [*tokens, token]
@@ -54,17 +54,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=50, help="0: all tokens")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if min(args.top_k, args.tokens) < 0 or not 0 <= args.seed < 2**63:
-        parser.error("--top_k, --tokens and --seed must not be negative")
-    if args.temperature != 0 and not 0.001 <= args.temperature <= 1000:
-        parser.error("--temperature must be 0, or lie between 0.001 and 1000")
-    run = load_run(args.out_dir)
+    if min(args.tokens, args.temperature, args.top_k, args.seed) < 0:
+        parser.error("--tokens, --temperature, --top_k and --seed must not be negative")
+    trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
-    tokens = encode_bytes(run.tokenizer, prompt) or [run.end_of_text]
+    tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]
     generator = torch.Generator().manual_seed(args.seed)
     for i in range(args.samples):
-        new = generate(run, tokens, args.tokens, args.temperature, args.top_k, generator)
-        pieces = map(run.tokenizer.decode_single_token_bytes, new)
+        new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
+        pieces = map(trained.tokenizer.decode_single_token_bytes, new)
         print("\n---\n" if i else "", end="")
         # A token may end within a character, which then waits for its rest
         for text in codecs.iterdecode(chain([prompt], pieces), "utf-8", errors="replace"):
