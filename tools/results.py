@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from run import UserError
-from run.checkpoint import write_text
+from run.files import write_text
 from tools import command
 from tools.plot import open_figure
 
