@@ -13,13 +13,8 @@ from run.config import Config, micro_batch
 
 
 def out_of_memory(error: Exception) -> bool:
-    on_the_cpu = "can't allocate memory" in str(error)  # torch has no class for it
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or on_the_cpu
-
-
-def rank_is_lost(error: Exception) -> bool:
-    by_gloo = "gloo" in str(error)  # a plain RuntimeError that names its source file
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and by_gloo)
+    on_cpu = "can't allocate memory" in str(error)  # torch has no class for it
+    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def print_error(error: Exception, c: Config | None) -> int:
@@ -28,6 +23,7 @@ def print_error(error: Exception, c: Config | None) -> int:
     """
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
+    lost = isinstance(error, dist.DistError) or "gloo" in line  # gloo raises a RuntimeError
     if isinstance(error, (UserError, DataError)):
         code = getattr(error, "code", 2)
     elif c and out_of_memory(error):
@@ -35,7 +31,7 @@ def print_error(error: Exception, c: Config | None) -> int:
         smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
         way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
         line = f"out of memory with micro batches of {now} sequences; try {way}"
-    elif rank_is_lost(error):
+    elif ranks > 1 and lost:
         way = "--resume goes on from the last checkpoint"
         line = f"another rank no longer answers; {way} ({line})"
     elif not isinstance(error, OSError):
