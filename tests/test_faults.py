@@ -1,6 +1,5 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
-import errno
 import functools
 import random
 import resource
@@ -135,13 +134,12 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     assert run(toy, out, "--stop_after=18") == 0
     path.write_bytes(path.read_bytes()[:-1000])
-    words = f"{path}: damaged.* to go back to the one before it: mv {before} {path}$"
-    for _ in range(2):
+    for what in ("damaged", "no such checkpoint"):
+        words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}$"
         refused(capsys, sample.main, out, words=words)
         refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
         refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
         path.unlink(missing_ok=True)
-        words = words.replace("damaged", "no such checkpoint")
     before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
@@ -151,11 +149,11 @@ def test_a_checkpoint_that_cannot_be_read_now_does_not_count_as_damaged(
     toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(undisturbed, tmp_path / "run")
-    for error in (OSError(errno.EIO, "Input/output error"), MemoryError()):
+    for error, what in ((OSError, "cannot read"), (MemoryError, "out of memory")):
         monkeypatch.setattr(torch, "load", Mock(side_effect=error))
         assert run(toy, tmp_path / "run", "--resume") == 1
         words = capsys.readouterr().err
-        assert words.count("\n") == 1 and ("Input/output" in words or "out of memory" in words)
+        assert words.count("\n") == 1 and what in words
 
 
 def test_a_flipped_bit_is_found(undisturbed, tmp_path):
