@@ -36,6 +36,7 @@ class TokenDataset:
         self.data_dir = Path(data_dir)
         self.context_length = T = context_length
         meta = _read_meta(self.data_dir, split)
+        self.digest = hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest()
         counts, shards = meta[split], meta[split]["shards"]
         self.tokens: int = counts["tokens"]
         self.bytes: int = counts["bytes"]
