@@ -73,7 +73,7 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
         raise UserError(f"arm {arm.name}: {what}: not comparable")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
     tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
-    # Equal to one step, and half a one: --shorter rounds the steps between prunes, too
+    # A step and a half may differ: --shorter also rounds the steps between prunes
     if tokens != wanted and abs(ratio - 1) * steps >= 1.5:
         way = f"max_steps={round(steps * ratio)} would make the FLOPs equal"
         what = f"neither the tokens of {reference.name} nor its FLOPs"

@@ -67,9 +67,9 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: i
     """Run every arm and seed that is not done, `jobs` side by side. One that fails stops no other.
     A signal to stop is passed on, and every run saves. Returns whether none has failed.
     """
-    runs = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
-    todo = [run for run in runs if not is_done(run[-1])]
-    print(f"{len(todo)} runs to do; their output is in {folder}/ARM/SEED/output.txt", flush=True)
+    every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
+    todo = [(arm, seed, out_dir) for arm, seed, out_dir in every if not is_done(out_dir)]
+    print(f"runs to do: {len(todo)}; their output: {folder}/ARM/SEED/output.txt", flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores SIGHUP, and so it stays
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)  # like Ctrl-C

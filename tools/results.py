@@ -93,7 +93,7 @@ def table(rows: list[dict], reference: str) -> str:
     """
     by_arm, lines = arms_of(rows), []
     for arm, runs in by_arm.items():
-        of = {key: [run[key] for run in runs.values()] for key in RUN_COLUMNS[2:]}
+        of = {key: [row[key] for row in runs.values()] for key in RUN_COLUMNS[2:]}
         pairs = paired(runs, by_arm[reference])
         against = ""
         if arm != reference and pairs:
