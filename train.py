@@ -17,20 +17,21 @@ from dataclasses import replace
 
 import torch
 
-from data import DataError
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run import UserError, machine
+from run import machine
 from run.checkpoint import load_model, load_optimizers
 from run.config import Config, micro_batch, padded_vocab
 from run.cost import check_memory, make_plan
-from run.folder import find_start
+from run.errors import print_error
+from run.folder import Folder
 from run.optimizer import make_optimizers
 from run.ranks import Ranks, leave_ranks
 from run.read_config import load_config
 from run.report import Report
+from run.stop import Stop
 
 
 @torch.no_grad()
@@ -52,13 +53,12 @@ def evaluate(
     return nats / tokens
 
 
-def train(c: Config, stop: machine.Stop) -> int:
+def train(c: Config, stop: Stop) -> int:
     """Run a config, from the start or from its last checkpoint. Its files are in c.out_dir.
 
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
-    machine.keep_memory()  # freed memory stays with the process: faster on CPUs
     device = machine.choose_device(c)
     dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))
@@ -72,25 +72,24 @@ def train(c: Config, stop: machine.Stop) -> int:
     vocab_size = padded_vocab(c, data.vocab_size)
 
     # Plan: the whole run is known before step 1
-    # state: the checkpoint to go on from; or the weights of init_from, step 0, no moments; or None
-    c, state = find_start(c, vocab_size)
-    start = state["step"] if state else 0  # how many steps are done
+    folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
+    c, saved = folder.find_start(c, vocab_size, data.digest)  # saved: what it goes on from, or None
+    start = saved["step"] if saved else 0  # how many steps are done
     if start == 0:
-        check_memory(c, vocab_size, device.type, machine.memory(device), ranks.size)
+        check_memory(c, vocab_size, device.type, machine.installed_memory(device), ranks.size)
     plan = make_plan(c, vocab_size)
     schedule = plan.schedule
     micro_batch_size = micro_batch(c, ranks.size)
 
-    # Model, optimizer and scores: new, or from the state
+    # Model, optimizer and scores: new, or as saved
     torch.manual_seed(c.seed)
-    model = load_model(state) if state else GPT(plan.shape(1))
+    model = load_model(saved) if saved else GPT(plan.shape(1))
     model.to(device)
     optimizers = make_optimizers(model, c, dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
-    if state:
-        load_optimizers(optimizers, model, state)
-        pruner.scores = {name: score.to(device) for name, score in state["scores"].items()}
-    ranks.check_start(start, device)  # waits until all have read out_dir: rank 0 writes to it
+    if saved:
+        load_optimizers(optimizers, model, saved)
+        pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
     ranks.check(model)
     compiled = machine.choose_compile(c, device, plan.flops())
     # `forward` is for training steps. In eval mode the same blocks run uncompiled
@@ -104,9 +103,9 @@ def train(c: Config, stop: machine.Stop) -> int:
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
 
-    report = Report(c, plan, val, start, state and state["path"], main=ranks.rank == 0)
-    report.start(start, data, machine.describe(device, ranks.size, c.dtype, compiled))
-    del state  # as large as the model and its moments
+    report = Report(c, plan, val, folder, start)
+    report.print_plan(start, data, machine.describe(device, ranks.size, c.dtype, compiled))
+    del saved  # as large as the model and its moments
 
     # The loop. Steps count from 1
     step = start  # the loop may have no step
@@ -142,10 +141,7 @@ def train(c: Config, stop: machine.Stop) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops them all
-        signal_sent = torch.full((), float(stop.signal), device=device)
-        numbers = ranks.mean(torch.stack([loss, norm, signal_sent]))
-        loss, grad_norm, signal_sent = numbers.tolist()  # the step's one wait for the GPU
-        stopping = signal_sent > 0
+        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal)  # the step's one wait
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 
@@ -190,16 +186,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     c = None
     try:
-        with machine.Stop() as stop:
+        with Stop() as stop:
             c = load_config(argv[0], argv[1:])
             return train(c, stop)
     except KeyboardInterrupt:  # Ctrl-C before `stop` listens to it
         return 128 + signal.SIGINT
-    except (UserError, DataError, OSError, RuntimeError, MemoryError) as error:
-        code = machine.print_error(error, c)
-        if code == 0:  # a bug
-            raise
-        return code
+    except Exception as error:
+        return print_error(error, c)  # raises it again if it is a bug
     finally:
         leave_ranks()
 

@@ -1,4 +1,9 @@
-"""What any training run needs: knobs, plan, machine, Muon, folder, words. Nothing of the method."""
+"""What any training run needs; nothing of the method.
+
+config, read_config: the knobs. cost: FLOPs and memory. optimizer: AdamW and Muon. machine: device,
+precision, compiling. ranks: several processes. folder, checkpoint, files: what lies on the disk.
+report: what is printed and logged. stop: signals. errors: one line for a person.
+"""
 
 
 class UserError(Exception):

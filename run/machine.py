@@ -1,34 +1,28 @@
-"""What a run computes on: device, precision, compiling; what ends it: errors, signals to stop."""
+"""What a run computes on, and how: device, precision, compiled or not, recomputed or not."""
 
 import ctypes
 import os
 import platform
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Container
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
-from data import DataError
 from model import GPT
 from run import UserError
-from run.config import Config, micro_batch
+from run.config import Config
 from schedule import make_schedule
 
 
 def choose_device(c: Config) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    kind = c.device if c.device != "auto" else next(k for k, there in available.items() if there)
-    if not available[kind]:
+    """The device, set up so that training on it is fast. Raises UserError where it is not there."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    found["cpu"] = True
+    kind = next(kind for kind in found if found[kind]) if c.device == "auto" else c.device
+    if not found[kind]:
         raise UserError(f"device={c.device!r}: this torch finds none; try --device=auto")
     if kind == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -36,10 +30,23 @@ def choose_device(c: Config) -> torch.device:
             raise UserError(f"device={c.device!r}: local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
+    keep_memory()
     return torch.device(kind)
 
 
-def memory(device: torch.device) -> int:
+def keep_memory() -> None:
+    """Have the C library keep what is freed for the next step, where it is glibc.
+
+    By default it returns every large tensor to the system and gets it back page by page, which is a
+    third of a step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # no allocation by mmap
+        mallopt(-1, -1)  # no return of the heap's end
+
+
+def installed_memory(device: torch.device) -> int:
     """Bytes of the GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -114,73 +121,3 @@ def recompute_blocks(model: GPT) -> None:
 def describe(device: torch.device, ranks: int, dtype: str, compiled: bool) -> str:
     way = "compiled" if compiled else "eager"
     return f"{device.type}, ranks: {ranks}, CPU threads: {torch.get_num_threads()}, {dtype}, {way}"
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc.
-
-    By default it returns every large tensor to the system and gets it back page by page, which is a
-    third of a step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # no allocation by mmap
-        mallopt(-1, -1)  # no return of the heap's end
-
-
-FULL = ("out of memory", "not enough memory", "allocate memory")
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "timeout", "NCCL", "gloo")
-
-
-def describe_error(error: Exception, c: Config | None) -> tuple[str, int] | None:
-    """A line for a person and the exit code; None if the error is a bug."""
-    words, ranks = " ".join(str(error).split()), int(os.environ.get("WORLD_SIZE", 1))
-    if isinstance(error, (UserError, DataError)):
-        return words, getattr(error, "code", 2)
-    if c and (isinstance(error, MemoryError) or any(part in words for part in FULL)):
-        now = micro_batch(c, ranks)
-        smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
-        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
-        return f"out of memory with micro batches of {now} sequences; try {way}", 1
-    if isinstance(error, OSError):
-        return words, 1
-    if ranks > 1 and any(part in words for part in LOST):
-        way = "--resume goes on from the last checkpoint"
-        return f"another rank no longer answers; {way} ({words})", 1
-    return None
-
-
-def print_error(error: Exception, c: Config | None) -> int:
-    """Print an error in one line, above a progress bar, and return the exit code; 0 if it is a bug.
-    An error in the config is the same on every rank, so only rank 0 prints it."""
-    line, code = describe_error(error, c) or ("", 0)
-    rank = int(os.environ.get("RANK", 0))
-    if code and (rank == 0 or c):
-        tqdm.write(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
-    return code
-
-
-class Stop:
-    """SIGINT, SIGTERM or SIGUSR1 (the warning of a batch system) asks for a stop at the step's end;
-    a second one ends the process at once.
-    """
-
-    def __init__(self):
-        self.signal, self.before = 0, {}
-
-    def __enter__(self) -> "Stop":
-        return self
-
-    def listen(self) -> None:
-        """Catch signals from now on. Until now a signal ends the process, which may be waiting for
-        a rank that has died."""
-        asked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self.before = {s: signal.signal(s, self.ask) for s in asked}
-
-    def ask(self, number: int, frame) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

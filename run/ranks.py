@@ -18,6 +18,7 @@ class Ranks:
     """
 
     def __init__(self, device: torch.device):
+        self.device = device
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size > 1:
@@ -27,7 +28,10 @@ class Ranks:
 
             backend = "nccl" if device.type == "cuda" else "gloo"
             wait = datetime.timedelta(minutes=30)
-            store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+            try:
+                store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+            except ValueError as error:  # WORLD_SIZE alone is set
+                raise UserError(f"{error}; torchrun sets all that ranks need") from error
             # torchrun keeps its store when it starts dead ranks again, with their old addresses
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(f"attempt {attempt}", store)
@@ -39,6 +43,13 @@ class Ranks:
             dist.all_reduce(x)
             x /= self.size
         return x
+
+    def means(self, *numbers: Tensor | float) -> list[float]:
+        """The average of each number over the ranks, with one wait for the device."""
+        x = torch.zeros(len(numbers), device=self.device)
+        for i, number in enumerate(numbers):
+            x[i] = number
+        return self.mean(x).tolist()
 
     def mean_gradients(self, model: nn.Module) -> None:
         """Data parallelism: every rank goes on with the mean of all ranks' gradients."""
@@ -65,28 +76,19 @@ class Ranks:
             dist.all_reduce(highest, dist.ReduceOp.MAX)
         return torch.equal(lowest, highest)
 
-    def check_start(self, steps: int, device: torch.device) -> None:
+    def check_start(self, steps: int) -> None:
         """Raises UserError if ranks have done different numbers of steps. Waits for all ranks."""
-        if not self.alike(torch.tensor(steps, device=device)):
+        if not self.alike(torch.tensor(steps, device=self.device)):
             way = "give all of them one out_dir, on a disk that they share"
             raise UserError(f"this rank starts after step {steps}, another elsewhere; {way}", 1)
 
     def check(self, model: nn.Module) -> None:
         """Raises UserError if the ranks' weights differ: they would train no model at all."""
-        if self.size > 1 and not self.alike(fingerprint(model)):
+        bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
+        if self.size > 1 and not self.alike(torch.stack(bits)):
             way = "--resume goes on from the last checkpoint"
             cause = "Should it happen again, a GPU or the network may be faulty"
             raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
-
-
-def fingerprint(model: nn.Module) -> Tensor:
-    """int64: the shape of every weight, and the sum over its bits, each times its place."""
-    parts = []
-    for p in model.parameters():
-        bits = p.detach().contiguous().view(torch.int32).flatten().long()
-        places = torch.arange(1, len(bits) + 1, device=p.device)
-        parts += [torch.tensor(p.shape, device=p.device), (bits * places).sum().view(1)]
-    return torch.cat(parts)
 
 
 def leave_ranks() -> None:

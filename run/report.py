@@ -1,6 +1,7 @@
 """What a run says to a person, and writes to its log: its plan, lines on the way, the end."""
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ from data.bigram import bigram_loss
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
-from run.checkpoint import NAME, save_checkpoint
+from run.checkpoint import save_checkpoint
 from run.config import Config
 from run.cost import Plan, flops_per_token, n_parameters
 from run.folder import Folder
@@ -42,52 +43,55 @@ def open_wandb(c: Config):
     try:
         import wandb
 
-        Path(c.out_dir).mkdir(parents=True, exist_ok=True)
-        about = {"project": c.wandb_project, "name": Path(c.out_dir).name, "dir": c.out_dir}
-        return wandb.init(**about, config=vars(c))
+        name = Path(c.out_dir).name
+        return wandb.init(project=c.wandb_project, name=name, dir=c.out_dir, config=vars(c))
     except Exception as error:  # no package, no login, no network: whatever the package raises
-        what = f"wandb_project={c.wandb_project[:100]}: {str(error)[:200]}"
-        raise UserError(f"{what}; it needs: pip install wandb && wandb login") from error
+        way = "it needs: pip install wandb && wandb login"
+        raise UserError(f"wandb_project={c.wandb_project}: {error}; {way}") from error
 
 
 class Report:
-    """Prints, and writes to the log, what happens in a run that starts after `step` from the
-    checkpoint `found`. Ranks other than `main` stay silent.
+    """Prints, and writes to the log, what happens in a run that goes on after `step`. Ranks other
+    than the first stay silent.
     """
 
-    def __init__(
-        self, c: Config, plan: Plan, val: TokenDataset, step: int, found: Path | None, main: bool
-    ):
-        self.c, self.plan, self.val, self.main = c, plan, val, main
+    def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
+        self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
-        self.began = time.perf_counter()
-        self.speed_from = step, self.began  # (step, time): speed is measured from there
-        self.wandb = open_wandb(c) if main and c.wandb_project else None
-        self.folder = Folder(c, step, found) if main else None
-        on_terminal = main and sys.stderr.isatty() and sys.stdout.isatty()
+        self.wandb = open_wandb(c) if c.wandb_project and folder.main else None
+        folder.open_log(c, step)
+        self.began = time.perf_counter() - folder.seconds  # as if the run had never stopped
+        self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
+        on_terminal = folder.main and sys.stderr.isatty() and sys.stdout.isatty()
         shown = "{n_fmt}/{total_fmt} {desc} |{bar}|"  # tqdm's time left knows nothing of prunes
         self.bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=shown)
 
     def say(self, text: str) -> None:
-        if self.main:
-            self.bar.write(text)
+        """Print above the progress bar. If that fails (`| head -1`, a full disk), the run goes on,
+        without what it would print later."""
+        if self.folder.main:
+            try:
+                self.bar.write(text)
+                sys.stdout.flush()
+            except OSError:  # what waits in the buffer may not fail again at Python's end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def write(self, event: str, step: int, **values) -> None:
         """Write a line to the log. A prune comes before its step is trained, all else after it."""
         trained = step - (event == "prune")
         if event != "step":  # the time of validations, saves and prunes does not count as training
             self.speed_from = trained, time.perf_counter()
-        if not self.main:
-            return
-        seconds = round(self.folder.seconds + time.perf_counter() - self.began, 3)
         line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
-        line |= {"flops": self.plan.flops(trained), "seconds": seconds} | values
+        line |= {"flops": self.plan.flops(trained), "seconds": self.seconds()} | values
         self.folder.write(line)
         if self.wandb:
             numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
             self.wandb.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
 
-    def start(self, step: int, data: TokenDataset, machine: str) -> None:
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.began, 3)
+
+    def print_plan(self, step: int, data: TokenDataset, machine: str) -> None:
         c, plan, schedule = self.c, self.plan, self.plan.schedule
         full, final = plan.shape(1), plan.final
         tokens = c.max_steps * plan.tokens_per_step
@@ -155,25 +159,19 @@ class Report:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
         last save `must` succeed. Raises UserError."""
         try:
-            if self.main:
-                save_checkpoint(self.c, step, model, optimizers, scores)
+            if self.folder.main:
+                save_checkpoint(self.c, step, model, optimizers, scores, self.val.digest)
             self.write("save", step)
         except OSError as error:
-            path = Path(self.c.out_dir) / NAME
             self.write("save", step, error=str(error))
-            kept = "; what was saved before is whole" if path.exists() else ""
-            what = f"step {step}: cannot save {path}: {error}{kept}"
             if must:
-                raise UserError(what, 1) from error
-            self.say(f"save       {what}; trying again at the next save")
+                raise UserError(f"step {step}: {error}", 1) from error
+            self.say(f"save       step {step}: {error}; trying again at the next save")
 
     def diverged(self, step: int, loss: float, norm: float, lr: float) -> UserError:
-        path = Path(self.c.out_dir) / NAME
-        kept = f"; {path} is untouched" if path.exists() else ""
-        return UserError(
-            f"step {step}: loss {loss}, gradient norm {norm} at learning rate {lr:.2e}: not finite"
-            f"{kept}. Start again with a lower --learning_rate or a longer --warmup_steps", 1
-        )  # fmt: skip
+        what = f"step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}: not finite"
+        way = "start again with a lower --learning_rate or a longer --warmup_steps"
+        return UserError(f"{what}; {way}", 1)
 
     def stopped(self, step: int) -> None:
         self.bar.close()
@@ -185,17 +183,16 @@ class Report:
         first, last = n_parameters(self.plan.shape(1)), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
-        if not self.main:
+        if not self.folder.main:
             return
         bigram = bigram_loss(data, self.val, self.c.eval_tokens)
-        seconds = self.folder.seconds + time.perf_counter() - self.began
         folder = shlex.quote(self.c.out_dir)
         rows = {
             "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
             "FLOPs": f"{self.plan.flops():.4g}",
             "loss": f"{val_loss:.4f} nats per token on the validation split",
             "bits/byte": f"{bits:.4f}",
-            "seconds": f"{seconds:.0f}",
+            "seconds": f"{self.seconds():.0f}",
             "sample": f"python -m tools.sample {folder}",
             "picture": f"python -m tools.plot {folder}",
         }

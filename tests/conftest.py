@@ -3,6 +3,7 @@ is in pyproject.toml: pytest prints the stacks of a late test, and exits at once
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,11 @@ import pytest
 
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
+
+from helpers import TOY, run  # noqa: E402
+
+from data.prepare import prepare  # noqa: E402
+
 if sys.platform == "linux":  # an orphan, such as a rank without torchrun, becomes our child
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
@@ -33,3 +39,30 @@ def no_process_left():
         for pid in left:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """A config file with its data: sentences that a small model can learn."""
+    folder = tmp_path_factory.mktemp("toy")
+    texts = [f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "text.jsonl").write_text(lines)
+    prepare([folder / "text.jsonl"], "shipped", folder / "data")
+    knobs = TOY | {"data_dir": str(folder / "data")}
+    config = folder / "toy.py"
+    config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
+    return config
+
+
+@pytest.fixture(scope="session")
+def undisturbed(toy, tmp_path_factory) -> Path:
+    """The out_dir of the toy's run from start to end, to read only."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run(toy, out) == 0
+    return out

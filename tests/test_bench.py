@@ -6,15 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_config import in_project  # noqa: F401 (a fixture)
-from test_run import toy  # noqa: F401 (a fixture)
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, KINDS, GPTConfig
+from model import KINDS, GPTConfig
 from run.config import Config
 from run.cost import flops_per_token, make_plan, memory_of, n_parameters
-from run.llama import config_json
 from run.machine import choose_dtype
 from run.read_config import load_config
 from tools import bench, gpu_check, plan
@@ -49,18 +44,6 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
 
 
-def test_the_flops_of_a_run_that_prunes_all_kinds_are_those_that_torch_counts(toy):  # noqa: F811
-    c = load_config(str(toy))
-    run, counted = make_plan(c, 1024), 0
-    tokens = torch.zeros(1, c.context_length, dtype=torch.long)
-    for step in range(1, c.max_steps + 1):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            GPT(run.shape(step))(tokens, tokens).backward()
-        counted += c.batch_size * counter.get_total_flops()
-        assert run.flops(step) == counted
-    assert set(run.schedule.widths) == set(KINDS) and len(run.starts) == 5
-
-
 def planned(capsys, config: str, *arguments: str) -> str:
     code = plan.main([f"configs/{config}.py", *arguments])
     said = capsys.readouterr()
@@ -72,7 +55,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in table}
 
 
-def test_the_plan_of_the_big_run_says_what_it_costs_what_fits_and_what_to_do(capsys):
+def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
     table = rows(planned(capsys, "idea_2.8b", "--gpus=64", "--gpu=h100"))
     assert table["enlarged"][:2] == ["2.82B", "1T"] and table["recover"][:2] == ["1.31B", "500B"]
     phases = [table[name] for name in ("enlarged", "prune", "recover")]
@@ -98,16 +81,20 @@ def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
     assert float(ratio) == pytest.approx(idea.flops() / (1000 * per_step), abs=0.005)
     assert "vocabulary of 1,024" in text and "vocabulary of 50,304" in planned(capsys, "idea_gpt2")
     shape = replace(SHAPE, d_ff=48)
-    (tmp_path / "config.json").write_text(json.dumps(config_json(shape, 0, 0)))
+    folder = {
+        "model_type": "llama", "vocab_size": 256, "num_hidden_layers": 3, "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(folder))
     start = f"--init_from={tmp_path}"
     text = planned(capsys, "smollm2", "--gpus=1", start, "--d_ff_target=16", "--round_to=8")
     assert rows(text)["enlarged"][0] == f"{n_parameters(shape) / 1e3:.3g}k"
-    assert "--gpus=0 --mfu=0.4: must be more" in planned(capsys, "idea", "--gpus=0")
     words = "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"
     assert words in planned(capsys, "idea_gpt2", "--gpus=64")
 
 
-def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
+def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     """What it took is the machine's; what it counts is not."""
     monkeypatch.setattr(bench, "race", lambda calls, *_: [bench.seconds_of(c) for c in calls])
     assert bench.main([str(toy), "--repeats=2", "--micro_batch_size=4"]) == 0
@@ -117,16 +104,13 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):  # noqa: F811
     toy_plan = make_plan(load_config(str(toy)), 1024)
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
     assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
-    assert float(table["a prune alone"].removesuffix(" steps")) > 0
     whole = [f"--{kind}_target=0" for kind in KINDS]
     assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err
 
 
-def test_the_gpu_check_goes_on_after_a_failure_and_gives_each_line_its_cell(
-    tmp_path, capsys, monkeypatch
-):
+def test_the_gpu_check_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
     knobs = ["--device=cpu", "--compile=off", "--shorter=50", "--eval_tokens=1000"]
     knobs += ["--n_layer=1", "--d_ff_target=192"]  # which is not on the grid of "big"
     assert gpu_check.main([f"--out={tmp_path}", "--only=big,default", *knobs]) == 1

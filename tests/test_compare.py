@@ -3,33 +3,28 @@
 import fcntl
 import math
 import shutil
-from concurrent.futures import wait
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from test_config import in_project  # noqa: F401 (a fixture)
-from test_run import ROOT, run, same_end, toy  # noqa: F401 (toy is a fixture)
+from helpers import ROOT, refused, run, same_end
 
 from run import UserError
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
-from tools import compare, results
+from tools import bench, compare, results
 from tools.arms import load_arms
 from tools.results import RUN_COLUMNS
 
 SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
+LABORATORY = [f"configs/compare/{name}.py" for name in SIX]
+DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
 SHIPPED = {
-    "laboratory": [
-        *(f"configs/compare/{name}.py" for name in SIX),
-        "configs/ablations.py",
-        "experiments/place/lab.py",
-    ],
-    "default": [
-        *(f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")),
-        "experiments/place/default.py",
-    ],
+    "laboratory": [*LABORATORY, "configs/ablations.py", "experiments/place/lab.py"],
+    "default": [*DEFAULT, "experiments/place/default.py"],
     "gpu": ["configs/compare_gpu.py"],
     "axes": ["configs/axes.py"],
     "axes_lab": ["configs/axes_lab.py"],
@@ -40,8 +35,8 @@ SHIPPED = {
 
 
 @pytest.fixture(scope="module")
-def idea(toy) -> str:  # noqa: F811
-    return str(toy.rename(toy.with_name("idea.py")))
+def idea(toy) -> str:
+    return str(shutil.copy(toy, toy.with_name("idea.py")))
 
 
 def table(idea: str, **arms: dict) -> str:
@@ -52,7 +47,7 @@ def table(idea: str, **arms: dict) -> str:
 
 @pytest.mark.parametrize("shorter", [1, 8])
 @pytest.mark.parametrize("paths", SHIPPED.values(), ids=SHIPPED)
-def test_shipped_arms_compare_and_scratch_spends_the_flops_of_idea_to_a_step(paths, shorter):
+def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths, shorter):
     knobs = ["--data_dir=data/sotu", f"--shorter={shorter}"]
     arms = {arm.name: arm.plan for arm in load_arms(paths, knobs, "idea")}
     theirs, ours = arms["idea"], arms["scratch_flops"]
@@ -62,7 +57,7 @@ def test_shipped_arms_compare_and_scratch_spends_the_flops_of_idea_to_a_step(pat
     assert {name for name in arms if arms[name].final != theirs.final} == {"enlarged"} & arms.keys()
 
 
-def test_an_arm_of_a_table_is_its_base_with_its_changes_and_the_knobs_of_the_call(idea):
+def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
     path = table(idea, oneshot={"prune_schedule": "oneshot"}, other={"seed": 2})
     base, one = load_arms([idea, f"{path}:oneshot"], ["--d_model=32"], "idea")
     changed = {key for key, value in vars(one.config).items() if value != vars(base.config)[key]}
@@ -72,7 +67,7 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_the_knobs_of_the_cal
             load_arms([idea, argument], [], "idea")
 
 
-def test_arms_that_do_not_compare_are_refused_with_the_max_steps_that_would(idea):
+def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
     def refused(words: str, **changes) -> str:
         with pytest.raises(UserError, match=words) as error:
             load_arms([idea, table(idea, other=changes)], [], "idea")
@@ -95,15 +90,16 @@ def call(folder: Path, *arguments: str) -> list[str]:
     return [*arguments, f"--out={folder / 'results'}", f"--runs={folder / 'runs'}", "--seeds=1"]
 
 
-def test_ctrl_c_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_runs_and_starts_nothing_else(number, idea, tmp_path, monkeypatch):
     first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
 
-    def interrupted(futures, timeout):
-        while not (first / "log.jsonl").exists():
-            assert not wait(futures, timeout=0.01).done
-        raise KeyboardInterrupt
+    def sleep(seconds: float, pause=time.sleep) -> None:
+        pause(seconds)
+        if (first / "log.jsonl").exists():
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(compare, "wait", interrupted)
+    monkeypatch.setattr(compare.time, "sleep", sleep)
     assert compare.main(call(tmp_path, idea, other, "--max_steps=9000")) == 130
     assert 0 < load_checkpoint(first / "checkpoint.pt")["step"] < 9000
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["idea"]
@@ -137,22 +133,39 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     (second / "config.json").write_text('{"dtype": "float16"}')
     assert compare.main(command) == 2
     assert "runs of different precision do not compare" in capsys.readouterr().err
+    (second / "config.json").write_text('{"weight_decay": 0.2}')
+    refused(capsys, compare.main, *command, words="idea/2: made by another .*=0.2 there, 0.1 in ")
 
 
-def test_an_arm_that_fails_stops_no_other_and_what_is_done_is_written(idea, tmp_path, capsys):
-    """One was made by other knobs; in the folder of another, some other process is running."""
-    old, held = (tmp_path / "runs" / name / "1" for name in ("old", "held"))
-    old.mkdir(parents=True), held.mkdir(parents=True)
-    (old / "config.json").write_text('{"weight_decay": 0.2}')
-    arms = table(idea, old={"learning_rate": 1e-3}, held={"learning_rate": 2e-3})
-    with open(held / "lock", "w") as lock:
+def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
+    idea, tmp_path, capsys, monkeypatch
+):
+    """A process that an older call has left runs in its folder and writes to its output."""
+    held = tmp_path / "runs" / "held" / "1"
+    held.mkdir(parents=True)
+    with open(held / "lock", "w") as lock, open(held / "output.txt", "w") as output:
         fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def sleep(seconds: float, pause=time.sleep) -> None:
+            pause(seconds)
+            print("step 5", file=output, flush=True)
+
+        monkeypatch.setattr(compare.time, "sleep", sleep)
+        arms = table(idea, held={"learning_rate": 2e-3})
         assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
-    error = capsys.readouterr().err
-    assert "old/1: made by another config (weight_decay=0.2 there, 0.1 in old); remove it" in error
-    assert "error: held, seed 1: exit code 2: error: out_dir=" in error
+    assert "error: out_dir=" in capsys.readouterr().err
     rows = results.read_csv(tmp_path / "results" / "runs.csv")
     assert [(row["arm"], row["tokens"]) for row in rows] == [("idea", 15 * 128)]
+
+
+@pytest.mark.parametrize(
+    "main, arguments", [(compare.main, ["--out=x", "--jobs=0"]), (bench.main, ["--repeats=0"])]
+)
+def test_none_at_all_is_one_line(main, arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["configs/idea.py", *arguments])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: argument {arguments[-1][:-2]}: invalid positive value: '0'" in last
 
 
 def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
@@ -173,10 +186,12 @@ def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
             compare.check_complete(tmp_path, rows)
 
 
-@pytest.mark.parametrize("name", ["ablations", "default", "main"])
-def test_committed_tables_come_out_of_their_runs_byte_for_byte(name):
-    rows = results.read_csv(ROOT / "results" / name / "runs.csv")
-    assert results.table(rows, "idea") == (ROOT / "results" / name / "table.md").read_text()
+def test_committed_tables_come_out_of_their_runs_byte_for_byte():
+    paths = list((ROOT / "results").rglob("runs.csv"))
+    for path in paths:
+        committed = path.with_name("table.md").read_text()
+        assert results.table(results.read_csv(path), "idea") == committed, path
+    assert len(paths) > 10
 
 
 def test_p_values_match_closed_forms_and_the_table_of_student():
@@ -188,11 +203,8 @@ def test_p_values_match_closed_forms_and_the_table_of_student():
         ([0.5, 0.5, 0.5], 0.0),
     ):
         assert results.t_test(differences) == pytest.approx(p, abs=1e-8)
-
-
-def test_the_interval_is_that_of_the_table_of_student():
-    differences = [-2.0, -1.0, 0.0, 1.0, 2.0]  # standard error sqrt(1/2)
-    assert results.interval(differences) == pytest.approx(2.776445 * math.sqrt(0.5), abs=1e-3)
+    half = results.interval([-2.0, -1.0, 0.0, 1.0, 2.0])  # standard error sqrt(1/2)
+    assert half == pytest.approx(2.776445 * math.sqrt(0.5), abs=1e-3)
 
 
 def test_the_table_holds_mean_spread_and_paired_difference():

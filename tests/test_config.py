@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from test_run import ROOT
 
 from model import KINDS
 from run import UserError
@@ -21,11 +20,6 @@ SAME_END = ("idea", "idea_paper", "idea_attention", "oneshot", "naive", "scratch
 
 def load(name: str, *overrides: str) -> Config:
     return load_config(f"configs/{name}.py", list(overrides))
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize("name", SAME_END + SIZES)

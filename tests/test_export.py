@@ -1,4 +1,5 @@
 """Our model as a Hugging Face folder, and a folder as our model."""
+# ruff: noqa: E402 (imports after importorskip)
 
 import errno
 import json
@@ -15,24 +16,20 @@ pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-from test_model import large  # noqa: E402
-from test_prune import SUBSETS  # noqa: E402
-from test_run import TOY, events, run, toy, undisturbed  # noqa: E402, F401
-from test_use import refused  # noqa: E402
+from helpers import TOY, events, refused, run
+from safetensors.torch import load_file, save_file
+from test_model import large
 
-import train  # noqa: E402
-from data.prepare import prepare  # noqa: E402
-from data.tokenizer import END_OF_TEXT, load_tokenizer  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
-from prune import Pruner  # noqa: E402
-from run import UserError  # noqa: E402
-from run.checkpoint import load_checkpoint, load_model, save_checkpoint  # noqa: E402
-from run.config import Config  # noqa: E402
-from run.llama import load_folder  # noqa: E402
-from run.ranks import Ranks  # noqa: E402
-from tools import export, sample  # noqa: E402
-from tools.load import load_run  # noqa: E402
+import train
+from data.prepare import prepare
+from data.tokenizer import END_OF_TEXT, load_tokenizer
+from model import GPT, GPTConfig
+from run import UserError
+from run.checkpoint import load_checkpoint, load_model, save_checkpoint
+from run.config import Config
+from run.llama import load_folder, read_shape
+from tools import export, sample
+from tools.load import load_trained
 
 V = 1024  # of the shipped tokenizer
 BASE = GPTConfig(
@@ -49,7 +46,7 @@ SHAPES = {
 
 
 @pytest.fixture
-def make(toy, tmp_path):  # noqa: F811
+def make(toy, tmp_path):
     def make(model: GPT, name: str = "made") -> Path:
         """A run as train.py leaves it, as far as export reads it."""
         out = tmp_path / name
@@ -75,7 +72,8 @@ def same_logits(out: Path, folder: Path) -> transformers.LlamaForCausalLM:
     """Transformers' model and our own reading of the folder give the logits of the run's model."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert type(theirs) is transformers.LlamaForCausalLM
-    model, again = load_model(load_checkpoint(out / "checkpoint.pt")), load_run(folder).model.cpu()
+    model = load_model(load_checkpoint(out / "checkpoint.pt"))
+    again = load_trained(folder).model.cpu()
     x = torch.randint(0, V, (2, model.config.context_length))
     with torch.no_grad():
         torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
@@ -84,7 +82,7 @@ def same_logits(out: Path, folder: Path) -> transformers.LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_an_export_has_the_same_logits_and_gives_no_id_that_only_pads(shape, make, tmp_path):
+def test_an_export_has_the_same_logits_and_never_says_padding(shape, make, tmp_path):
     out = make(large(GPT(shape)))
     theirs = same_logits(out, exported(out, tmp_path / "hf"))
     with torch.no_grad():  # all logits are equal: any token may come, but for those that only pad
@@ -93,23 +91,7 @@ def test_an_export_has_the_same_logits_and_gives_no_id_that_only_pads(shape, mak
     assert V // 2 < tokens.max() < V
 
 
-@pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
-def test_a_pruned_model_is_exported_with_the_same_logits(kinds, make, tmp_path):
-    """Also where the stream is narrower than the heads together."""
-    model = large(GPT(replace(BASE, n_layer=3, tie_embeddings=len(kinds) % 2 == 0)))
-    pruner = Pruner("random", 0.85, kinds, 1, Ranks(torch.device("cpu")))
-    pruner.score(model)
-    targets = {"d_ff": 10, "n_kv_head": 1, "d_model": 8, "n_layer": 2}
-    for kind in kinds:
-        optimizer = torch.optim.AdamW(model.parameters())
-        pruner.prune(model, [optimizer], kind, targets[kind], [])
-    assert model.config == replace(model.config, **{kind: targets[kind] for kind in kinds})
-    out = make(model)
-    theirs = same_logits(out, exported(out, tmp_path / "hf"))
-    assert theirs(torch.zeros(1, 4, dtype=torch.long)).logits.std() > 0.1
-
-
-def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):  # noqa: F811
+def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):
     folder = exported(undisturbed, tmp_path / "folder")
     size = same_logits(undisturbed, folder).num_parameters()
     first, last = events(undisturbed, "step")[0], events(undisturbed, "eval")[-1]
@@ -120,17 +102,16 @@ def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path): 
 
 
 def test_an_export_that_fails_leaves_what_was_there(make, tmp_path, capsys, monkeypatch):
-    out, to = make(GPT(BASE)), tmp_path / "folder"
+    out, to, other = make(GPT(BASE)), tmp_path / "folder", tmp_path / "folder.tmp"
+    other.mkdir()
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
         patched.setattr(Path, "write_bytes", Mock(side_effect=full))
         refused(capsys, export.main, out, f"--to={to}", words=f"{to}: cannot be written: .*space")
-    heads = make(GPT(replace(BASE, n_kv_head=3)), "heads")  # transformers asks for a divisor
-    words = "n_kv_head=3 .* 1 or 2 or 4 or 8 or 16$"
-    refused(capsys, export.main, heads, f"--to={to}", words=words)
-    assert {path.name for path in tmp_path.iterdir()} == {"made", "heads"}
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "folder.tmp"}
     exported(out, to)
     refused(capsys, export.main, out, f"--to={to}", words=f"{to}: exists")
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "folder.tmp", "folder"}
 
 
 def test_an_exported_tokenizer_gives_the_same_ids(folder):
@@ -138,10 +119,8 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     cut = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     change_json(folder / "tokenizer.json", truncation=cut)  # which training must not do
     ours, again = load_tokenizer("shipped"), load_tokenizer(str(folder))
-    texts = [
-        "", "   two  spaces\n\n\n\tand\r\nline ends ", "I'LL don't 'S x1² 1234567" + "a" * 99,
-        "😀👩‍👩‍👧 ünï\u0301 漢字 \u2028\u0085\u00a0\ufeff", f"before {END_OF_TEXT} after",
-    ]  # fmt: skip
+    texts = ["", "   two  spaces\n\n\n\tand\r\nline ends ", f"before {END_OF_TEXT} after"]
+    texts += ["I'LL don't 'S x1² 1234567" + "a" * 99, "😀👩‍👩‍👧 ünï\u0301 漢字 \u2028\u0085\ufeff"]
     draw = random.Random(0)
     for _ in range(300):
         end = draw.choice([0x80, 0x300, 0xD800])
@@ -156,7 +135,7 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_folder_that_transformers_wrote_in_shards_and_16_bits_is_read(dtype, tmp_path):
+def test_shards_in_16_bits_that_transformers_wrote_are_read(dtype, tmp_path):
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=6, num_key_value_heads=3, head_dim=16, rms_norm_eps=1e-3,
@@ -175,39 +154,55 @@ def change_json(path: Path, **change) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-UNSUPPORTED = [
+REFUSED = [
     ({"model_type": "qwen2"}, "model_type='qwen2'"),
     ({"attention_bias": True}, "attention_bias"),
     ({"sliding_window": 64}, "sliding_window=64"),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.*yarn"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
-    ({"intermediate_size": 23}, "gate_proj.*23"),
-    ({"num_hidden_layers": 1}, "model.layers.1"),
+    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"num_key_value_heads": 3}, "n_kv_head=3"),
+    ({"intermediate_size": 23}, "mismatched.*down_proj.*23"),
+    ({"num_hidden_layers": 1}, "unexpected.*model.layers.1"),
+    ({"num_hidden_layers": 10**9}, "parameters by config.json"),  # all would be built first
 ]
 
 
-@pytest.mark.parametrize("change, words", UNSUPPORTED, ids=str)
-def test_what_is_not_supported_is_refused_by_name(change, words, folder):
+@pytest.mark.parametrize("change, words", REFUSED, ids=str)
+def test_what_is_not_supported_is_refused_by_name(change, words, folder, tmp_path, capsys):
     change_json(folder / "config.json", **change)
-    with pytest.raises(UserError, match=f"^{folder}.*{words}"):
-        load_folder(folder)
+    refused(capsys, sample.main, folder, words=f"{folder}.*{words}")
 
 
-def test_weights_that_do_not_belong_or_are_damaged_are_refused(folder):
+def test_rope_theta_is_read_as_transformers_4_and_5_spell_it(make, tmp_path):
+    path = exported(make(GPT(SHAPES["theta and eps"])), tmp_path / "hf") / "config.json"
+    change_json(path, rope_theta=None)
+    assert read_shape(path.parent).rope_theta == 500
+    change_json(path, rope_theta=500.0, rope_parameters=None)
+    assert read_shape(path.parent).rope_theta == 500
+
+
+def test_a_folder_may_name_any_number_of_positions(folder):
+    change_json(folder / "config.json", max_position_embeddings=10**9)
+    assert load_trained(folder).model.cos.nbytes < 10e6
+
+
+def test_weights_missing_unknown_or_damaged_are_refused(folder):
     path, bias = folder / "model.safetensors", "model.layers.0.self_attn.q_proj.bias"
     tensors = {name: w.clone() for name, w in load_file(path).items()}
-    save_file(tensors | {bias: torch.zeros(32)}, path)
-    with pytest.raises(UserError, match=bias):
+    save_file(tensors | {bias: torch.zeros(32)}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"unexpected.*{bias}"):
+        load_folder(folder)
+    removed = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors | {"pad": removed}, path, {"format": "pt"})
+    with pytest.raises(UserError, match="missing.*up_proj"):
         load_folder(folder)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         load_folder(folder)
 
 
-def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
-    folder, tmp_path, toy, capsys  # noqa: F811
-):  # fmt: skip
+def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
+    """With its own tokenizer, at every step."""
     change_json(folder / "tokenizer_config.json", eos_token="!", bos_token="?", pad_token=None)
     own, out, back = tmp_path / "own", tmp_path / "pruned", tmp_path / "back"
     prepare([toy.parent / "text.jsonl"], str(folder), own)
@@ -227,7 +222,7 @@ def test_a_folder_is_pruned_exported_and_sampled_with_its_own_tokenizer(
     assert ids["eos_token_id"] == theirs.eos_token_id == theirs.convert_tokens_to_ids("!")
 
 
-def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(make, tmp_path, toy, capsys):  # noqa: F811
+def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(make, tmp_path, toy, capsys):
     wide = replace(SHAPES["theta and eps"], vocab_size=V + 64, d_ff=64)  # TOY: 32
     folder, out = exported(make(large(GPT(wide))), tmp_path / "hf"), tmp_path / "out"
     knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]

@@ -1,8 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
-# ruff: noqa: F811 (an argument that names a fixture)
 
 import functools
-import math
 import random
 import resource
 import shutil
@@ -10,23 +8,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from test_run import ROOT, events, run, same_end, toy, undisturbed, wait_until  # noqa: F401
+from helpers import events, refused, run, same_end
 
-import train as train_module
-from model import KINDS
+import train
+from model import GPT, KINDS
 from run import UserError, report
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
-from tools import evaluate, export, sample
+from tools import sample
 
-# As train.py, but gets a signal, twice, when it comes to a place for the nth time: a file that is
-# opened or renamed, half of a write. With `work` it comes a little later, wherever it is by then;
-# not after its end, as Python waits for a thread.
+# As train.py, but gets a signal, or two, when it comes to a place for the nth time: a file that is
+# opened, linked or renamed, half of a write. With `work` it comes a little later, wherever it is by
+# then; not after its end, as Python waits for a thread.
 DYING = """
-import io, os, sys, threading
+import io, os, signal, sys, threading
 sys.path.insert(0, os.getcwd())
 place, (nth, work, number) = sys.argv[1], map(int, sys.argv[2:5])
 del sys.argv[1:5]
@@ -34,8 +33,9 @@ del sys.argv[1:5]
 def die():
     for _ in range(work):
         pass
-    for _ in range(2):
-        os.kill(os.getpid(), number)
+    if number != signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), number)
 
 def come_to(event, path):
     global nth
@@ -52,11 +52,11 @@ class InHalves(io.FileIO):
         return half + super().write(data[half:])
 
 def audit(event, arguments):
-    if event in ("open", "os.rename"):
+    if event in ("open", "os.link", "os.rename"):
         come_to(event, str(arguments[0]))
 
-import run.checkpoint, run.folder, train
-run.checkpoint.open = run.folder.open = lambda path, mode, **_: InHalves(path, mode)
+import run.files, run.folder, train
+run.files.open = run.folder.open = lambda path, mode, **_: InHalves(path, mode)
 sys.addaudithook(audit)
 sys.exit(train.main())
 """
@@ -65,7 +65,7 @@ sys.exit(train.main())
 PLACES = {
     "open meta.json": 1, "open lock": 1, "half config.json.tmp": 1, "os.rename config.json.tmp": 1,
     "os.rename log.jsonl.tmp": 1, "half log.jsonl": 45, "open checkpoint.pt.tmp": 6,
-    "half checkpoint.pt.tmp": 2700, "os.rename checkpoint.pt": 5, "os.rename checkpoint.pt.tmp": 6,
+    "half checkpoint.pt.tmp": 2700, "os.link checkpoint.pt": 5, "os.rename checkpoint.pt.tmp": 6,
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def die_at(place: str, nth: int, config: Path, out: Path, work=0, number=signal.
     script.write_text(DYING)
     command = [sys.executable, script, place, nth, work, int(number), config, f"--out_dir={out}"]
     command = [*map(str, command), "--resume"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def assert_same_as(undisturbed: Path, out: Path) -> None:
@@ -84,24 +84,22 @@ def assert_same_as(undisturbed: Path, out: Path) -> None:
     assert len(events(out, "done")) == 1
 
 
-def test_killed_in_its_start_a_line_a_save_and_a_prune_the_same_command_ends_in_the_same_bytes(
-    toy, undisturbed, tmp_path
-):
-    """And a second signal ends it at once; the first one alone would end it with a save.
+def test_killed_again_and_again_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
+    """In its start, a line of the log, a save, between prunes. SIGUSR1 alone would end it with a
+    save; SIGTERM after it ends it at once.
 
     `last`: what the log has as its last whole line, its event, step and kind of unit.
     """
     out, kept, kill = tmp_path / "run", {"lock", "config.json"}, signal.SIGKILL
     saved = kept | {"log.jsonl", "checkpoint.pt"}
-    saving = kept | {"log.jsonl", "checkpoint.prev.pt", "checkpoint.pt.tmp"}
     both = saved | {"checkpoint.prev.pt"}
     for place, nth, number, left, *last in (
         ("os.rename log.jsonl.tmp", 1, kill, kept | {"log.jsonl.tmp"}),
         ("half log.jsonl", 10, kill, saved, ("step", 7, None)),
         ("half log.jsonl", 3, signal.SIGTERM, saved, ("step", 6, None)),
         ("half checkpoint.pt.tmp", 200, kill, saved | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
-        # Between the two renames of a save
-        ("os.rename checkpoint.pt.tmp", 1, kill, saving, ("eval", 10, None)),
+        # The old checkpoint has two names, and the new one none yet
+        ("os.rename checkpoint.pt.tmp", 1, kill, both | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
         # Among the prunes of four kinds, from step 5; in a save after them; and again, from 15
         ("half log.jsonl", 21, kill, both, ("prune", 17, "d_model")),
         ("half checkpoint.pt.tmp", 200, kill, both | {"checkpoint.pt.tmp"}, ("eval", 20, None)),
@@ -116,7 +114,7 @@ def test_killed_in_its_start_a_line_a_save_and_a_prune_the_same_command_ends_in_
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
+def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
     chance, kills, rounds = random.Random(1), 0, 0
     while kills < 50:
         out, code = tmp_path / f"run{rounds}", -signal.SIGKILL
@@ -131,18 +129,31 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(toy, undis
         rounds += 1
 
 
-def test_a_damaged_checkpoint_is_named_the_one_before_it_used_and_the_damaged_one_never_kept(
-    toy, undisturbed, tmp_path
-):
-    out = tmp_path / "run"
+def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, capsys):
+    out, new = tmp_path / "run", f"--out_dir={tmp_path / 'new'}"
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     assert run(toy, out, "--stop_after=18") == 0
     path.write_bytes(path.read_bytes()[:-1000])
-    error = die_at("os.rename checkpoint.pt.tmp", 1, toy, out).stderr
-    assert f"{path}: not a checkpoint" in error and f"going on from {before}, step 15" in error
-    assert not path.exists() and load_checkpoint(before)["step"] == 15
+    for what in ("damaged", "no such checkpoint"):
+        words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}$"
+        refused(capsys, sample.main, out, words=words)
+        refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
+        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
+        path.unlink(missing_ok=True)
+    before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_does_not_count_as_damaged(
+    toy, undisturbed, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    for error, what in ((OSError, "cannot read"), (MemoryError, "out of memory")):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        assert run(toy, tmp_path / "run", "--resume") == 1
+        words = capsys.readouterr().err
+        assert words.count("\n") == 1 and what in words
 
 
 def test_a_flipped_bit_is_found(undisturbed, tmp_path):
@@ -160,32 +171,7 @@ def test_a_flipped_bit_is_found(undisturbed, tmp_path):
     assert refused > 40  # of the others, the bit was padding, or a date
 
 
-def test_who_reads_a_damaged_checkpoint_names_the_one_before_it_and_how_to_go_on(
-    toy, undisturbed, tmp_path, capsys
-):
-    out = tmp_path / "run"
-    shutil.copytree(undisturbed, out)
-    path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-    readers = [
-        (sample.main, out),
-        (export.main, out, f"--to={tmp_path / 'folder'}"),
-        (evaluate.main, out, f"--text={toy}"),
-        (train_module.main, toy, f"--out_dir={tmp_path / 'new'}", f"--init_from={path}"),
-    ]
-    for words in (("step 25", f"python train.py {out} --resume"), ("damaged",)):
-        for main, *arguments in readers:
-            capsys.readouterr()
-            assert main([str(argument) for argument in arguments]) == 2
-            error = capsys.readouterr().err
-            assert error.count("\n") == 1, error
-            assert all(word in error for word in (str(path), str(before), *words)), error
-        before.write_bytes(b"nothing")
-        readers.append((train_module.main, toy, f"--out_dir={out}", "--resume"))
-
-
-def test_on_a_full_disk_the_run_goes_on_saves_when_it_can_and_a_last_save_that_fails_is_exit_1(
+def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
     toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
     out, save = tmp_path / "run", report.save_checkpoint
@@ -213,42 +199,41 @@ def test_on_a_full_disk_the_run_goes_on_saves_when_it_can_and_a_last_save_that_f
     assert_same_as(undisturbed, out)
 
 
-def test_a_second_process_is_refused_while_the_first_lives(toy, undisturbed, tmp_path, capsys):
-    out, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
-    endless = "--max_steps=1000000000000"
-    command = [sys.executable, "train.py", str(toy), f"--out_dir={out}", endless]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_until(process, lambda: log.exists() and b'"event": "step"' in log.read_bytes())
-    written = log.read_bytes()
-    assert run(toy, out, endless, "--resume", "--stop_after=1") == 2
-    assert "another process" in capsys.readouterr().err
-    assert log.read_bytes().startswith(written)
-    process.kill()
-    process.wait()
-    assert run(toy, out, "--overwrite") == 0  # the lock died with its holder
-    assert same_end(out, undisturbed)
+def test_without_its_standard_output_a_run_goes_on(toy, undisturbed, tmp_path):
+    command = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path / 'full'}"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, b"")
+    command[-1] = f"--out_dir={tmp_path / 'head'}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert same_end(tmp_path / "full", undisturbed) and same_end(tmp_path / "head", undisturbed)
 
 
-def test_weights_that_are_not_finite_are_named_before_they_are_used(
-    toy, undisturbed, tmp_path, capsys
+def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(
+    toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    path, new = tmp_path / "checkpoint.pt", tmp_path / "run"
-    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
-    state["model"]["blocks.1.ffn.up.weight"][2, 3] = math.inf
-    torch.save(state, path)
-    capsys.readouterr()
-    assert [sample.main([str(tmp_path)]), run(toy, new, f"--init_from={path}")] == [2, 2]
-    errors = capsys.readouterr().err.splitlines()
-    why = "its weights are not finite (blocks.1.ffn.up.weight)"
-    assert len(errors) == 2 and all(str(tmp_path) in e and why in e for e in errors)
-    assert not new.exists()
+    """While the first still builds its model."""
+    out, codes = tmp_path / "run", []
+
+    def build(shape):
+        if not codes:
+            codes.append(None)
+            codes[0] = run(toy, out, "--overwrite", "--seed=2")
+        return GPT(shape)
+
+    monkeypatch.setattr(train, "GPT", build)
+    assert run(toy, out) == 0 and codes == [2]
+    assert "another process" in capsys.readouterr().err
+    assert same_end(out, undisturbed)
 
 
 def test_out_of_memory_names_the_micro_batch_to_try(toy, tmp_path, monkeypatch, capsys):
     def full(self, tokens, targets=None):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(train_module.GPT, "forward", full)
+    monkeypatch.setattr(GPT, "forward", full)
     assert run(toy, tmp_path / "run", "--micro_batch_size=8") == 1
     assert "--micro_batch_size=4" in capsys.readouterr().err
 
@@ -266,7 +251,7 @@ def test_memory_and_file_handles_stay_flat(steps, toy, tmp_path):
         "    pages = int(open('/proc/self/statm').read().split()[1])\n"
         "    print('cost', pages * os.sysconf('SC_PAGE_SIZE'), len(os.listdir('/proc/self/fd')))\n"
     )
-    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
     costs = [line.split()[1:] for line in output.splitlines() if line.startswith("cost")]
     (memory, handles), (more_memory, more_handles) = [map(int, cost) for cost in costs]
     assert (len(events(tmp_path, "save")), len(events(tmp_path, "eval"))) == (50, 100)
@@ -274,9 +259,7 @@ def test_memory_and_file_handles_stay_flat(steps, toy, tmp_path):
     assert more_handles == handles and more_memory < memory + 10_000_000
 
 
-def test_a_compiled_run_has_one_graph_for_all_blocks_and_widths_and_resumes_to_the_same_bytes(
-    toy, tmp_path, monkeypatch
-):
+def test_a_compiled_run_has_one_graph_and_resumes_to_the_same_bytes(toy, tmp_path, monkeypatch):
     graphs, knobs = [], ("--compile=on", "--n_kv_head_target=2")
 
     def backend(graph, inputs):

@@ -1,8 +1,6 @@
 """Two gloo ranks: they train like one, prune alike, and fail together."""
-# ruff: noqa: F811 (an argument that names a fixture)
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -10,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, events, run, same_end, toy, undisturbed  # noqa: F401
+from helpers import ROOT, events, refused, run, same_end
 
+import train
 from run.checkpoint import load_checkpoint
 
 # As train.py, with something done before and after. Without torchrun, which takes longer: it is one
@@ -63,8 +62,10 @@ def assert_close(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pair(toy, tmp_path_factory) -> Path:
+    """No thread of gloo is left at its end: it might abort the process."""
     out = tmp_path_factory.mktemp("pair") / "run"
-    two_ranks(toy, out, "--micro_batch_size=2")
+    threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
+    two_ranks(toy, out, "--micro_batch_size=2", after=f"assert 'gloo' not in str({threads})")
     return out
 
 
@@ -75,10 +76,11 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert_close(undisturbed, pair)
 
 
-def test_two_ranks_with_muon_train_like_one(toy, tmp_path):
-    assert run(toy, tmp_path / "one", "--optimizer=muon") == 0
-    two_ranks(toy, tmp_path / "two", "--optimizer=muon")
-    assert len(events(tmp_path / "two", "done")) == 1
+@pytest.mark.parametrize("knob", ["--optimizer=muon", "--criterion=activation"])
+def test_two_ranks_train_like_one_with_muon_and_with_activations(knob, toy, tmp_path):
+    knobs = [knob, "--stop_after=20", "--micro_batch_size=2"]
+    assert run(toy, tmp_path / "one", *knobs) == 0
+    two_ranks(toy, tmp_path / "two", *knobs, "--recompute")
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
@@ -92,36 +94,7 @@ def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_pat
     assert_close(undisturbed, out)
 
 
-def test_activations_are_averaged_over_ranks(toy, tmp_path):
-    knobs = ["--criterion=activation", "--stop_after=20", "--micro_batch_size=2"]
-    assert run(toy, tmp_path / "one", *knobs) == 0
-    two_ranks(toy, tmp_path / "two", *knobs, "--recompute")
-    assert_close(tmp_path / "one", tmp_path / "two")
-
-
-def test_20_prunes_leave_memory_flat_and_no_thread(toy, tmp_path):
-    """From the fifth prune to the last. A thread of gloo that is left at the end would abort it."""
-    watched = """
-prune, resident = train.Pruner.prune, []
-def watch(*arguments):
-    resident.append(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-    return prune(*arguments)
-train.Pruner.prune = watch
-"""
-    tell = """
-threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
-told = f"{len(resident)} prunes: {resident[-1] - resident[4]} {'gloo' in str(threads)};"
-os.write(2, told.encode())  # whole, whatever the other rank writes
-"""
-    knobs = ["--max_steps=70", "--d_ff=200", "--prune_every=1"]
-    knobs += ["--n_kv_head_target=0", "--d_model_target=0", "--n_layer_target=0"]
-    knobs += ["--micro_batch_size=1"]
-    error = two_ranks(toy, tmp_path / "run", *knobs, before=watched, after=tell)
-    growths = re.findall(r"20 prunes: (-?\d+) False;", error)
-    assert len(growths) == 2 and max(map(int, growths)) < 10_000_000
-
-
-def test_all_ranks_prune_what_the_first_one_chose_and_stop_where_they_differ(toy, pair, tmp_path):
+def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(toy, pair, tmp_path):
     two_ranks(toy, tmp_path / "run", "--micro_batch_size=2", before=UPSIDE_DOWN)
     assert same_end(tmp_path / "run", pair)
     each_its_own = UPSIDE_DOWN + "Ranks.from_first = lambda self, mask: mask"
@@ -153,3 +126,9 @@ train.Report.save = save
     assert "error: another rank no longer answers; --resume goes on" in error
     assert same_end(tmp_path / "run", pair)
     assert [e["resumed"] for e in events(tmp_path / "run", "start")] == [False, True]
+
+
+def test_a_number_of_ranks_alone_is_one_line(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = f"--out_dir={tmp_path}"
+    refused(capsys, train.main, toy, out, words="RANK expected, but not set; torchrun sets all")

@@ -20,7 +20,7 @@ def commands(text: str) -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     lines = [part.strip() for block in blocks for part in re.split(r"\n|&&", block)]
     tests = ("python -m pytest", "python -m tools.gpu_check")
-    return [line for line in lines if line.startswith("python") and line not in tests]
+    return [x for x in lines if x.startswith("python") and not x.startswith(tests)]
 
 
 def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
@@ -45,31 +45,13 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / path).exists() for path in (*made, "results/mine/table.md"))
 
 
-def test_ci_runs_what_a_newcomer_runs():
-    ci = (ROOT / ".ci" / "run").read_text()
-    for line in re.findall(r"```sh\n(.*?)```", README, re.S)[0].splitlines():
-        install, run = line.split(" && ")
-        assert install in ci and run in ci, line
-
-
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
-def test_every_line_of_code_that_a_page_quotes_stands_in_its_file_and_every_link_leads_somewhere(
-    page,
-):
+def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
     text = page.read_text()
-    for line, file in re.findall(r"\| `([^`]+)` \| `([\w/]+\.py)` \|$", text, re.M):
+    quotes = re.findall(r"\| `([^`]+)` \| `([\w/]+\.py)` \|$", text, re.M)
+    for file, diff in re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", text, re.S):
+        quotes += [(line, file) for line in re.findall(r"^ *-(.*)$", diff, re.M)]
+    for line, file in quotes:
         assert line in (ROOT / file).read_text(), (file, line)
     for path in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (page.parent / path).exists(), path
-
-
-def test_every_exercise_of_the_course_changes_a_line_that_is_there():
-    diffs = re.findall(
-        r"```diff\n *# ([\w/.]+)\n(.*?)```", (ROOT / "docs/course.md").read_text(), re.S
-    )
-    removed = [
-        (file, line[1:]) for file, diff in diffs for line in re.findall(r"^ *(-.*)$", diff, re.M)
-    ]
-    assert len(diffs) >= 5 and len(removed) >= 2
-    for file, line in removed:
-        assert line in (ROOT / file).read_text(), (file, line)

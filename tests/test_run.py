@@ -1,88 +1,27 @@
 """Whole runs of a toy: what a person gets from `python train.py CONFIG`."""
 
 import contextlib
-import json
 import math
 import os
-import re
 import shlex
+import shutil
 import signal
-import struct
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TOY, events, refused, run, same_end
 
 import train as train_module
 from data.loader import TokenDataset
-from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from model import GPT, KINDS
 from run.checkpoint import FORMAT, load_checkpoint, load_model
 from run.folder import Folder
 from run.optimizer import Muon
 from run.ranks import Ranks
-
-ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
-# layers go at steps 17 and 25.
-TOY = {
-    "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
-    "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
-    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2,
-    "round_to": 4, "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
-    "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
-    "device": "cpu", "dtype": "float32", "compile": "off", "optimizer": "adamw",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A config file with its data: sentences that a small model can learn."""
-    folder = tmp_path_factory.mktemp("toy")
-    texts = [f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines)
-    prepare([folder / "text.jsonl"], "shipped", folder / "data")
-    knobs = TOY | {"data_dir": str(folder / "data")}
-    config = folder / "toy.py"
-    config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
-    return config
-
-
-def run(config: Path, out: Path, *arguments: str) -> int:
-    return train_module.main([str(config), f"--out_dir={out}", *arguments])
-
-
-def events(out: Path, name: str) -> list[dict]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == name]
-
-
-def same_end(a: Path, b: Path) -> bool:
-    return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
-
-
-def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    """Until something has happened that the process does. No clock but the test's bounds this."""
-    ended = False
-    while not happened():
-        assert not ended, f"it has ended before, with exit code {process.returncode}"
-        ended = process.poll() is not None
-        time.sleep(0.001)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert run(toy, out) == 0
-    return out
 
 
 def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
@@ -220,7 +159,7 @@ def test_muon_is_torchs(dtype, within):
             p.data.copy_(q)  # differences do not add up
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_one_moment_that_is_cut_with_them(toy, tmp_path):
+def test_muon_has_the_matrices_of_the_blocks_and_one_moment_of_each(toy, tmp_path):
     assert run(toy, tmp_path / "run", "--optimizer=muon") == 0
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     for name, p in load_model(state).named_parameters():
@@ -251,23 +190,6 @@ def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
     end = capsys.readouterr().out.partition("\n\n")[2]
     assert f"python -m tools.sample '{out}'\n" in end and f"tools.plot '{out}'\n" in end
     assert "; bigram baseline " in end and "train.py" not in end and "resume" not in end
-
-
-def test_on_a_terminal_the_bar_shows_all_in_80_columns(toy, tmp_path):
-    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command, shown = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path}"], b""
-    with subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its):
-        os.close(its)
-        with contextlib.suppress(OSError):  # the other end is closed
-            while part := os.read(ours, 4096):
-                shown += part
-    os.close(ours)
-    lines = [line.strip() for line in re.split("[\r\n]+", shown.decode()) if "tok/s" in line]
-    whole = r"\d+/30 loss \S+ \S+ tok/s \S+ parameters \S+ left \|.+\|"
-    assert lines and all(re.fullmatch(whole, line) and len(line) < 80 for line in lines)
-    assert lines[-1].startswith("30/30 ")
 
 
 def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys, monkeypatch):
@@ -306,17 +228,23 @@ def test_an_occupied_out_dir_is_refused_unless_overwritten(toy, undisturbed, tmp
     assert run(toy, out) == 2
     error = capsys.readouterr().err
     assert str(out) in error and "--resume" in error and "--overwrite" in error
-    assert (out / "log.jsonl").read_text() == "mine" and len(list(out.iterdir())) == 1
+    assert (out / "log.jsonl").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == {"lock", "log.jsonl"}
     assert run(toy, out, "--overwrite", "--seed=2") == 0 and not same_end(out, undisturbed)
     assert run(toy, out, "--overwrite") == 0 and same_end(out, undisturbed)
 
 
-def test_resume_with_a_contradicting_config_is_refused(toy, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert run(toy, out, "--stop_after=6") == 0
-    assert run(toy, out, "--resume", "--d_ff_target=16", "--seed=3") == 2
-    error = capsys.readouterr().err
-    assert "d_ff_target=8 there, 16 here" in error and "seed=1 there, 3 here" in error
+def test_resume_with_another_config_or_other_data_is_refused(toy, tmp_path, capsys):
+    out, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(toy.parent / "data", data)
+    arguments = [toy, f"--out_dir={out}", f"--data_dir={data}"]
+    assert run(toy, out, arguments[2], "--stop_after=6") == 0
+    arguments += ["--resume"]
+    words = "seed=1 there, 3 here, d_ff_target=8 there, 16 here"
+    refused(capsys, train_module.main, *arguments, "--d_ff_target=16", "--seed=3", words=words)
+    (data / "meta.json").write_bytes((data / "meta.json").read_bytes() + b"\n")
+    words = f"{out}/checkpoint.pt: data_dir={data} holds other data"
+    refused(capsys, train_module.main, *arguments, words=words)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
 
 
@@ -333,7 +261,6 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
     assert run(toy, out) == 1
     error = capsys.readouterr().err
     assert "step 9" in error and "nan" in error and "learning rate" in error
-    assert str(out / "checkpoint.pt") in error
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 5
 
 

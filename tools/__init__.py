@@ -12,7 +12,7 @@ def command(main: Callable) -> Callable[..., int]:
     """A `main(argv)` whose errors for people become one line and exit code 2; Ctrl-C gives 130."""
 
     @wraps(main)
-    def run(argv: list[str] | None = None) -> int:
+    def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv) or 0
         except (UserError, DataError, OSError) as error:
@@ -21,4 +21,11 @@ def command(main: Callable) -> Callable[..., int]:
         except KeyboardInterrupt:
             return 130
 
-    return run
+    return wrapped
+
+
+def positive(text: str) -> int:
+    """An argument of a command that is 1 or more. argparse makes the ValueError one line."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)

@@ -7,7 +7,7 @@ from run import UserError
 from run.config import Config
 from run.cost import Plan, n_parameters
 from run.read_config import load_config, read_file
-from tools.plan import planned
+from tools.load import load_plan
 
 
 @dataclass
@@ -31,8 +31,7 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     if "arms" not in table and not colon:
         return {Path(path).stem: (path, [])}
     base, arms = table.get("base"), table.get("arms")
-    changes = arms.values() if isinstance(arms, dict) else [None]
-    if not (isinstance(base, str) and all(isinstance(change, dict) for change in changes)):
+    if not (isinstance(base, str) and isinstance(arms, dict)):
         raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
     if colon and name not in arms:
         raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")
@@ -54,7 +53,7 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
             knobs = [*changes, *overrides]
             try:
                 c = load_config(path, knobs)
-                arms[name] = Arm(name, path, knobs, *planned(c))
+                arms[name] = Arm(name, path, knobs, *load_plan(c))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -74,7 +73,7 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
         raise UserError(f"arm {arm.name}: {what}: not comparable")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
     tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
-    # Equal to one step, and half a one: --shorter rounds the steps between prunes, too
+    # A step and a half may differ: --shorter also rounds the steps between prunes
     if tokens != wanted and abs(ratio - 1) * steps >= 1.5:
         way = f"max_steps={round(steps * ratio)} would make the FLOPs equal"
         what = f"neither the tokens of {reference.name} nor its FLOPs"

@@ -10,29 +10,26 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import accumulate
 from statistics import median
 
 import torch
 
 from model import GPT, GPTConfig
-from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
 from run.optimizer import make_optimizers
-from run.ranks import Ranks
 from run.read_config import load_config
-from tools import command
-from tools.plan import GPT2_VOCABULARY, planned
+from tools import command, positive
+from tools.load import load_plan
+from tools.plan import GPT2_VOCABULARY
 
 
 class Step:
     """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
 
     def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
-        self.pruner: Pruner | None = None  # scores its units, as in the prune window
         torch.manual_seed(1)
         self.forward = self.model = GPT(shape).to(device)
         self.dtype = machine.choose_dtype(c, device)
@@ -50,8 +47,6 @@ class Step:
             with torch.autocast(kind, self.dtype, enabled=lower):
                 loss = self.forward(*self.batch)
             loss.backward()
-        if self.pruner:
-            self.pruner.score(self.model)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -105,29 +100,24 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
 
 def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
-    device, full, schedule = machine.choose_device(c), plan.shape(1), plan.schedule
+    device, full = machine.choose_device(c), plan.shape(1)
     with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
     expected = sum(memory_of(c, full, rows, dtype, device.type).values()) / 2**20
     peak = peak_memory(c, full, device) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
     machine.keep_memory()
-    wide, slim, scored = (Step(c, shape, device) for shape in (full, plan.final, full))
-    scored.pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, Ranks(device))
-    t_wide, t_slim, t_scored = race([wide, slim, scored], repeats)
+    wide, slim = Step(c, full, device), Step(c, plan.final, device)
+    t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
-    flops, t_step = flops_per_token(full) * tokens, t_wide * c.batch_size / rows
+    flops = flops_per_token(full) * tokens
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
     yield "its share of matrix products", f"{flops / t_wide / limit:.0%} of {limit:.3g} FLOP/s"
-    if schedule.widths:
+    if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
-        yield "scoring", f"{(t_scored - t_wide) / t_step:.1%} of a step"
-        kind, width = next(iter(schedule.prunes(plan.prune_steps[0]).items()))
-        prune = partial(scored.pruner.prune, scored.model, scored.optimizers, kind, width)
-        yield "a prune alone", f"{seconds_of(lambda: prune([scored.batch])) / t_step:.2f} steps"
     if with_compile:
-        compiled = Step(c, full, device, compile_for=schedule.widths)
+        compiled = Step(c, full, device, compile_for=plan.schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {flops / t / limit:.0%}"
@@ -137,9 +127,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
-    c, plan = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
+    c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
     for what, result in measure(c, plan, args.repeats):

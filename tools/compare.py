@@ -11,115 +11,109 @@ works in runs that are eight times shorter, and proves nothing.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
-
-from tqdm import tqdm
 
 from run import UserError
 from run.config import NOT_SAVED
 from run.folder import read_log
-from tools import command
+from tools import command, positive
 from tools.arms import Arm, load_arms
 from tools.results import RUN_COLUMNS, read_csv, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
 
-@dataclass
-class Runs:
-    """Where and how the runs of a comparison are made."""
-
-    folder: Path
-    threads: int
-    running: list[subprocess.Popen] = field(default_factory=list)
-    failed: dict[tuple[str, int], UserError] = field(default_factory=dict)  # by arm and seed
-
-    def out_dir(self, arm: Arm, seed: int) -> Path:
-        return self.folder / arm.name / str(seed)
-
-    def everything(self, arms: list[Arm], seeds: range, jobs: int) -> None:
-        """Every arm and seed, `jobs` side by side. What fails is in `failed`, and stops no other
-        run."""
-        runs = [(arm, seed) for seed in seeds for arm in arms]
-        total = sum(arm.plan.flops() for arm, _ in runs)
-        bar = tqdm(total=total, unit="FLOP", unit_scale=True)
-        with bar, ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(self.train, *run) for run in runs]
-            try:
-                while wait(futures, timeout=2).not_done:
-                    logs = [read_log(self.out_dir(*run)) for run in runs]
-                    bar.update(sum(log[-1]["flops"] for log in logs if log) - bar.n)
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in self.running:
-                    process.terminate()  # it saves; one that has ended takes no signal
-                raise
-        for future in futures:
-            future.result()  # raises what was not foreseen
-
-    def train(self, arm: Arm, seed: int) -> None:
-        """Run train.py, or go on with it, or leave what is done."""
-        out_dir = self.out_dir(arm, seed)
-        knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
-        command = [sys.executable, str(TRAIN), arm.path, *knobs]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        try:
-            check_same_arm(arm, out_dir)
-            if is_done(out_dir):
-                return
-            out_dir.mkdir(parents=True, exist_ok=True)
-            with open(out_dir / "output.txt", "a") as file:
-                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-                self.running.append(process)
-                code = process.wait()
-            if code:
-                words = (out_dir / "output.txt").read_text().strip().rpartition("\n")[2]
-                raise UserError(f"{arm.name}, seed {seed}: exit code {code}: {words}")
-        except (UserError, OSError) as error:
-            self.failed[arm.name, seed] = error
-
-
 def is_done(out_dir: Path) -> bool:
     return any(event["event"] == "done" for event in read_log(out_dir))
 
 
-def check_same_arm(arm: Arm, out_dir: Path) -> None:
-    """Raises UserError where a run is there that other knobs made: an arm edited since."""
-    path = out_dir / "config.json"
-    then = json.loads(path.read_text()) if path.exists() else {}
+def check_same_arm(arm: Arm, folder: Path) -> None:
+    """Raises UserError where an arm has runs that other knobs made: an arm edited since."""
     own = NOT_SAVED | {"seed", "device", "compile"}  # the machine's, or of one run
     if arm.config.dtype == "auto":
         own |= {"dtype"}
-    for key, value in vars(arm.config).items():
-        if key not in own and then.get(key, value) != value:
-            what = f"{key}={then[key]!r} there, {value!r} in {arm.name}"
-            raise UserError(f"{out_dir}: made by another config ({what}); remove it, or --runs")
+    for path in (folder / arm.name).glob("*/config.json"):
+        then = json.loads(path.read_text())
+        for key, value in vars(arm.config).items():
+            if key not in own and then.get(key, value) != value:
+                what = f"{key}={then[key]!r} there, {value!r} in {arm.name}"
+                way = "remove it, or give another --runs"
+                raise UserError(f"{path.parent}: made by another config ({what}); {way}")
 
 
-def collect(arms: list[Arm], runs: Runs) -> list[dict]:
+def start(arm: Arm, seed: int, out_dir: Path, threads: int) -> subprocess.Popen:
+    """Start train.py, or have it go on where it was stopped."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    output = out_dir / "output.txt"
+    output.unlink(missing_ok=True)  # a process that is left from before keeps its own
+    knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
+    # Unbuffered, its last line is its error
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    with open(output, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, str(TRAIN), arm.path, *knobs],
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches it once: train_all passes it on
+        )
+
+
+def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: int) -> bool:
+    """Run every arm and seed that is not done, `jobs` side by side. One that fails stops no other.
+    A signal to stop is passed on, and every run saves. Returns whether none has failed.
+    """
+    every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
+    todo = [(arm, seed, out_dir) for arm, seed, out_dir in every if not is_done(out_dir)]
+    print(f"runs to do: {len(todo)}; their output: {folder}/ARM/SEED/output.txt", flush=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores SIGHUP, and so it stays
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)  # like Ctrl-C
+    running: dict[subprocess.Popen, Path] = {}
+    good = True
+    try:
+        while todo or running:
+            while todo and len(running) < jobs:
+                arm, seed, out_dir = todo.pop(0)
+                running[start(arm, seed, out_dir, threads)] = out_dir
+            time.sleep(0.1)
+            for process in [p for p in running if p.poll() is not None]:
+                out_dir, code = running.pop(process), process.returncode
+                print(f"{out_dir} has ended; {len(todo) + len(running)} to go", flush=True)
+                if code:
+                    good = False
+                    words = (out_dir / "output.txt").read_text().strip().rpartition("\n")[2]
+                    print(f"error: {out_dir}: exit code {code}: {words}", file=sys.stderr)
+    finally:
+        for process in running:
+            process.terminate()  # it saves
+        for process in running:
+            process.wait()
+    return good
+
+
+def collect(arms: list[Arm], folder: Path) -> list[dict]:
     """The rows of runs.csv, of these arms and every seed that is done.
 
     Raises UserError where runs had different precisions.
     """
     rows, dtypes = [], {}
     for arm in arms:
-        folders = [p for p in (runs.folder / arm.name).glob("*") if p.name.isdigit()]
-        seeds = sorted(int(p.name) for p in folders if is_done(p))
-        seeds = [seed for seed in seeds if (arm.name, seed) not in runs.failed]
-        for seed in seeds:
-            out_dir, who = runs.out_dir(arm, seed), {"arm": arm.name, "seed": seed}
-            check_same_arm(arm, out_dir)
+        paths = [p for p in (folder / arm.name).glob("*") if p.name.isdigit() and is_done(p)]
+        for out_dir in sorted(paths, key=lambda path: int(path.name)):
             dtypes[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
             log = read_log(out_dir)
             done = next(e for e in log if e["event"] == "done")
+            row = {"arm": arm.name, "seed": int(out_dir.name)}
+            row |= {key: done[key] for key in RUN_COLUMNS[2:-1]}
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
-            rows.append(who | {k: done[k] for k in RUN_COLUMNS[2:-1]} | {"prune_cost": sum(rises)})
+            rows.append(row | {"prune_cost": sum(rises)})
     if len(dtypes) > 1:
-        which = "; ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
+        which = "; ".join(f"{dtype} in {path}" for dtype, path in dtypes.items())
         raise UserError(f"runs of different precision do not compare: {which}")
     return rows
 
@@ -140,26 +134,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: out/ and its name")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of a run")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
     args, knobs = parser.parse_known_args(argv)
+    arms = load_arms(args.configs, knobs, args.reference)
+    folder = args.runs or Path("out") / args.out.name
+    for arm in arms:
+        check_same_arm(arm, folder)
     try:
-        arms = load_arms(args.configs, knobs, args.reference)
-        runs = Runs(args.runs or Path("out") / args.out.name, args.threads)
-        runs.everything(arms, range(1, args.seeds + 1), args.jobs)
-        for error in runs.failed.values():
-            print(f"error: {error}", file=sys.stderr)
-        rows = collect(arms, runs)
-        if args.reference in {row["arm"] for row in rows}:  # what is done is written
-            check_complete(args.out, rows)
-            write(args.out, rows)
-            report(args.out, args.reference)
-        return 1 if runs.failed else 0
+        good = train_all(arms, range(1, args.seeds + 1), folder, args.jobs, args.threads)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        raise
+    rows = collect(arms, folder)
+    if args.reference in {row["arm"] for row in rows}:  # what is done is written
+        check_complete(args.out, rows)
+        write(args.out, rows)
+        report(args.out, args.reference)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
 The folder is a plain LlamaForCausalLM, which transformers and what builds on it load without our
-code. Needs: pip install -r requirements-hf.txt
+code. Needs: pip install -r requirements-extra.txt
 """
 
 import argparse
 import json
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from torch import Tensor
@@ -19,9 +19,9 @@ from run import UserError
 from run.config import Config
 from run.cost import make_plan, n_parameters
 from run.folder import read_log
-from run.llama import config_json, need_safetensors, weight_names
+from run.llama import one_line, write_llama
 from tools import command
-from tools.load import load_run
+from tools.load import load_trained
 
 CARD = """---
 library_name: transformers
@@ -54,24 +54,11 @@ def write_folder(
 ) -> None:  # fmt: skip
     """Write a folder as a whole or not at all. Raises UserError.
 
-    weights: under our names. ids: of the special tokens bos, eos and pad. n_tokens: ids past it
-    only pad the vocabulary. tokenizer: tokenizer.json. settings: what tokenizer_config.json says
-    beside the usual. card: README.md.
+    tokenizer: tokenizer.json. settings: what tokenizer_config.json says beside the usual. card:
+    README.md. The rest: see write_llama.
     """
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
-    if shape.d_model % shape.n_head:
-        possible = range(1, shape.d_model // shape.queries_per_kv + 1)
-        fits = [str(n) for n in possible if shape.d_model % (n * shape.queries_per_kv) == 0]
-        raise UserError(
-            f"{folder}: transformers 5 asks that the number of query heads, {shape.n_head}, divide "
-            f"d_model={shape.d_model}. n_kv_head={shape.n_kv_head} should be {' or '.join(fits)}"
-        )
-    safetensors = need_safetensors()
-    tensors = {b: weights[a].float().contiguous() for a, b in weight_names(shape).items()}
-    generation: dict = {f"{key}_token_id": i for key, i in ids.items()}
-    if n_tokens < shape.vocab_size:
-        generation["suppress_tokens"] = list(range(n_tokens, shape.vocab_size))
     usual = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -79,33 +66,28 @@ def write_folder(
     }
     about = usual | settings | {"model_max_length": shape.context_length}
     files = {
-        "config.json": as_json(config_json(shape, ids["bos"], ids["eos"])),
-        "generation_config.json": as_json(generation),
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": as_json(about),
         "README.md": card.encode(),
     }
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        safetensors.torch.save_file(tensors, aside / "model.safetensors", {"format": "pt"})
-        for name, content in files.items():
-            (aside / name).write_bytes(content)
-        aside.rename(folder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"{folder}: cannot be written: {words}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+            made = Path(aside) / folder.name
+            write_llama(made, shape, weights, ids, n_tokens)
+            for name, content in files.items():
+                (made / name).write_bytes(content)
+            made.rename(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
 
 
 def export(out_dir: Path, folder: Path) -> GPTConfig:
     """Write the folder. Returns its shape. Raises UserError or DataError, in one line."""
-    run = load_run(out_dir)
-    if "config" not in run.state:
+    trained = load_trained(out_dir)
+    if "config" not in trained.state:
         raise UserError(f"{out_dir}: is a Hugging Face folder already")
-    shape, step, c = run.model.config, run.state["step"], Config(**run.state["config"])
+    shape, step, c = trained.model.config, trained.state["step"], Config(**trained.state["config"])
     plan, loss = make_plan(c, shape.vocab_size), "none yet"
     for e in read_log(out_dir):
         if e["event"] == "eval" and e["step"] <= step:
@@ -114,20 +96,20 @@ def export(out_dir: Path, folder: Path) -> GPTConfig:
         name=folder.name, parameters=n_parameters(shape), enlarged=n_parameters(plan.enlarged),
         data=Path(c.data_dir).name, tokens=step * plan.tokens_per_step, step=step,
         max_steps=c.max_steps, flops=plan.flops(step), loss=loss, end=END_OF_TEXT,
-        n_tokens=run.vocab_size,
+        n_tokens=trained.vocab_size,
     )  # fmt: skip
-    ids = dict.fromkeys(("bos", "eos", "pad"), run.end_of_text)
-    ids |= getattr(run.tokenizer, "specials", {})  # a tokenizer from elsewhere may end otherwise
-    own = tokenizer_files(run.tokenizer_name)
+    ids = dict.fromkeys(("bos", "eos", "pad"), trained.end_of_text)
+    ids |= getattr(trained.tokenizer, "specials", {})  # others end otherwise
+    own = tokenizer_files(trained.tokenizer_name)
     if "tokenizer.json" in own:
         tokenizer = own["tokenizer.json"].read_bytes()
         about = own.get("tokenizer_config.json")
         settings = json.loads(about.read_bytes()) if about else {}
     else:
-        tokenizer = as_json(from_tiktoken(run.tokenizer))
+        tokenizer = as_json(from_tiktoken(trained.tokenizer))
         settings = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
-    weights = run.model.cpu().state_dict()
-    write_folder(folder, shape, weights, ids, run.vocab_size, tokenizer, settings, card)
+    weights = trained.model.cpu().state_dict()
+    write_folder(folder, shape, weights, ids, trained.vocab_size, tokenizer, settings, card)
     return shape
 
 

@@ -20,7 +20,8 @@ import torch
 from run.folder import read_log
 from run.read_config import load_config
 from tools import bench, command
-from tools.plan import GPT2_VOCABULARY, GPUS, planned
+from tools.load import load_plan
+from tools.plan import GPT2_VOCABULARY, GPUS
 
 ROOT = Path(__file__).parent.parent
 TRAIN, BENCH = ["train.py"], ["-m", "tools.bench", "--compile=on"]
@@ -122,7 +123,7 @@ def mfu(output: str) -> str:
 
 def memory(config: str, knobs: list[str]) -> None:
     """Print the peak memory of two steps of a config, and the plan's."""
-    c, plan = planned(load_config(config, knobs), missing=GPT2_VOCABULARY)
+    c, plan = load_plan(load_config(config, knobs), missing=GPT2_VOCABULARY)
     print("| {} | {} |".format(*next(bench.measure(c, plan, repeats=1))))
 
 

@@ -1,4 +1,4 @@
-"""A trained model and the tokenizer that it was trained with, for the tools that use them."""
+"""What a run left, and what a run would do, for the tools that look at them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,17 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
+from run import UserError
 from run.checkpoint import load_checkpoint, load_model
-from run.llama import load_folder
+from run.config import Config, padded_vocab, take_shape
+from run.cost import Plan, make_plan
+from run.llama import load_folder, read_shape
 
 
 @dataclass
-class Run:
+class Trained:
+    """A trained model, and the tokenizer that it was trained with."""
+
     model: GPT  # in eval mode
     tokenizer: Encoding
     tokenizer_name: str  # as load_tokenizer takes it
@@ -23,20 +28,40 @@ class Run:
     state: dict  # what the checkpoint or the folder holds
 
 
-def load_run(path: Path) -> Run:
+def load_trained(path: Path) -> Trained:
     """What a run left in its out_dir, or a Hugging Face folder (run/llama.py). The model is on the
     GPU if there is one.
 
     Raises UserError; DataError, where the data that it was trained on is gone or damaged.
     """
-    if (path / "config.json").exists() and not (path / "log.jsonl").exists():
+    left_by_a_run = (path / "checkpoint.pt").exists() or (path / "log.jsonl").exists()
+    if (path / "config.json").exists() and not left_by_a_run:
         state, name = load_folder(path), str(path)
         tokenizer = load_tokenizer(name)
         about = (tokenizer, name, tokenizer.n_vocab, tokenizer.eot_token)
     else:
         state = load_checkpoint(path / "checkpoint.pt")
-        prepare_shipped(state["config"]["data_dir"])
-        data = TokenDataset(state["config"]["data_dir"], "val", context_length=1)
+        data_dir = state["config"]["data_dir"]
+        prepare_shipped(data_dir)
+        data = TokenDataset(data_dir, "val", context_length=1)
+        digest = getattr(data, "digest", None)  # LEAD: `data.digest`, once the loader has it
+        if state.get("data", digest) != digest:
+            raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
         about = (load_tokenizer(data.tokenizer), data.tokenizer, data.vocab_size, data.end_of_text)
     model = load_model(state | {"path": path})
-    return Run(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *about, state)
+    return Trained(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *about, state)
+
+
+def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
+    """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
+    the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
+    prepare_shipped(c.data_dir)
+    path, shape = Path(c.init_from), None
+    if c.init_from:
+        shape = read_shape(path) if path.is_dir() else load_checkpoint(path)["model_config"]
+        missing = missing and shape.vocab_size
+    if not missing or (Path(c.data_dir) / "meta.json").exists():
+        missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
+    vocab_size = padded_vocab(c, missing)
+    c = take_shape(c, shape, vocab_size) if shape else c
+    return c, make_plan(c, vocab_size)

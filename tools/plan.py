@@ -6,20 +6,16 @@ the final shape costs from scratch. Where the data is not there yet, GPT-2's voc
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
-from data.loader import TokenDataset
-from data.prepare import prepare_shipped
 from model import GPTConfig
-from run import UserError, cost
-from run.checkpoint import load_checkpoint
-from run.config import Config, check_ranks, micro_batch, padded_vocab, take_shape
-from run.llama import read_shape
+from run.config import Config, check_ranks, micro_batch
+from run.cost import Plan, flops_per_token, memory_of, n_parameters
 from run.read_config import load_config
 from run.report import compact
-from tools import command
+from tools import command, positive
+from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory.
 GPUS = {
@@ -32,61 +28,44 @@ GPUS = {
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
-def planned(c: Config, missing: int = 0) -> tuple[Config, cost.Plan]:
-    """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
-    the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
-    prepare_shipped(c.data_dir)
-    path, shape = Path(c.init_from), None
-    if c.init_from:
-        shape = read_shape(path) if path.is_dir() else load_checkpoint(path)["model_config"]
-        missing = missing and shape.vocab_size
-    if not missing or (Path(c.data_dir) / "meta.json").exists():
-        missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    vocab_size = padded_vocab(c, missing)
-    c = take_shape(c, shape, vocab_size) if shape else c
-    return c, cost.make_plan(c, vocab_size)
-
-
-def memory(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
+def fit(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
     """Bytes of a rank, and whether they fit into `room`; if not, what to try."""
     dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
     share = c.batch_size // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
-    need = {n: sum(cost.memory_of(c, shape, n, dtype, "cuda").values()) for n in sizes}
+    need = {n: sum(memory_of(c, shape, n, dtype, "cuda").values()) for n in sizes}
     wanted = need[micro_batch(c, gpus)]
     fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
     last = "not one sequence fits" if c.recompute else "--recompute"
     return wanted, "yes" if wanted <= room else f"no; {[last, *fitting][-1]}"
 
 
-def describe(c: Config, p: cost.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
+def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
     """The answer in Markdown. Raises UserError where the batch does not divide."""
-    if gpus < 1 or mfu <= 0:
-        raise UserError(f"--gpus={gpus} --mfu={mfu}: must be more than 0")
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
 
     def row(name: str, steps: int, flops: float, shape: GPTConfig) -> str:
         hours = flops / (gpus * peak * mfu) / 3600
-        need, fits = memory(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
-        cells = [name, compact(cost.n_parameters(shape)), compact(steps * p.tokens_per_step)]
+        need, fits = fit(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
+        cells = [name, compact(n_parameters(shape)), compact(steps * plan.tokens_per_step)]
         cells += [f"{flops:.3g}", f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
 
     table = "| phase | parameters | tokens | FLOPs | hours | cost | GiB per rank | fits |\n"
     table += "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-    firsts, last = sorted({1, *(p.schedule.window or ())}), c.max_steps
+    firsts, last = sorted({1, *(plan.schedule.window or ())}), c.max_steps
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
-        flops = p.flops(after - 1) - p.flops(first - 1)
-        table += row(p.schedule.phase(first), after - first, flops, p.shape(first))
-    scratch = cost.flops_per_token(p.final) * last * p.tokens_per_step
-    table += row("the run", last, p.flops(), p.shape(1))
-    table += row("scratch, same tokens", last, scratch, p.final)
+        flops = plan.flops(after - 1) - plan.flops(first - 1)
+        table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
+    scratch = flops_per_token(plan.final) * last * plan.tokens_per_step
+    table += row("the run", last, plan.flops(), plan.shape(1))
+    table += row("scratch, same tokens", last, scratch, plan.final)
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "
-        f"vocabulary of {p.enlarged.vocab_size:,}\n\n{table}\n"
-        f"FLOPs: {p.flops() / scratch:.2f} times those of scratch on the same tokens. With "
-        f"max_steps={round(last * p.flops() / scratch)}, scratch has as many."
+        f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
+        f"FLOPs: {plan.flops() / scratch:.2f} times those of scratch on the same tokens. With "
+        f"max_steps={round(last * plan.flops() / scratch)}, scratch has as many."
     )
 
 
@@ -94,13 +73,15 @@ def describe(c: Config, p: cost.Plan, gpus: int, gpu: str, mfu: float, price: fl
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak, assumed")
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
     args, knobs = parser.parse_known_args(argv)
-    c, p = planned(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
-    print(describe(c, p, args.gpus, args.gpu, args.mfu, args.price))
+    if args.mfu <= 0:
+        parser.error("--mfu must be more than 0")
+    c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
+    print(describe(c, plan, args.gpus, args.gpu, args.mfu, args.price))
 
 
 if __name__ == "__main__":

@@ -41,15 +41,14 @@ def widths(events: dict[str, list[dict]], kind: str) -> tuple[list[int], list[in
 
 
 def open_figure(rows: int, columns: int, **settings):
-    """A figure and its axes over tokens, (rows, columns). The same content gives equal bytes.
-    Raises UserError without matplotlib."""
+    """A figure and its axes over tokens, (rows, columns). Raises UserError without matplotlib."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.ticker import EngFormatter
     except ModuleNotFoundError as error:
-        raise UserError(f"no figure: {error}; pip install matplotlib") from error
+        raise UserError(f"no figure: {error}; pip install -r requirements-extra.txt") from error
     plt.switch_backend("Agg")
-    plt.rcParams.update({"svg.hashsalt": "0", "font.size": 9})
+    plt.rcParams.update({"font.size": 9})
     settings = {"sharex": "col", "squeeze": False, "constrained_layout": True} | settings
     figure, axes = plt.subplots(rows, columns, **settings)
     for panel in axes.flat:
@@ -111,36 +110,34 @@ def draw_units(out_dir: Path):
     at first. Raises UserError.
     """
     log = by_name(out_dir)
-    prunes = log["prune"]
-    kinds = list(dict.fromkeys(e["group"] for e in prunes))
-    if not kinds:
-        raise UserError(f"{out_dir}: its log has no prune; nothing to draw")
     n_layer = widths(log, "n_layer")[1][0]
     layers = list(range(n_layer))
-    several = {e["group"] for e in prunes if len(e["scores"]) > 1}
-    for e in prunes:  # what does not have one group for each layer has one in all
-        e["layers"] = layers if e["group"] in several else [0]
+    curves: dict[str, dict[int, list]] = {}  # kind -> layer -> a point for each prune
+    for e in log["prune"]:
+        curve = curves.setdefault(e["group"], {})
+        each = layers if len(e["scores"]) == len(layers) else [0]  # or one group for all layers
+        for layer, quantiles in zip(each, e["scores"]):
+            curve.setdefault(layer, []).append([e["tokens"], *quantiles])
         if e["group"] == "n_layer":
             layers = [layer for i, layer in enumerate(layers) if i not in e["removed"][0]]
-    figure, rows = open_figure(len(kinds), 2, figsize=(11, 3.4 * len(kinds)))
+    if not curves:
+        raise UserError(f"{out_dir}: its log has no prune; nothing to draw")
+    figure, rows = open_figure(len(curves), 2, figsize=(11, 3.4 * len(curves)))
     from matplotlib import colormaps
 
-    for kind, (cost, score) in zip(kinds, rows):
-        events = [e for e in prunes if e["group"] == kind]
-        cost.stem(
-            tokens(events), [e["loss_after"] - e["loss_before"] for e in events], basefmt="k-"
-        )
+    for kind, (cost, score) in zip(curves, rows):
+        prunes = [e for e in log["prune"] if e["group"] == kind]
+        rises = [e["loss_after"] - e["loss_before"] for e in prunes]
+        cost.stem(tokens(prunes), rises, basefmt="k-")
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        for layer in events[0]["layers"]:
-            there = [e for e in events if layer in e["layers"]]
-            scores = [e["scores"][e["layers"].index(layer)] for e in there]
-            _, low, middle, high, _ = zip(*scores)
+        for layer, points in curves[kind].items():
+            x, _, low, middle, high, _ = zip(*points)
             color = colormaps["viridis"](layer / n_layer)
-            score.plot(tokens(there), middle, "o-", ms=3, color=color, label=f"layer {layer}")
-            score.fill_between(tokens(there), low, high, color=color, alpha=0.15, lw=0)
+            score.plot(x, middle, "o-", ms=3, color=color, label=f"layer {layer}")
+            score.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
         score.set_yscale("log")
         score.set_title(f"{kind}: scores at each prune, median and quartiles")
-        if kind in several:
+        if len(curves[kind]) > 1:
             score.legend(frameon=False, ncols=math.ceil(n_layer / 8))
     return figure
 
@@ -156,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     if to.suffix not in (".png", ".svg") or (args.units and len(args.out_dirs) > 1):
         parser.error("--to must end in .png or .svg, and --units takes one OUT_DIR")
     figure = draw_units(args.out_dirs[0]) if args.units else draw(args.out_dirs)
-    figure.savefig(to, dpi=130, metadata={"Date": None} if to.suffix == ".svg" else None)
+    figure.savefig(to, dpi=130)
     print(to)
 
 

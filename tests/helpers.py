@@ -1,0 +1,52 @@
+"""What several files of tests use; their fixtures are in conftest.py."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import train
+
+ROOT = Path(__file__).parent.parent
+# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
+# layers go at steps 17 and 25.
+TOY = {
+    "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
+    "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
+    "d_ff_target": 8, "n_kv_head_target": 1, "d_model_target": 8, "n_layer_target": 2,
+    "round_to": 4, "prune_start": 0.4, "prune_end": 0.8, "prune_every": 2,
+    "log_every": 1, "eval_every": 10, "save_every": 5, "eval_tokens": 500,
+    "device": "cpu", "dtype": "float32", "compile": "off", "optimizer": "adamw",
+}  # fmt: skip
+
+
+def run(config: Path, out: Path, *arguments: str) -> int:
+    return train.main([str(config), f"--out_dir={out}", *arguments])
+
+
+def events(out: Path, name: str) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+def same_end(a: Path, b: Path) -> bool:
+    return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
+
+
+def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    """Until something has happened that the process does. No clock but the test's bounds this."""
+    ended = False
+    while not happened():
+        assert not ended, f"it has ended before, with exit code {process.returncode}"
+        ended = process.poll() is not None
+        time.sleep(0.001)
+
+
+def refused(capsys, main, *arguments, words: str) -> None:
+    """It ends with code 2 and one line that matches the words."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(words, error), error
