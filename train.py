@@ -53,7 +53,7 @@ def evaluate(
     return nats / tokens
 
 
-def train(c: Config, stop: Stop) -> int:
+def train(c: Config) -> int:
     """Run a config, from the start or from its last checkpoint. Its files are in c.out_dir.
 
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
@@ -63,7 +63,7 @@ def train(c: Config, stop: Stop) -> int:
     dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))
     ranks = Ranks(device)
-    stop.listen()
+    stop = Stop()  # not before: a rank that waits for a dead one has no step to end
 
     # Data
     prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
@@ -186,10 +186,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     c = None
     try:
-        with Stop() as stop:
-            c = load_config(argv[0], argv[1:])
-            return train(c, stop)
-    except KeyboardInterrupt:  # Ctrl-C before `stop` listens to it
+        c = load_config(argv[0], argv[1:])
+        return train(c)
+    except KeyboardInterrupt:  # Ctrl-C before Stop()
         return 128 + signal.SIGINT
     except Exception as error:
         return print_error(error, c)  # raises it again if it is a bug

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -46,9 +47,8 @@ class Ranks:
 
     def means(self, *numbers: Tensor | float) -> list[float]:
         """The average of each number over the ranks, with one wait for the device."""
-        x = torch.zeros(len(numbers), device=self.device)
-        for i, number in enumerate(numbers):
-            x[i] = number
+        full = partial(torch.full, (), dtype=torch.float32, device=self.device)
+        x = torch.stack([n if isinstance(n, Tensor) else full(n) for n in numbers])
         return self.mean(x).tolist()
 
     def mean_gradients(self, model: nn.Module) -> None:

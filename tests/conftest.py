@@ -35,6 +35,7 @@ def children() -> set[int]:
 def no_process_left():
     others = children()
     yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
     while left := children() - others:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
