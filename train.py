@@ -23,7 +23,7 @@ from model import GPT
 from prune import Pruner
 from run import machine
 from run.checkpoint import load_model, load_optimizers
-from run.config import Config, micro_batch, padded_vocab
+from run.config import Config, micro_batch
 from run.cost import check_memory, make_plan
 from run.errors import print_error
 from run.folder import Folder
@@ -59,9 +59,8 @@ def train(c: Config) -> int:
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
-    device = machine.choose_device(c)
-    dtype = machine.choose_dtype(c, device)
-    c = replace(c, dtype=str(dtype).removeprefix("torch."))
+    device, dtype = machine.choose(c)
+    c = replace(c, dtype=str(dtype).removeprefix("torch."))  # it may have been "auto"
     ranks = Ranks(device)
     stop = Stop()  # not before: a rank that waits for a dead one has no step to end
 
@@ -69,33 +68,34 @@ def train(c: Config) -> int:
     prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
     data = TokenDataset(c.data_dir, "train", c.context_length)
     val = TokenDataset(c.data_dir, "val", c.context_length)
-    vocab_size = padded_vocab(c, data.vocab_size)
 
     # Plan: the whole run is known before step 1
     folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
-    c, saved = folder.find_start(c, vocab_size, data.digest)  # saved: what it goes on from, or None
-    start = saved["step"] if saved else 0  # how many steps are done
-    if start == 0:
-        check_memory(c, vocab_size, device.type, machine.installed_memory(device), ranks.size)
-    plan = make_plan(c, vocab_size)
+    c, saved = folder.find_start(c, data)  # saved: what the run goes on from; None: it is new
+    done = saved["step"] if saved else 0  # so many steps
+    plan = make_plan(c, data.vocab_size)
     schedule = plan.schedule
-    micro_batch_size = micro_batch(c, ranks.size)
+    if done == 0:
+        memory = machine.installed_memory(device)
+        check_memory(c, data.vocab_size, device.type, memory, ranks.size)
 
-    # Model, optimizer and scores: new, or as saved
+    # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)
-    model = load_model(saved) if saved else GPT(plan.shape(1))
+    model = load_model(saved) if saved else GPT(plan.enlarged)
     model.to(device)
     optimizers = make_optimizers(model, c, dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
     if saved:
         load_optimizers(optimizers, model, saved)
         pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
+    del saved  # as large as the model and its moments
     ranks.check(model)
     compiled = machine.choose_compile(c, device, plan.flops())
     # `forward` is for training steps. In eval mode the same blocks run uncompiled
     forward = machine.compile_blocks(model, schedule.widths) if compiled else model
     if c.recompute:
         machine.recompute_blocks(model)
+    micro_batch_size = micro_batch(c, ranks.size)
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -103,32 +103,33 @@ def train(c: Config) -> int:
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
 
-    report = Report(c, plan, val, folder, start)
-    report.print_plan(start, data, machine.describe(device, ranks.size, c.dtype, compiled))
-    del saved  # as large as the model and its moments
+    report = Report(c, plan, val, folder, done)
+    report.print_plan(done, data, machine.describe(device, ranks.size, c.dtype, compiled))
 
     # The loop. Steps count from 1
-    step = start  # the loop may have no step
+    step = done  # the loop may have no step
     last = c.stop_after or c.max_steps
     val_loss, stopping = None, False
-    for step in range(start + 1, last + 1):
+    for step in range(done + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         xs, ys = (tokens.to(device, non_blocking=True).split(micro_batch_size) for tokens in batch)
         micro_batches = list(zip(xs, ys))  # pairs of tokens and next tokens, (micro_batch_size, T)
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # with lr_restart alone: a fresh optimizer
+        if schedule.restarts(step):  # naive alone: its optimizer is fresh
             optimizers = make_optimizers(model, c, dtype)
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
-        for kind, width in schedule.prunes(step).items():  # {} on most steps
-            before = validate(plan.tokens_per_step)
+        if prunes := schedule.prunes(step):  # kind of unit -> new width; {} on most steps
+            loss_after = validate(plan.tokens_per_step)
+        for kind, width in prunes.items():
             record = pruner.prune(model, optimizers, kind, width, micro_batches)
-            report.prune(step, kind, before, validate(plan.tokens_per_step), record)
+            loss_before, loss_after = loss_after, validate(plan.tokens_per_step)
+            report.prune(step, kind, loss_before, loss_after, record)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
         loss = torch.zeros((), device=device)
@@ -140,7 +141,7 @@ def train(c: Config) -> int:
         ranks.mean_gradients(model)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
-        # Check: only finite gradients may reach the weights. A signal to one rank stops them all
+        # Check: only finite gradients may reach the weights. A signal to one rank stops all
         loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal)  # the step's one wait
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)

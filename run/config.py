@@ -148,13 +148,14 @@ def check_ranks(c: Config, ranks: int) -> None:
 
 
 def padded_vocab(c: Config, vocab_size: int) -> int:
+    """The model's vocabulary, for data with one of this size."""
     return math.ceil(vocab_size / c.round_vocab_to) * c.round_vocab_to
 
 
 def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
-    """The shape of the model before its first prune. vocab_size: that of the data, padded."""
+    """The shape of the model before its first prune. vocab_size: that of the data."""
     return GPTConfig(
-        vocab_size=vocab_size,
+        vocab_size=padded_vocab(c, vocab_size),
         context_length=c.context_length,
         head_dim=c.head_dim or c.d_model // c.n_head,
         queries_per_kv=c.n_head // c.n_kv_head,
@@ -164,9 +165,9 @@ def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
 
 
 def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
-    """The config with the model knobs of the model in `init_from`. vocab_size: that of the data,
-    padded. Raises UserError."""
-    if shape.vocab_size != vocab_size:
+    """The config with the model knobs of the model in `init_from`. vocab_size: that of the data.
+    Raises UserError."""
+    if shape.vocab_size != padded_vocab(c, vocab_size):
         raise UserError(
             f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, that of "
             f"data_dir={c.data_dir!r} has {vocab_size}; --round_vocab_to pads it"

@@ -123,6 +123,6 @@ class Plan:
 
 
 def make_plan(c: Config, vocab_size: int) -> Plan:
-    """vocab_size: that of the data, padded."""
+    """vocab_size: that of the data."""
     tokens_per_step = c.batch_size * c.context_length
     return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size))

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from data.loader import TokenDataset
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint
 from run.config import NOT_SAVED, SHAPE, Config, take_shape
@@ -39,10 +40,10 @@ class Folder:
             except OSError as error:
                 raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
 
-    def find_start(self, c: Config, vocab_size: int, data: str) -> tuple[Config, dict | None]:
+    def find_start(self, c: Config, data: TokenDataset) -> tuple[Config, dict | None]:
         """The config, with the shape of the weights found, and what the run goes on from: the
         checkpoint in out_dir, or the weights of `init_from` in the form of one of step 0; None if
-        the run is new. vocab_size: that of the data, padded. data: its digest.
+        the run is new.
 
         Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
         or one of another config or of other data. Waits for all ranks.
@@ -52,14 +53,14 @@ class Folder:
             saved = load_checkpoint(path)
             if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
                 c = replace(c, **{key: saved["config"][key] for key in SHAPE})
-            check_same_run(c, saved, data)
+            check_same_run(c, saved, data.digest)
         elif any((self.path / f).exists() for f in RUN_FILES) and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
         elif c.init_from:
             path = Path(c.init_from)
             given = load_folder(path) if path.is_dir() else load_checkpoint(path)
-            c = take_shape(c, given["model_config"], vocab_size)
+            c = take_shape(c, given["model_config"], data.vocab_size)
             shape = replace(given["model_config"], context_length=c.context_length)
             saved = {"step": 0, "model": given["model"], "model_config": shape}
             saved |= {"optimizer": {}, "scores": {}}
