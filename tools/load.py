@@ -43,7 +43,7 @@ def load_trained(path: Path) -> Trained:
         data_dir = state["config"]["data_dir"]
         prepare_shipped(data_dir)
         data = TokenDataset(data_dir, "val", context_length=1)
-        digest = getattr(data, "digest", None)  # LEAD: `data.digest`, once the loader has it
+        digest = getattr(data, "digest", None)
         if state.get("data", digest) != digest:
             raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
         about = (load_tokenizer(data.tokenizer), data.tokenizer, data.vocab_size, data.end_of_text)
