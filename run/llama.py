@@ -27,15 +27,16 @@ BLOCK_NAMES = {
     "ffn.down": "mlp.down_proj",
 }
 
-# Keys of config.json that would change the computation, and the values that do not. A key that is
-# not there has the first of them.
+# Keys of config.json that would change the computation, and the value that does not: null and a
+# key that is not there mean the same.
 SUPPORTED = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "sliding_window": (None,),
-    "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "partial_rotary_factor": 1,
+    "quantization_config": None,
 }
 MAX_CONTEXT = 2**17  # a folder may name any number of positions, and each takes memory
 
@@ -108,7 +109,7 @@ def load_folder(folder: Path) -> dict:
     """
     shape, size = read_shape(folder), sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     if n_parameters(shape) > size:  # or a false number of layers would be built first
-        what = f"{n_parameters(shape):,} parameters by config.json, weights of {size:,} bytes"
+        what = f"{n_parameters(shape):,} parameters by config.json, {size:,} bytes of safetensors"
         raise UserError(f"{folder}: {what}")
     config, llama = llama_config(shape), need_transformers().LlamaForCausalLM
     try:
@@ -137,21 +138,18 @@ def read_shape(folder: Path) -> GPTConfig:
         raise UserError(f"{folder}: has no config.json, so it is no Hugging Face folder")
     try:
         return shape_of(json.loads(path.read_bytes()))
-    except KeyError as error:
-        raise UserError(f"{path}: has no {error}") from error
-    except (ArithmeticError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a foreign file leads to
+        what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path}: {what}") from error
 
 
 def shape_of(config: dict) -> GPTConfig:
-    """Raises ValueError and others; read_shape knows them."""
+    """The shape of a config.json. Raises ValueError, or what else a foreign one leads to."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5, 4
     config = config | rope  # theta and partial_rotary_factor: here in 5, outside in 4
-    if config["model_type"] != "llama":
-        raise ValueError(f"model_type={config['model_type']!r} is not supported, only 'llama' is")
-    for key, values in SUPPORTED.items():
-        if config.get(key, values[0]) not in values:
-            raise ValueError(f"{key}={config[key]!r} is not supported, only {values[0]!r} is")
+    for key, value in SUPPORTED.items():
+        if config.get(key) not in (None, value):
+            raise ValueError(f"{key}={config[key]!r} is not supported, only {value!r} is")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
     n_head = config["num_attention_heads"]
@@ -171,7 +169,7 @@ def shape_of(config: dict) -> GPTConfig:
     )
     wrong = [key for key, size in vars(shape).items() if key != "tie_embeddings" and not size > 0]
     if wrong or n_head % n_kv_head or shape.head_dim % 2:
-        raise ValueError(f"no sizes of a model that can be: {shape}")
+        raise ValueError(f"its sizes fit no model: {n_head} heads, {shape}")
     return shape
 
 

@@ -24,7 +24,7 @@ def commands(text: str) -> list[str]:
 
 
 def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("safetensors"), pytest.importorskip("matplotlib")
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
     for folder in ("configs", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "book.txt").write_text("Fellow citizens of the Senate. " * 22_000)

@@ -17,7 +17,7 @@ from data.tokenizer_json import from_tiktoken
 from model import GPTConfig
 from run import UserError
 from run.config import Config
-from run.cost import make_plan, n_parameters
+from run.cost import n_parameters
 from run.folder import read_log
 from run.llama import one_line, write_llama
 from tools import command
@@ -30,12 +30,12 @@ pipeline_tag: text-generation
 
 # {name}
 
-A language model in the shape of Llama: {parameters:,} parameters, {enlarged:,} at first.
+A language model in the shape of Llama: {parameters:,} parameters.
 
 | | |
 | --- | --- |
-| data | {data}: {tokens:,} training tokens |
-| training | {step} of {max_steps} steps, {flops:.3g} FLOPs |
+| data | {data} |
+| training | {step} of {max_steps} steps, {tokens:,} tokens |
 | validation | {loss} |
 
 A special token that stands in a text, such as `{end}`, becomes its id; training had it as text.
@@ -59,17 +59,15 @@ def write_folder(
     """
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
-    usual = {
+    about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 has another, too
+        **settings,
+        "model_max_length": shape.context_length,
     }
-    about = usual | settings | {"model_max_length": shape.context_length}
-    files = {
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": as_json(about),
-        "README.md": card.encode(),
-    }
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": as_json(about)}
+    files["README.md"] = card.encode()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
@@ -78,7 +76,7 @@ def write_folder(
             for name, content in files.items():
                 (made / name).write_bytes(content)
             made.rename(folder)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of the system, transformers or safetensors
         raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
 
 
@@ -88,15 +86,14 @@ def export(out_dir: Path, folder: Path) -> GPTConfig:
     if "config" not in trained.state:
         raise UserError(f"{out_dir}: is a Hugging Face folder already")
     shape, step, c = trained.model.config, trained.state["step"], Config(**trained.state["config"])
-    plan, loss = make_plan(c, shape.vocab_size), "none yet"
+    loss = "none yet"
     for e in read_log(out_dir):
         if e["event"] == "eval" and e["step"] <= step:
             loss = f"{e['val_loss']:.4f} nats per token, {e['val_bpb']:.4f} bits per byte"
     card = CARD.format(
-        name=folder.name, parameters=n_parameters(shape), enlarged=n_parameters(plan.enlarged),
-        data=Path(c.data_dir).name, tokens=step * plan.tokens_per_step, step=step,
-        max_steps=c.max_steps, flops=plan.flops(step), loss=loss, end=END_OF_TEXT,
-        n_tokens=trained.vocab_size,
+        name=folder.name, parameters=n_parameters(shape), data=Path(c.data_dir).name, step=step,
+        max_steps=c.max_steps, tokens=step * c.batch_size * c.context_length, loss=loss,
+        end=END_OF_TEXT, n_tokens=trained.vocab_size,
     )  # fmt: skip
     ids = dict.fromkeys(("bos", "eos", "pad"), trained.end_of_text)
     ids |= getattr(trained.tokenizer, "specials", {})  # others end otherwise

@@ -11,7 +11,7 @@ from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
 from run.checkpoint import load_checkpoint, load_model
-from run.config import Config, padded_vocab, take_shape
+from run.config import Config, take_shape
 from run.cost import Plan, make_plan
 from run.llama import load_folder, read_shape
 
@@ -44,11 +44,10 @@ def load_trained(path: Path) -> Trained:
         data_dir = state["config"]["data_dir"]
         prepare_shipped(data_dir)
         data = TokenDataset(data_dir, "val", context_length=1)
-        digest = getattr(data, "digest", None)  # LEAD: `data.digest`, once the loader has it
-        if state.get("data", digest) != digest:
+        if state["data"] != data.digest:
             raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
         about = (load_tokenizer(data.tokenizer), data.tokenizer, data.vocab_size, data.end_of_text)
-    model = load_model(state | {"path": path})
+    model = load_model(state)
     return Trained(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *about, state)
 
 
@@ -62,6 +61,5 @@ def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
         missing = missing and shape.vocab_size
     if not missing or (Path(c.data_dir) / "meta.json").exists():
         missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    vocab_size = padded_vocab(c, missing)
-    c = take_shape(c, shape, vocab_size) if shape else c
-    return c, make_plan(c, vocab_size)
+    c = take_shape(c, shape, missing) if shape else c
+    return c, make_plan(c, missing)

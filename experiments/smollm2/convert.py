@@ -97,6 +97,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict]:
         rope_theta=about["llama.rope.freq_base"],
         norm_eps=float(f"{about['llama.attention.layer_norm_rms_epsilon']:.6g}"),  # a float32 there
     )
+    weights.setdefault("unembed.weight", weights["embed.weight"])
     return shape, weights, about
 
 
