@@ -16,4 +16,4 @@ warmup_steps = 50
 
 prune_start = 0.1  # earlier than the paper's half: recovery needs steps and a high rate
 prune_end = 0.35
-prune_every = 20  # the first prune is 20 steps after prune_start
+prune_every = 20
