@@ -91,14 +91,14 @@ def prepare(
 
 
 def prepare_shipped(data_dir: str) -> None:
-    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet,
-    or of an older version. This takes a few seconds."""
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet.
+    This takes a few seconds."""
     out = Path(data_dir)
-    if data_dir == SHIPPED_FOLDER and not (out / "token_bytes.bin").exists():
+    if data_dir == SHIPPED_FOLDER and not out.exists():
         try:
-            prepare([SHIPPED_CORPUS], "shipped", out, overwrite=out.exists())
+            prepare([SHIPPED_CORPUS], "shipped", out)
         except DataError:
-            if not (out / "token_bytes.bin").exists():  # else another process was faster: fine
+            if not out.exists():  # else another process was faster: fine
                 raise
 
 
