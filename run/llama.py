@@ -140,8 +140,8 @@ def read_shape(folder: Path) -> GPTConfig:
             n_kv_head=n_kv_head,
             d_ff=config["intermediate_size"],
             tie_embeddings=config.get("tie_word_embeddings", False),
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         )
     except Exception as error:  # whatever a foreign file leads to
         what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)

@@ -40,7 +40,7 @@ BASE = GPTConfig(
 )  # fmt: skip
 SHAPES = {
     "padded vocabulary": replace(BASE, vocab_size=V + 64, rope_theta=500.0, norm_eps=0.1),
-    "not tied, narrow": replace(BASE, d_model=16, n_kv_head=1, d_ff=40, tie_embeddings=False),
+    "not tied, narrow": replace(BASE, d_model=16, d_ff=40, tie_embeddings=False),
 }
 
 
@@ -68,24 +68,18 @@ def folder(make, tmp_path) -> Path:
     return exported(make(large(GPT(BASE))), tmp_path / "hf")
 
 
-def same_logits(out: Path, folder: Path) -> transformers.LlamaForCausalLM:
-    """Transformers' model and our own reading of the folder give the logits of the run's model."""
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert type(theirs) is transformers.LlamaForCausalLM
-    model = load_model(load_checkpoint(out / "checkpoint.pt"))
-    again = load_trained(folder).model.cpu()
-    x = torch.randint(0, V, (2, model.config.context_length))
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
-    return theirs
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_an_export_has_the_same_logits_and_never_says_padding(shape, make, tmp_path):
-    out = make(large(GPT(shape)))
-    theirs = same_logits(out, exported(out, tmp_path / "hf"))
-    with torch.no_grad():  # all logits are equal: any token may come, but for those that only pad
+    model = large(GPT(shape))
+    folder = exported(make(model), tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(theirs) is transformers.LlamaForCausalLM
+    x = torch.randint(0, V, (2, shape.context_length))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
+        again = load_trained(folder).model.cpu()
+        torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
+        # All logits are equal: any token may come, but for those that only pad
         theirs.get_output_embeddings().weight.zero_()
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
