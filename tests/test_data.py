@@ -194,21 +194,12 @@ def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and os.listdir() == before
 
 
-def test_overwrite_replaces_prepared_data_and_nothing_else(tmp_path):
-    first = write_jsonl(tmp_path / "a.jsonl", ["one"] * 20)
-    second = write_jsonl(tmp_path / "b.jsonl", ["two"] * 30)
-    meta = prepare([first], "shipped", out := tmp_path / "out")
-    for words, fraction, overwrite in (("--overwrite", 0.05, False), ("empty", 0.001, True)):
-        with pytest.raises(DataError, match=words):
-            prepare([second], "shipped", out, fraction, overwrite)
-        assert json.loads((out / "meta.json").read_text()) == meta
-    meta = prepare([second], "shipped", out, overwrite=True)
-    assert json.loads((out / "meta.json").read_text()) == meta and meta["train"]["documents"] == 28
-    (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="leaves it alone"):
-        prepare([first], "shipped", out, overwrite=True)
-    assert (out / "thesis.tex").read_text() == "years of work"
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "b.jsonl", "out"]
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="exists; remove it"):
+        prepare([source], "shipped", tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "thesis.tex"]
 
 
 STOPS = [("p._encode", signal.SIGKILL), ("os.rename", signal.SIGKILL), ("p._encode", signal.SIGINT)]
