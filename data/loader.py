@@ -58,7 +58,7 @@ class TokenDataset:
                 files |= {shard["file"]: shard["sha256"] for shard in shards}
         except (ValueError, LookupError, TypeError) as error:
             what = f"meta.json is of an older version or damaged ({error!r})"
-            again = "make it again with: python -m data.prepare ... --overwrite"
+            again = "remove the folder and make it again with: python -m data.prepare"
             raise DataError(f"{self.data_dir}: {what}; {again}") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")

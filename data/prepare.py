@@ -47,7 +47,6 @@ def prepare(
     tokenizer: str,
     out: Path,
     val_fraction: float = VAL_FRACTION,
-    overwrite: bool = False,
     shard_tokens: int = SHARD_TOKENS,
 ) -> dict:
     """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
@@ -56,7 +55,7 @@ def prepare(
     A .jsonl document goes to one of the splits as a whole. A .txt file is cut at line ends into
     parts of about 32 KiB, and each part goes to one of the splits. Same inputs give same bytes.
 
-    Raises DataError. Then `out` is as it was before.
+    Raises DataError, also where `out` exists.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
@@ -65,8 +64,8 @@ def prepare(
         if not path.is_file():
             raise DataError(f"{path}: no such file")
     encoding = load_tokenizer(tokenizer)
-    out = Path(os.path.realpath(out))  # a symbolic link to another disk is followed, not replaced
-    _refuse_existing(out, overwrite)
+    if out.exists():
+        raise DataError(f"{out}: exists; remove it, or give another --out")
     temporary = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
@@ -78,11 +77,7 @@ def prepare(
             (temporary / name).write_bytes(content)
         meta["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in files}
         (temporary / "meta.json").write_bytes(json.dumps(meta, indent=1).encode() + b"\n")
-        old = out.with_name(f"{temporary.name}-old")
-        if overwrite and out.exists():
-            os.rename(out, old)
         os.rename(temporary, out)  # fails if another process has made `out` by now
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:  # of writing: errors of reading are a DataError already
         raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -91,26 +86,15 @@ def prepare(
 
 
 def prepare_shipped(data_dir: str) -> None:
-    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet,
-    or of an older version. This takes a few seconds."""
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet.
+    This takes a few seconds."""
     out = Path(data_dir)
-    if data_dir == SHIPPED_FOLDER and not (out / "token_bytes.bin").exists():
+    if data_dir == SHIPPED_FOLDER and not out.exists():
         try:
-            prepare([SHIPPED_CORPUS], "shipped", out, overwrite=out.exists())
+            prepare([SHIPPED_CORPUS], "shipped", out)
         except DataError:
-            if not (out / "token_bytes.bin").exists():  # else another process was faster: fine
+            if not out.exists():  # else another process was faster: fine
                 raise
-
-
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    """--overwrite removes a folder. It must hold nothing but what data.prepare writes."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
-    known = {*out.glob("*.bin"), *out.glob("meta.json"), *out.glob("tokenizer*")}
-    if not (out / "meta.json").is_file() or set(out.iterdir()) - known:
-        raise DataError(f"{out}: is not (only) prepared data, so --overwrite leaves it alone")
 
 
 class Split:
@@ -206,10 +190,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", required=True, help=known)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier --out")
     args = parser.parse_args(argv)
     try:
-        meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, args.overwrite)
+        meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

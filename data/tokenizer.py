@@ -35,7 +35,7 @@ PATTERN = (
 # surrogates U+DC80 to U+DCFF (PEP 383) and get blocks of their own.
 _BLOCK = re.compile(
     r"(?P<stray>[\udc80-\udcff]{1,1024})"
-    r"|[^\udc80-\udcff]{1,1024}(?= \S|[\udc80-\udcff]|\Z)"
+    r"|[^\udc80-\udcff]{1,1024}(?= \S)"
     r"|[^\udc80-\udcff]{1,1024}"
 )
 
@@ -43,7 +43,7 @@ _BLOCK = re.compile(
 CHARACTER = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
 _OTHERS = [byte for byte in range(256) if byte not in CHARACTER]
 CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
-BYTE = {character: byte for byte, character in CHARACTER.items()}
+BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 
 class FolderTokenizer:
@@ -54,9 +54,8 @@ class FolderTokenizer:
     split_special_tokens=True: nothing in a text is special, as everywhere here. Bytes that are not
     UTF-8 become U+FFFD. Needs the package tokenizers.
 
-    Attributes: `n_vocab`, `eot_token` (the id of `<|endoftext|>`, or else of the `eos_token` in
-    tokenizer_config.json), `specials` (the ids of bos, eos and pad, where tokenizer_config.json
-    names them). Raises DataError.
+    Attributes: `n_vocab`, and `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in
+    tokenizer_config.json. Raises DataError.
     """
 
     def __init__(self, folder: Path):
@@ -76,13 +75,9 @@ class FolderTokenizer:
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab()
         self._tokenizer, self.n_vocab = tokenizer, max(vocab.values()) + 1
-        self.specials = {}
-        for key in ("bos", "eos", "pad"):
-            token = named.get(f"{key}_token")  # a string or, from transformers 4, an object
-            token = token["content"] if isinstance(token, dict) else token
-            if token in vocab:
-                self.specials[key] = vocab[token]
-        self.eot_token = vocab.get(END_OF_TEXT, self.specials.get("eos"))
+        eos = named.get("eos_token")  # a string or, from transformers 4, an object
+        eos = eos["content"] if isinstance(eos, dict) else eos
+        self.eot_token = vocab.get(END_OF_TEXT, vocab.get(eos))
         if self.eot_token is None:
             what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
             raise DataError(f"{where}: nothing ends a text: {what}")
@@ -94,12 +89,10 @@ class FolderTokenizer:
     def decode_single_token_bytes(self, token: int) -> bytes:
         """What a token stands for, which may be a part of a character."""
         spelled = self._tokenizer.id_to_token(token) or ""
-        if not self._byte_level:  # SentencePiece: \u2581 is a space, <0xE9> a byte
-            byte = re.fullmatch("<0x([0-9A-F]{2})>", spelled)
-            return bytes.fromhex(byte[1]) if byte else spelled.replace("\u2581", " ").encode()
-        if all(character in BYTE for character in spelled):
-            return bytes(BYTE[character] for character in spelled)
-        return spelled.encode()  # a special token, spelled as it is
+        if self._byte_level:  # of other characters: a special token
+            return b"".join(BYTE.get(character, character.encode()) for character in spelled)
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", spelled)  # SentencePiece; \u2581 is a space there
+        return bytes.fromhex(byte[1]) if byte else spelled.replace("\u2581", " ").encode()
 
 
 Encoding = tiktoken.Encoding | FolderTokenizer

@@ -34,8 +34,6 @@ SUPPORTED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "sliding_window": None,
-    "partial_rotary_factor": 1,
     "quantization_config": None,
 }
 MAX_CONTEXT = 2**17  # a folder may name any number of positions, and each takes memory
@@ -82,23 +80,11 @@ def llama_config(shape: GPTConfig):
     return config
 
 
-def write_llama(
-    folder: Path, shape: GPTConfig, weights: dict[str, Tensor], ids: dict[str, int], n_tokens: int
-) -> None:
-    """Write a model's weights and settings, not its tokenizer.
-
-    weights: float32, under our names. ids: of the special tokens bos, eos and pad. n_tokens: ids
-    past it only pad the vocabulary.
-    """
-    transformers = need_transformers()
-    config = llama_config(shape)
-    config.bos_token_id, config.eos_token_id = ids["bos"], ids["eos"]
-    theirs = {name: weights[ours] for ours, name in weight_names(shape).items()}
-    llama = transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=theirs)
-    padding = list(range(n_tokens, shape.vocab_size)) or None
-    about = {f"{key}_token_id": token for key, token in ids.items()}
-    llama.generation_config = transformers.GenerationConfig(**about, suppress_tokens=padding)
-    llama.save_pretrained(folder)
+def to_llama(shape: GPTConfig, weights: dict[str, Tensor]):
+    """The same model as a LlamaForCausalLM. weights: float32, under our names."""
+    llama = need_transformers().LlamaForCausalLM(llama_config(shape))
+    llama.load_state_dict({theirs: weights[ours] for ours, theirs in weight_names(shape).items()})
+    return llama
 
 
 def load_folder(folder: Path) -> dict:
@@ -111,11 +97,11 @@ def load_folder(folder: Path) -> dict:
     if n_parameters(shape) > size:  # or a false number of layers would be built first
         what = f"{n_parameters(shape):,} parameters by config.json, {size:,} bytes of safetensors"
         raise UserError(f"{folder}: {what}")
-    config, llama = llama_config(shape), need_transformers().LlamaForCausalLM
+    llama = need_transformers().LlamaForCausalLM
     try:
         model, found = llama.from_pretrained(
-            folder, config=config, dtype="auto", local_files_only=True, use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True,
+            folder, config=llama_config(shape), dtype="auto", local_files_only=True,
+            use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
         raise UserError(f"{folder}: cannot be read, or is damaged: {one_line(error)}") from error
@@ -134,43 +120,32 @@ def read_shape(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     if (folder / "checkpoint.pt").is_file():
         raise UserError(f"{folder}: is a run's folder; give {folder / 'checkpoint.pt'}")
-    if not path.is_file():
-        raise UserError(f"{folder}: has no config.json, so it is no Hugging Face folder")
     try:
-        return shape_of(json.loads(path.read_bytes()))
+        config = json.loads(path.read_bytes())
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # in 5, in 4
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
+        for key, value in SUPPORTED.items():
+            if config.get(key) not in (None, value):
+                raise ValueError(f"{key}={config[key]!r} is not supported, only {value!r} is")
+        n_head = config["num_attention_heads"]
+        n_kv_head = config.get("num_key_value_heads") or n_head
+        return GPTConfig(
+            vocab_size=config["vocab_size"],
+            context_length=min(config.get("max_position_embeddings", 2048), MAX_CONTEXT),
+            n_layer=config["num_hidden_layers"],
+            d_model=config["hidden_size"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // n_head,
+            queries_per_kv=n_head // n_kv_head,
+            n_kv_head=n_kv_head,
+            d_ff=config["intermediate_size"],
+            tie_embeddings=config.get("tie_word_embeddings", False),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        )
     except Exception as error:  # whatever a foreign file leads to
         what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path}: {what}") from error
-
-
-def shape_of(config: dict) -> GPTConfig:
-    """The shape of a config.json. Raises ValueError, or what else a foreign one leads to."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5, 4
-    config = config | rope  # theta and partial_rotary_factor: here in 5, outside in 4
-    for key, value in SUPPORTED.items():
-        if config.get(key) not in (None, value):
-            raise ValueError(f"{key}={config[key]!r} is not supported, only {value!r} is")
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
-    n_head = config["num_attention_heads"]
-    n_kv_head = config.get("num_key_value_heads") or n_head
-    shape = GPTConfig(
-        vocab_size=config["vocab_size"],
-        context_length=min(config.get("max_position_embeddings", 2048), MAX_CONTEXT),
-        n_layer=config["num_hidden_layers"],
-        d_model=config["hidden_size"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // n_head,
-        queries_per_kv=n_head // n_kv_head,
-        n_kv_head=n_kv_head,
-        d_ff=config["intermediate_size"],
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        rope_theta=float(config.get("rope_theta", 10000.0)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-    )
-    wrong = [key for key, size in vars(shape).items() if key != "tie_embeddings" and not size > 0]
-    if wrong or n_head % n_kv_head or shape.head_dim % 2:
-        raise ValueError(f"its sizes fit no model: {n_head} heads, {shape}")
-    return shape
 
 
 def one_line(error: Exception) -> str:

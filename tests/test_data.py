@@ -26,8 +26,7 @@ from data.bigram import bigram_loss
 from data.loader import TokenDataset
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare
 from data.text import read_items
-from data.tokenizer import _BLOCK, END_OF_TEXT, SHIPPED_RANKS, encode_bytes, load_tokenizer
-from experiments.sotu.make import rank_file, train_tokenizer, training_texts
+from data.tokenizer import _BLOCK, END_OF_TEXT, encode_bytes, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TOKEN_BYTES = "token_bytes.bin"
@@ -101,17 +100,12 @@ def test_cutting_into_blocks_changes_no_token(pairs):
             assert encode_bytes(encoding, text.encode()) == encoding.encode_ordinary(text)
 
 
-def test_shipped_vocabulary_saw_training_speeches_only():
-    pytest.importorskip("tokenizers")
-    assert rank_file(train_tokenizer(training_texts(SPEECHES))) == SHIPPED_RANKS.read_bytes()
-
-
-@pytest.mark.parametrize("ranks", [[*range(256), 257], range(255), [*range(256), "x"]], ids=len)
+@pytest.mark.parametrize("ranks", [[*range(256), 257], range(255)], ids=len)
 def test_a_rank_file_in_which_some_text_has_no_tokens_is_refused(tmp_path, ranks):
     tokens = [*(bytes([byte]) for byte in range(256)), b"ab"]
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in zip(tokens, ranks)]
     (tmp_path / "ranks").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"\A.*(no gap in its ranks|a file of lines).*\Z"):
+    with pytest.raises(DataError, match=r"\A.*no gap in its ranks.*\Z"):
         load_tokenizer(str(tmp_path / "ranks"))
 
 
@@ -177,7 +171,6 @@ BAD = [  # file, content, words of the message or a wrong argument
     ("a.parquet", b"PAR1", "should end in"),
     ("a.jsonl", GOOD[:50], "give more documents, or another fraction"),
     ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "line 22: should be"),
-    ("a.jsonl", GOOD + b'{"text": "\xff"}\n', "line 21: should be"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "to its end"),
     ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 99, "to its end"),
     ("a.txt.xz", b"plain text", "to its end"),
@@ -201,21 +194,12 @@ def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and os.listdir() == before
 
 
-def test_overwrite_replaces_prepared_data_and_nothing_else(tmp_path):
-    first = write_jsonl(tmp_path / "a.jsonl", ["one"] * 20)
-    second = write_jsonl(tmp_path / "b.jsonl", ["two"] * 30)
-    meta = prepare([first], "shipped", out := tmp_path / "out")
-    for words, fraction, overwrite in (("--overwrite", 0.05, False), ("empty", 0.001, True)):
-        with pytest.raises(DataError, match=words):
-            prepare([second], "shipped", out, fraction, overwrite)
-        assert json.loads((out / "meta.json").read_text()) == meta
-    meta = prepare([second], "shipped", out, overwrite=True)
-    assert json.loads((out / "meta.json").read_text()) == meta and meta["train"]["documents"] == 28
-    (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="leaves it alone"):
-        prepare([first], "shipped", out, overwrite=True)
-    assert (out / "thesis.tex").read_text() == "years of work"
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "b.jsonl", "out"]
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="exists; remove it"):
+        prepare([source], "shipped", tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "thesis.tex"]
 
 
 STOPS = [("p._encode", signal.SIGKILL), ("os.rename", signal.SIGKILL), ("p._encode", signal.SIGINT)]
@@ -240,10 +224,6 @@ def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     rename = os.rename  # another process is faster
     monkeypatch.setattr(os, "rename", lambda *names: [shutil.copytree(*names), rename(*names)])
-    data.prepare.prepare_shipped("data/sotu")
-    assert os.listdir("data") == ["sotu"]
-    monkeypatch.setattr(os, "rename", rename)
-    os.remove(f"data/sotu/{TOKEN_BYTES}")  # which older versions did not write
     data.prepare.prepare_shipped("data/sotu")
     assert os.listdir("data") == ["sotu"]
     dataset = TokenDataset("data/sotu", "train", 128)
@@ -291,7 +271,7 @@ def test_each_epoch_has_each_window_once_in_a_new_order_at_a_new_offset(counting
     assert len({min(order) for order in orders}) > 5  # offsets
 
 
-@pytest.mark.parametrize("size", [T + 1, T + 5, 2 * T, 2 * T + 1, 3 * T - 1, 50, 100])
+@pytest.mark.parametrize("size", [T + 1, 2 * T, 2 * T + 1, 50])
 def test_every_start_position_is_reached(tmp_path, size):
     dataset = TokenDataset(token_folder(tmp_path / "d", train=[range(size)]), "train", T)
     x = torch.cat([dataset.batch(step, 50, seed=0)[0] for step in range(1, 41)])
@@ -330,11 +310,9 @@ def test_bigram_loss_is_that_of_counted_pairs(tmp_path):
     [
         ("train_000.bin", bytes(100), "should have 400 bytes"),
         ("train_000.bin", bytes(400), "not what meta.json says"),
-        ("train_000.bin", None, "should have 400 bytes"),
         (TOKEN_BYTES, None, "not what meta.json says"),
         ("meta.json", None, "python -m data.prepare"),
         ("meta.json", b"{}", "older version or damaged.*python -m data.prepare"),
-        ("meta.json", b"{", "older version or damaged"),
     ],
 )
 def test_damaged_or_older_data_is_refused_in_one_line(tmp_path, file, content, problem):

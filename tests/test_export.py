@@ -39,11 +39,8 @@ BASE = GPTConfig(
     n_kv_head=2, d_ff=24,
 )  # fmt: skip
 SHAPES = {
-    "grouped": BASE,
-    "not tied": replace(BASE, n_kv_head=1, d_ff=40, tie_embeddings=False),
-    "padded vocabulary": replace(BASE, vocab_size=V + 64, queries_per_kv=4, n_kv_head=1),
-    "narrow stream": replace(BASE, d_model=16, queries_per_kv=4, n_kv_head=1),
-    "theta and eps": replace(BASE, queries_per_kv=1, rope_theta=500.0, norm_eps=0.1),
+    "padded vocabulary": replace(BASE, vocab_size=V + 64, rope_theta=500.0, norm_eps=0.1),
+    "not tied, narrow": replace(BASE, d_model=16, d_ff=40, tie_embeddings=False),
 }
 
 
@@ -71,35 +68,21 @@ def folder(make, tmp_path) -> Path:
     return exported(make(large(GPT(BASE))), tmp_path / "hf")
 
 
-def same_logits(out: Path, folder: Path) -> transformers.LlamaForCausalLM:
-    """Transformers' model and our own reading of the folder give the logits of the run's model."""
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert type(theirs) is transformers.LlamaForCausalLM
-    model = load_model(load_checkpoint(out / "checkpoint.pt"))
-    again = load_trained(folder).model.cpu()
-    x = torch.randint(0, V, (2, model.config.context_length))
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
-    return theirs
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_an_export_has_the_same_logits_and_never_says_padding(shape, make, tmp_path):
-    out = make(large(GPT(shape)))
-    theirs = same_logits(out, exported(out, tmp_path / "hf"))
-    with torch.no_grad():  # all logits are equal: any token may come, but for those that only pad
+    model = large(GPT(shape))
+    folder = exported(make(model), tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(theirs) is transformers.LlamaForCausalLM
+    x = torch.randint(0, V, (2, shape.context_length))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
+        again = load_trained(folder).model.cpu()
+        torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
+        # All logits are equal: any token may come, but for those that only pad
         theirs.get_output_embeddings().weight.zero_()
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
-
-
-def test_a_pruned_run_is_exported_and_says_what_it_took(undisturbed, tmp_path):
-    folder = exported(undisturbed, tmp_path / "folder")
-    size = same_logits(undisturbed, folder).num_parameters()
-    last, card = events(undisturbed, "eval")[-1], (folder / "README.md").read_text()
-    for words in ("{params:,} parameters", "{tokens:,} tokens", "{val_loss:.4f} nats"):
-        assert words.format(params=size, **last) in card
 
 
 def test_an_export_that_fails_leaves_what_was_there(make, tmp_path, capsys, monkeypatch):
@@ -107,7 +90,7 @@ def test_an_export_that_fails_leaves_what_was_there(make, tmp_path, capsys, monk
     other.mkdir()
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr(Path, "write_bytes", Mock(side_effect=full))
+        patched.setattr(Path, "write_text", Mock(side_effect=full))
         refused(capsys, export.main, out, f"--to={to}", words=f"{to}: cannot be written: .*space")
     assert {path.name for path in tmp_path.iterdir()} == {"made", "folder.tmp"}
     exported(out, to)
@@ -157,12 +140,9 @@ def change_json(path: Path, **change) -> None:
 REFUSED = [
     ({"model_type": "qwen2"}, "model_type='qwen2'"),
     ({"attention_bias": True}, "attention_bias"),
-    ({"sliding_window": 64}, "sliding_window=64"),
     ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-    ({"num_key_value_heads": 3}, "n_kv_head=3"),
     ({"intermediate_size": 23}, "mismatched.*down_proj"),
-    ({"num_hidden_layers": 1}, "unexpected.*model.layers.1"),
     ({"num_hidden_layers": 10**9}, "parameters by config.json"),  # all would be built first
 ]
 
@@ -219,7 +199,7 @@ def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
 
 
 def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(make, tmp_path, toy, capsys):
-    wide = replace(SHAPES["theta and eps"], vocab_size=V + 64, d_ff=64)  # TOY: 32
+    wide = replace(SHAPES["padded vocabulary"], d_ff=64)  # TOY: 32
     folder, out = exported(make(large(GPT(wide))), tmp_path / "hf"), tmp_path / "out"
     knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]
     knobs += ["--stop_after=1", "--learning_rate=1e-9", "--warmup_steps=0"]
