@@ -71,25 +71,15 @@ def memory_of(
 
 def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks: int) -> None:
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
-    the activations that `memory_of` counts. Raises UserError with the key to blame: the one whose
-    default would bring the need down the most.
-    """
-
-    def need(c: Config) -> float:
-        dtype = torch.bfloat16 if c.dtype == "bfloat16" else torch.float32
-        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch(c, ranks), dtype, device)
-        passing = 0.5 * (memory.pop("activations") + memory.pop("passing"))
-        batch = 16 * c.batch_size * c.context_length // ranks  # its tokens, int64
-        return sum(memory.values()) + passing + batch
-
-    if need(c) > available:
-        keys = ("d_model", "n_layer", "d_ff", "head_dim", "batch_size", "context_length")
-        keys += ("micro_batch_size",)
-        key = min(keys, key=lambda key: need(replace(c, **{key: getattr(Config, key)})))
-        raise UserError(
-            f"{key}={getattr(c, key)}: the run needs at least {need(c) / 2**30:,.0f} GiB of "
-            f"memory; there are {available / 2**30:,.0f} GiB"
-        )
+    the activations that `memory_of` counts. Raises UserError."""
+    dtype, rows = getattr(torch, c.dtype), micro_batch(c, ranks)
+    memory = memory_of(c, enlarged_shape(c, vocab_size), rows, dtype, device)
+    fixed = memory["weights"] + memory["gradients"] + memory["moments"]
+    need = fixed + (memory["activations"] + memory["passing"]) / 2
+    if need > available:
+        gib = f"{need / 2**30:,.0f} GiB of memory or more; there are {available / 2**30:,.0f} GiB"
+        parts = f"weights, gradients and moments {fixed / 2**30:,.0f}, the rest for"
+        raise UserError(f"the run needs {gib}: {parts} micro batches of {rows} sequences")
 
 
 @dataclass(frozen=True)
