@@ -13,7 +13,7 @@ from helpers import ROOT, refused, run, same_end
 from run import UserError
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
-from tools import bench, compare, results
+from tools import compare, results
 from tools.arms import load_arms
 from tools.results import RUN_COLUMNS
 
@@ -158,14 +158,10 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
     assert [(row["arm"], row["tokens"]) for row in rows] == [("idea", 15 * 128)]
 
 
-@pytest.mark.parametrize(
-    "main, arguments", [(compare.main, ["--out=x", "--jobs=0"]), (bench.main, ["--repeats=0"])]
-)
-def test_none_at_all_is_one_line(main, arguments, capsys):
+def test_no_job_at_all_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["configs/idea.py", *arguments])
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"error: argument {arguments[-1][:-2]}: invalid positive value: '0'" in last
+        compare.main(["configs/idea.py", "--out=x", "--jobs=0"])
+    assert "error: argument --jobs: invalid positive value: '0'" in capsys.readouterr().err
 
 
 def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
