@@ -95,7 +95,7 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, 
 def test_a_run_that_does_not_fit_is_refused():
     big = load("idea_2.8b", "--micro_batch_size=8", "--dtype=bfloat16")
     check_memory(big, 50304, "cuda", 80 * 10**9, 64)
-    with pytest.raises(UserError, match="there are 75 GiB: .* micro batches of 32 sequences"):
+    with pytest.raises(UserError, match="GiB of memory; cuda has 75 GiB; .*size=32"):
         big = replace(big, micro_batch_size=32, recompute=False)
         check_memory(big, 50304, "cuda", 80 * 10**9, 64)
     check_memory(Config(dtype="float32"), 1024, "cpu", 2**28, ranks=1)

@@ -106,7 +106,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     device, full = machine.choose_device(c), plan.shape(1)
     with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    expected = sum(memory_of(c, full, rows, dtype, device.type).values()) / 2**20
+    expected = sum(memory_of(c, full, rows, dtype).values()) / 2**20
     peak = peak_memory(c, full, device) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
     machine.keep_memory()
