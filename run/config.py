@@ -103,17 +103,12 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         need(getattr(c, key) > 0, key, "must be greater than 0")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
-    for key in ("learning_rate", "min_lr_fraction"):
-        need(getattr(c, key) <= 1, key, "must be at most 1")
-    decayed = f"must be at most 1 / learning_rate = {1 / c.learning_rate:.3g}, or weights turn over"
-    need(c.weight_decay * c.learning_rate <= 1, "weight_decay", decayed)
     for key, choices in CHOICES.items():
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
-    need(c.head_dim or c.d_model % c.n_head == 0, "n_head", f"must divide d_model={c.d_model}")
     need(c.head_dim % 2 == 0, "head_dim", "must be even")
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
-    need(c.head_dim or c.d_model // c.n_head % 2 == 0, "d_model", even)
+    need(c.head_dim or c.d_model % (2 * c.n_head) == 0, "d_model", even)
     need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")
     check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
     if not shape_known:
@@ -122,14 +117,12 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         pruned = make_schedule(c).widths
     except ValueError as error:
         raise UserError(str(error)) from error
-    width = c.d_model_target or c.d_model
-    n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)  # at the end
-    for kind, remedy in (
-        ("d_model", f"must be a multiple of the {n_head} query heads at the end"),
-        ("n_kv_head", f"leaves {n_head} query heads; they must divide d_model={width}"),
-    ):
-        loads = kind not in pruned or width % n_head == 0
-        need(loads, f"{kind}_target", f"{remedy}, or transformers cannot load the model")
+    d_model = c.d_model_target or c.d_model
+    n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
+    end = f"at the end, {n_head} query heads must divide d_model={d_model}"
+    for kind in ("d_model", "n_kv_head"):
+        loads = kind not in pruned or d_model % n_head == 0
+        need(loads, f"{kind}_target", f"{end}, or transformers cannot load the model")
 
 
 def micro_batch(c: Config, ranks: int) -> int:

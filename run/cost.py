@@ -35,26 +35,21 @@ def flops_per_token(shape: GPTConfig) -> int:
     return 3 * (2 * weights + attention)
 
 
-def memory_of(
-    c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype, device: str
-) -> dict[str, int]:
+def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
-    device: on a "cpu", attention in bfloat16 is written out (model.py).
+    On a CPU, bfloat16 takes more: attention is written out there (model.py).
     """
     e, lower, n = dtype.itemsize, dtype != torch.float32, n_parameters(shape)
     tokens = sequences * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
     norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
-    row = e * shape.n_head * shape.context_length if lower and device == "cpu" else 0
-    # q, k, v, the output's copy for o; and the output, or, for each row of scores, their softmax
-    attention = (4 if row else 5) * e * shape.n_head * shape.head_dim + row
+    attention = 5 * e * shape.n_head * shape.head_dim  # q, k, v, the output, its copy for o
     ffn = 4 * e * shape.d_ff  # gate, up, silu(gate), and the product that down reads
     block = tokens * (norms + attention + ffn)
     logits = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
-    # Of the FFN's inner activations; or of the scores, when the FFN has nothing to keep any more
-    gradients = tokens * max(2 * e * shape.d_ff, 2 * row - ffn - norms // 2)
+    gradients = tokens * 2 * e * shape.d_ff  # of the FFN's inner activations
     if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
     else:
@@ -71,25 +66,14 @@ def memory_of(
 
 def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks: int) -> None:
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
-    the activations that `memory_of` counts. Raises UserError with the key to blame: the one whose
-    default would bring the need down the most.
-    """
-
-    def need(c: Config) -> float:
-        dtype = torch.bfloat16 if c.dtype == "bfloat16" else torch.float32
-        memory = memory_of(c, enlarged_shape(c, vocab_size), micro_batch(c, ranks), dtype, device)
-        passing = 0.5 * (memory.pop("activations") + memory.pop("passing"))
-        batch = 16 * c.batch_size * c.context_length // ranks  # its tokens, int64
-        return sum(memory.values()) + passing + batch
-
-    if need(c) > available:
-        keys = ("d_model", "n_layer", "d_ff", "head_dim", "batch_size", "context_length")
-        keys += ("micro_batch_size",)
-        key = min(keys, key=lambda key: need(replace(c, **{key: getattr(Config, key)})))
-        raise UserError(
-            f"{key}={getattr(c, key)}: the run needs at least {need(c) / 2**30:,.0f} GiB of "
-            f"memory; there are {available / 2**30:,.0f} GiB"
-        )
+    the activations that `memory_of` counts. Raises UserError."""
+    dtype, rows = getattr(torch, c.dtype), micro_batch(c, ranks)
+    memory = memory_of(c, enlarged_shape(c, vocab_size), rows, dtype)
+    need = sum(memory.values()) - (memory["activations"] + memory["passing"]) / 2
+    if need > available:
+        what = f"{need / 2**30:,.0f} GiB of memory; {device} has {available / 2**30:,.0f} GiB"
+        way = f"a smaller model, or less than --micro_batch_size={rows}"
+        raise UserError(f"the run needs {what}; try {way}")
 
 
 @dataclass(frozen=True)

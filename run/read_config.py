@@ -55,11 +55,10 @@ def read_file(path: str) -> dict:
         raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
     try:
         names = runpy.run_path(path)
-    except BaseException as error:  # a config may even call sys.exit()
+    except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path}: {what}") from error
-    own = {key for key, value in names.items() if isinstance(value, types.ModuleType)}
-    own |= {key for key, value in names.items() if callable(value)} - get_type_hints(Config).keys()
+    own = {k for k, v in names.items() if callable(v) or isinstance(v, types.ModuleType)}
     return {k: v for k, v in names.items() if not k.startswith("_") and k not in own}
 
 
@@ -71,18 +70,15 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     for key, value in read_file(path).items():
         set_key(values, key, value, path)
     for argument in overrides:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            raise UserError(f"command line: {argument!r} is not of the form --key=value")
+        key, equals, value = argument.removeprefix("--").partition("=")
         kind = hints.get(key)
+        if not argument.startswith("--") or not (equals or kind in (bool, None)):
+            raise UserError(f"command line: {argument!r} is not of the form --key=value")
         if kind is bool:
-            text = text.capitalize() if equals else "True"
-        elif not equals and kind:
-            raise UserError(f"command line: --{key} needs a value, as in --{key}=VALUE")
-        value = text
+            value = value.capitalize() if equals else "True"
         if kind is not str:
             with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
-                value = ast.literal_eval(text)
+                value = ast.literal_eval(value)
         if key == "shorter":  # not a knob: it only changes LENGTHS
             if type(value) is not int or value < 1:
                 raise UserError(f"command line: shorter={value!r}: must be 1, 2, 3, ...")

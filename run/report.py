@@ -27,13 +27,6 @@ def compact(n: float) -> str:
     return f"{n:.3g}"
 
 
-def clock(seconds: float) -> str:
-    """3723 -> '1h02m', 62 -> '1m02s'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
-
-
 def in_rows(rows: dict[str, str]) -> str:
     return "\n".join(f"{name:<11}{text}" for name, text in rows.items())
 
@@ -140,7 +133,7 @@ class Report:
         )  # fmt: skip
         left = (self.plan.flops() - self.plan.flops(step)) / (flops_per_token(shape) * speed)
         size = f"{compact(n_parameters(shape))} parameters"
-        line = f"loss {loss:.4f} {compact(speed)} tok/s {size} {clock(left)} left"
+        line = f"loss {loss:.4f} {compact(speed)} tok/s {size} {tqdm.format_interval(left)} left"
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(step - self.bar.n)
         if self.bar.disable:
@@ -183,8 +176,6 @@ class Report:
         first, last = n_parameters(self.plan.shape(1)), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
-        if not self.folder.main:
-            return
         bigram = bigram_loss(data, self.val, self.c.eval_tokens)
         folder = shlex.quote(self.c.out_dir)
         rows = {

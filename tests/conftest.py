@@ -36,6 +36,7 @@ def no_process_left():
     others = children()
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it
     while left := children() - others:
         for pid in left:
             os.kill(pid, signal.SIGKILL)

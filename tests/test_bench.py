@@ -21,14 +21,13 @@ SHAPE = GPTConfig(
 
 
 CELLS = [
-    ({}, 1, True, "bfloat16"),
+    ({}, 1, True, "float32"),
     ({"vocab_size": 8192}, 16, False, "bfloat16"),
     ({"vocab_size": 8192}, 16, True, "float32"),
     ({"d_ff": 2048}, 16, False, "float32"),
     ({"d_ff": 2048}, 16, True, "bfloat16"),
     ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
-    ({"n_kv_head": 8}, 16, True, "bfloat16"),
-    ({"context_length": 512}, 2, False, "bfloat16"),
+    ({"context_length": 512}, 2, False, "float32"),
 ]
 
 
@@ -38,7 +37,7 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     size = {"batch_size": sequences, "context_length": shape.context_length}
     c = Config(**size, recompute=recompute, dtype=dtype)
     measured = bench.peak_memory(c, shape, torch.device("cpu"))
-    planned = memory_of(c, shape, sequences, getattr(torch, dtype), "cpu")
+    planned = memory_of(c, shape, sequences, getattr(torch, dtype))
     # Without such instructions, a bfloat16 product takes a float32 copy of its output
     emulated = dtype == "bfloat16" and choose_dtype(Config(), torch.device("cpu")) == torch.float32
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
@@ -103,7 +102,7 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     assert abs(peak - memory) <= 1
     toy_plan = make_plan(load_config(str(toy)), 1024)
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
-    assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"]
+    assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"] and "a prune alone" in table
     whole = [f"--{kind}_target=0" for kind in KINDS]
     assert bench.main([str(toy), *whole]) == 0
     assert "the final shape" not in rows(capsys.readouterr().out)

@@ -13,7 +13,7 @@ from helpers import ROOT, refused, run, same_end
 from run import UserError
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
-from tools import bench, compare, results
+from tools import compare, results
 from tools.arms import load_arms
 from tools.results import RUN_COLUMNS
 
@@ -158,14 +158,10 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
     assert [(row["arm"], row["tokens"]) for row in rows] == [("idea", 15 * 128)]
 
 
-@pytest.mark.parametrize(
-    "main, arguments", [(compare.main, ["--out=x", "--jobs=0"]), (bench.main, ["--repeats=0"])]
-)
-def test_none_at_all_is_one_line(main, arguments, capsys):
+def test_no_job_at_all_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["configs/idea.py", *arguments])
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"error: argument {arguments[-1][:-2]}: invalid positive value: '0'" in last
+        compare.main(["configs/idea.py", "--out=x", "--jobs=0"])
+    assert "error: argument --jobs: invalid positive value: '0'" in capsys.readouterr().err
 
 
 def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
@@ -173,17 +169,6 @@ def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
     pairs = [(arm, seed, loss) for arm, seeds in losses.items() for seed, loss in seeds.items()]
     names = dict.fromkeys(RUN_COLUMNS, 7)
     return [names | {"arm": arm, "seed": seed, "val_loss": loss} for arm, seed, loss in pairs]
-
-
-def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
-    all_rows = rows_of({"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}})
-    results.write(tmp_path, all_rows)
-    compare.check_complete(tmp_path, [*all_rows, *rows_of({"naive": {1: 3.75}})])
-    compare.check_complete(tmp_path / "new", [])
-    other = rows_of({"idea": {1: 3.50001, 2: 3.25}, "oneshot": {1: 4.0}})
-    for rows, lost in ((all_rows[:2], "oneshot, seed 1"), (other, "idea, seed 1")):
-        with pytest.raises(UserError, match=f"holds a run of {lost}, .*give another --out"):
-            compare.check_complete(tmp_path, rows)
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():

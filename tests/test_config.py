@@ -63,15 +63,9 @@ BAD = {
     "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
     "target off the grid": (["--d_ff_target=170"], ["d_ff_target", "170", "176", "round_to"]),
     "negative target": (["--n_layer_target=-1"], ["n_layer_target=-1", "0"]),
-    "more than there is": (["--n_layer_target=5"], ["n_layer_target=5", "n_layer=4"]),
     "heads that could not be exported": (
         ["--head_dim=16", "--n_head=12", "--n_kv_head=6", "--n_kv_head_target=5"],
         ["n_kv_head_target=5", "transformers", "10 query heads", "d_model=64"],
-    ),
-    "channels off the grid": (["--d_model_target=40"], ["d_model_target=40", "round_to=16"]),
-    "not exportable": (
-        ["--d_model_target=32", "--n_head=8", "--n_kv_head=8", "--n_kv_head_target=5"],
-        ["d_model_target=32", "transformers", "multiple of the 5 query heads"],
     ),
     "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
@@ -98,16 +92,13 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, 
     assert "batch_size=32: must divide by the 3 ranks" in capsys.readouterr().err
 
 
-def test_a_run_that_does_not_fit_is_refused_with_the_key_to_blame():
-    big = load("idea_2.8b", "--micro_batch_size=8")
+def test_a_run_that_does_not_fit_is_refused():
+    big = load("idea_2.8b", "--micro_batch_size=8", "--dtype=bfloat16")
     check_memory(big, 50304, "cuda", 80 * 10**9, 64)
-    with pytest.raises(UserError, match="needs at least .* GiB of memory; there are 75 GiB"):
-        check_memory(replace(big, recompute=False), 50304, "cuda", 80 * 10**9, 64)
-    check_memory(Config(), 1024, "cpu", 2**28, ranks=1)
-    check_memory(Config(batch_size=2**20, micro_batch_size=1), 1024, "cpu", 2**32, ranks=1)
-    for key in ("d_model", "n_layer", "batch_size", "d_ff", "head_dim", "context_length"):
-        with pytest.raises(UserError, match=f"^{key}={2**30}: .* GiB"):
-            check_memory(Config(**{key: 2**30}), 1024, "cpu", 2**35, ranks=1)
+    with pytest.raises(UserError, match="GiB of memory; cuda has 75 GiB; .*size=32"):
+        big = replace(big, micro_batch_size=32, recompute=False)
+        check_memory(big, 50304, "cuda", 80 * 10**9, 64)
+    check_memory(Config(dtype="float32"), 1024, "cpu", 2**28, ranks=1)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):

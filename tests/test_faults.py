@@ -22,17 +22,14 @@ from run.folder import read_log
 from tools import sample
 
 # As train.py, but gets a signal, or two, when it comes to a place for the nth time: a file that is
-# opened, linked or renamed, half of a write. With `work` it comes a little later, wherever it is by
-# then; not after its end, as Python waits for a thread.
+# opened, linked or renamed, half of a write.
 DYING = """
-import io, os, signal, sys, threading
+import io, os, signal, sys
 sys.path.insert(0, os.getcwd())
-place, (nth, work, number) = sys.argv[1], map(int, sys.argv[2:5])
-del sys.argv[1:5]
+place, (nth, number) = sys.argv[1], map(int, sys.argv[2:4])
+del sys.argv[1:4]
 
 def die():
-    for _ in range(work):
-        pass
     if number != signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), number)
@@ -42,7 +39,7 @@ def come_to(event, path):
     if f"{event} {os.path.basename(path)}" == place:
         nth -= 1
         if nth == 0:
-            threading.Thread(target=die).start() if work else die()
+            die()
 
 class InHalves(io.FileIO):
     def write(self, data):
@@ -69,13 +66,12 @@ PLACES = {
 }  # fmt: skip
 
 
-def die_at(place: str, nth: int, config: Path, out: Path, work=0, number=signal.SIGKILL):
+def die_at(place: str, nth: int, config: Path, out: Path, number=signal.SIGKILL):
     """A run that dies there, or ends before."""
     script = out.with_name("dying.py")
     script.write_text(DYING)
-    command = [sys.executable, script, place, nth, work, int(number), config, f"--out_dir={out}"]
-    command = [*map(str, command), "--resume"]
-    return subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, script, place, nth, int(number), config, f"--out_dir={out}"]
+    return subprocess.run([*map(str, command), "--resume"], capture_output=True)
 
 
 def assert_same_as(undisturbed: Path, out: Path) -> None:
@@ -114,14 +110,13 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(toy, undisturbed, t
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
+def test_killed_at_random_places_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
     chance, kills, rounds = random.Random(1), 0, 0
     while kills < 50:
         out, code = tmp_path / f"run{rounds}", -signal.SIGKILL
         while code and kills < 50:
             place, most = chance.choice(list(PLACES.items()))
-            work = chance.choice([0, chance.randrange(10**6)])
-            code = die_at(place, chance.randint(1, most), toy, out, work).returncode
+            code = die_at(place, chance.randint(1, most), toy, out).returncode
             assert code in (0, -signal.SIGKILL)
             kills += code != 0
         assert run(toy, out, "--resume") == 0
@@ -156,19 +151,15 @@ def test_a_checkpoint_that_cannot_be_read_now_does_not_count_as_damaged(
         assert words.count("\n") == 1 and what in words
 
 
-def test_a_flipped_bit_is_found(undisturbed, tmp_path):
-    path, chance, refused = tmp_path / "checkpoint.pt", random.Random(2), 0
-    whole = (undisturbed / "checkpoint.pt").read_bytes()
-    expected = load_checkpoint(undisturbed / "checkpoint.pt")["model"]
-    for _ in range(60):
+def test_a_flipped_bit_of_a_weight_is_found(undisturbed, tmp_path):
+    path, whole = tmp_path / "checkpoint.pt", (undisturbed / "checkpoint.pt").read_bytes()
+    weights = load_checkpoint(undisturbed / "checkpoint.pt")["model"]
+    for weight in weights.values():
         damaged = bytearray(whole)
-        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        damaged[whole.index(weight.numpy().tobytes())] ^= 1
         path.write_bytes(damaged)
-        try:
-            torch.testing.assert_close(load_checkpoint(path)["model"], expected, rtol=0, atol=0)
-        except UserError:
-            refused += 1
-    assert refused > 40  # of the others, the bit was padding, or a date
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
 
 
 def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
@@ -238,14 +229,13 @@ def test_out_of_memory_names_the_micro_batch_to_try(toy, tmp_path, monkeypatch, 
     assert "--micro_batch_size=4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("steps", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_memory_and_file_handles_stay_flat(steps, toy, tmp_path):
+def test_memory_and_file_handles_stay_flat(toy, tmp_path):
     """After a run with 25 saves, 50 validations and 20 prunes, one that is twice as long."""
     knobs = ["--d_ff=88", "--prune_every=1", "--n_kv_head_target=0", f"--out_dir={tmp_path}"]
-    knobs += [f"--eval_every={steps // 100}", f"--save_every={steps // 50}", "--overwrite"]
+    knobs += ["--eval_every=2", "--save_every=4", "--overwrite"]
     code = (
         "import gc, os, train\n"
-        f"for steps in {steps // 2, steps}:\n"
+        "for steps in 100, 200:\n"
         f"    assert train.main([{str(toy)!r}, *{knobs!r}, f'--max_steps={{steps}}']) == 0\n"
         "    gc.collect()\n"
         "    pages = int(open('/proc/self/statm').read().split()[1])\n"

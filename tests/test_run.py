@@ -91,8 +91,7 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
     assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("criterion", ["sensitivity", "magnitude"])
+@pytest.mark.parametrize("criterion, optimizer", [("sensitivity", "muon"), ("magnitude", "adamw")])
 def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(
     criterion, optimizer, toy, tmp_path, monkeypatch
 ):
@@ -159,15 +158,6 @@ def test_muon_is_torchs(dtype, within):
             p.data.copy_(q)  # differences do not add up
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_one_moment_of_each(toy, tmp_path):
-    assert run(toy, tmp_path / "run", "--optimizer=muon") == 0
-    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    for name, p in load_model(state).named_parameters():
-        shapes = [m.shape for m in state["optimizer"][name].values() if m.dim()]
-        inner = name.startswith("blocks.") and p.dim() == 2
-        assert shapes == [p.shape] * (1 if inner else 2)
-
-
 def test_validation_weighs_every_token_alike(undisturbed):
     state = load_checkpoint(undisturbed / "checkpoint.pt")
     data, model = TokenDataset(state["config"]["data_dir"], "val", 16), load_model(state)
@@ -212,13 +202,10 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys,
 
 
 def test_a_folder_that_no_run_made_is_one_line(tmp_path, capsys):
-    config = tmp_path / "config.json"
-    for content in (None, "", "[1]", '"max_steps"', '{"model_type": "llama"}', "{" * 10_000):
-        if content is not None:
-            config.write_text(content)
-        assert train_module.main([str(tmp_path), "--resume"]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {tmp_path}: not a run's folder") and error.count("\n") == 1
+    for content in ("", '{"model_type": "llama"}'):
+        refused(capsys, train_module.main, tmp_path, "--resume", words=": not a run's folder")
+        (tmp_path / "config.json").write_text(content)
+    refused(capsys, train_module.main, tmp_path, "--resume", words=": not a run's folder")
 
 
 def test_an_occupied_out_dir_is_refused_unless_overwritten(toy, undisturbed, tmp_path, capsys):
@@ -288,9 +275,6 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     out = tmp_path / "run"
     knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
     knobs += ["--d_model_target=0", "--n_layer_target=0"]
-    assert (
-        run(toy, tmp_path / "muon", *knobs[:2], "--optimizer=muon", "--tie_embeddings=False") == 0
-    )
     assert run(toy, out, *knobs, "--save_every=7") == 0
     rates = {e["step"]: e["lr"] for e in events(out, "step")}
     assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]

@@ -10,16 +10,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from statistics import median
 
 import torch
 
 from model import GPT, GPTConfig
+from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
 from run.optimizer import make_optimizers
+from run.ranks import Ranks
 from run.read_config import load_config
 from tools import command, positive
 from tools.load import load_plan
@@ -103,7 +106,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     device, full = machine.choose_device(c), plan.shape(1)
     with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    expected = sum(memory_of(c, full, rows, dtype, device.type).values()) / 2**20
+    expected = sum(memory_of(c, full, rows, dtype).values()) / 2**20
     peak = peak_memory(c, full, device) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
     machine.keep_memory()
@@ -121,6 +124,13 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {flops / t / limit:.0%}"
+    if plan.prune_steps:
+        kind, width = next(iter(plan.schedule.prunes(plan.prune_steps[0]).items()))
+        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, Ranks(device))
+        pruner.score(wide.model)
+        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width, [])
+        t_step = t_wide * c.batch_size / rows
+        yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
 
 
 @command

@@ -33,7 +33,7 @@ def fit(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
     dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
     share = c.batch_size // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
-    need = {n: sum(memory_of(c, shape, n, dtype, "cuda").values()) for n in sizes}
+    need = {n: sum(memory_of(c, shape, n, dtype).values()) for n in sizes}
     wanted = need[micro_batch(c, gpus)]
     fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
     last = "not one sequence fits" if c.recompute else "--recompute"
