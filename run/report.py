@@ -176,6 +176,8 @@ class Report:
         first, last = n_parameters(self.plan.shape(1)), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
+        if not self.folder.main:
+            return
         bigram = bigram_loss(data, self.val, self.c.eval_tokens)
         folder = shlex.quote(self.c.out_dir)
         rows = {
