@@ -171,6 +171,16 @@ def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
     return [names | {"arm": arm, "seed": seed, "val_loss": loss} for arm, seed, loss in pairs]
 
 
+def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
+    all_rows = rows_of({"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}})
+    results.write(tmp_path, all_rows)
+    compare.check_complete(tmp_path, [*all_rows, *rows_of({"naive": {1: 3.75}})])
+    other = rows_of({"idea": {1: 3.50001, 2: 3.25}, "oneshot": {1: 4.0}})
+    for rows, lost in ((all_rows[:2], "oneshot, seed 1"), (other, "idea, seed 1")):
+        with pytest.raises(UserError, match=f"holds a run of {lost}, .*give another --out"):
+            compare.check_complete(tmp_path, rows)
+
+
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
     paths = list((ROOT / "results").rglob("runs.csv"))
     for path in paths:

@@ -3,10 +3,9 @@
 A config is an arm; a table of arms, such as configs/ablations.py, is many; FILE.py:NAME is one of
 them. Every arm and seed is a run of train.py in --runs (out/NAME). What is done is not run again:
 after a stop, the same command goes on. The results (tools/results.py), runs.csv, table.md and a
-figure, go to --out. They are written anew, of the arms of this call and every seed that is done: to
-give some arms more seeds, call it for these first, then for all. Any other --key=value is a knob
-for every arm; --shorter=8 shows how it works in runs that are eight times shorter, and proves
-nothing.
+figure, go to --out. They are of every seed that is done: to give some arms more seeds, call it for
+these first, then for all. Any other --key=value is a knob for every arm; --shorter=8 shows how it
+works in runs that are eight times shorter, and proves nothing.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from run.config import NOT_SAVED
 from run.folder import read_log
 from tools import command, positive
 from tools.arms import Arm, load_arms
-from tools.results import RUN_COLUMNS, report, write
+from tools.results import RUN_COLUMNS, read_csv, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -117,6 +116,16 @@ def collect(arms: list[Arm], folder: Path) -> list[dict]:
     return rows
 
 
+def check_complete(out: Path, rows: list[dict]) -> None:
+    """Raises UserError where `out` holds a run that is not among these: it would be lost."""
+    keys, path = ("arm", "seed", "val_loss"), out / "runs.csv"
+    kept = [[row[key] for key in keys] for row in rows]
+    for row in read_csv(path) if path.exists() else ():
+        if [row[key] for key in keys] not in kept:
+            what = f"holds a run of {row['arm']}, seed {row['seed']}, that is not among these"
+            raise UserError(f"{out}: {what}; name its arm as well, or give another --out")
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -139,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
     rows = collect(arms, folder)
     if args.reference in {row["arm"] for row in rows}:  # what is done is written
+        check_complete(args.out, rows)
         write(args.out, rows)
         report(args.out, args.reference)
     return 0 if good else 1
