@@ -108,7 +108,7 @@ def test_help_lists_every_knob_with_its_default(capsys):
     assert main([]) == 2
 
 
-def test_compiling_on_a_cpu_without_a_compiler_is_refused_and_auto_stays_eager(monkeypatch):
+def test_without_a_compiler_on_a_cpu_auto_stays_eager_and_on_is_refused(monkeypatch):
     cpu, heads = torch.device("cpu"), load("idea", "--n_kv_head_target=1")
     monkeypatch.setattr("run.machine.shutil.which", lambda name: name)
     assert choose_compile(load("idea"), cpu, 1e18) and not choose_compile(load("idea"), cpu, 1e13)

@@ -253,7 +253,7 @@ def test_choose_keeps_the_best_and_ties_go_to_the_lower_index():
     assert mask.tolist() == [False, True, True, True, False, False]
 
 
-def test_a_prune_cuts_scores_along_and_says_which_units_went_and_by_which_scores():
+def test_a_prune_cuts_scores_along_and_says_which_units_went_and_why():
     model, optimizer = make()
     update(model, optimizer, 0)
     judge = pruner("sensitivity")
@@ -267,7 +267,7 @@ def test_a_prune_cuts_scores_along_and_says_which_units_went_and_by_which_scores
     assert (model.config.d_ff, model.config.n_kv_head) == (4, 1)
 
 
-def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it():
+def test_activation_keeps_the_largest_outputs_as_readers_weigh_them():
     model, optimizer = make()
     update(model, optimizer, 0)
     seen = []
@@ -285,7 +285,7 @@ def test_activation_keeps_what_has_the_largest_output_as_the_next_layer_reads_it
     assert len(model.blocks[1].ffn.down._forward_pre_hooks) == hooks
 
 
-def test_activation_of_a_channel_is_what_its_readers_get_and_of_a_block_how_far_it_turns():
+def test_activation_of_a_channel_is_what_readers_get_of_a_block_its_turn():
     model, optimizer = make()
     tokens, seen = batch(0)[0], {}
     for name, module in model.named_modules():

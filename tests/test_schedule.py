@@ -24,7 +24,7 @@ def make(**changes) -> Schedule:
     return Schedule(**knobs | changes)
 
 
-def test_one_cosine_never_rises_after_warmup_and_ends_on_the_floor_at_the_last_step():
+def test_one_cosine_never_rises_after_warmup_and_ends_on_the_floor():
     s = make()
     rates = [s.learning_rate(step) for step in range(1, 1001)]
     assert rates[0] == pytest.approx(4e-3 / 50) and rates[49] == max(rates) == 4e-3
@@ -62,7 +62,7 @@ def test_widths_lie_on_the_grid_fall_and_end_at_the_target():
         assert exact <= widths[step - 1] < exact + 16
 
 
-def test_the_target_is_met_at_the_end_of_a_window_that_the_interval_does_not_divide():
+def test_the_target_is_met_where_the_interval_does_not_divide_the_window():
     s = make(prune_every=7)
     assert s.width(750, "d_ff") > s.width(751, "d_ff") == 176
 
@@ -79,7 +79,7 @@ def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
     assert [step for step in range(1, 1001) if s.prunes(step)] == [501]
 
 
-def test_prunes_are_the_steps_at_which_a_width_falls_and_lead_to_every_target():
+def test_prunes_are_where_a_width_falls_and_lead_to_every_target():
     s, widths = make(), {"d_ff": 512, "n_kv_head": 4}
     for step in range(1, 1001):
         for kind, width in s.prunes(step).items():
@@ -91,7 +91,7 @@ def test_prunes_are_the_steps_at_which_a_width_falls_and_lead_to_every_target():
     assert make(window=None).prune_steps() == []
 
 
-def test_the_window_of_a_config_opens_at_prune_start_and_oneshot_closes_it_there():
+def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     c = Config(d_ff_target=176, prune_start=0.1, prune_end=0.35)
     assert (make_schedule(c).window, make_schedule(c).prune_steps()[0]) == ((101, 351), 121)
     once = make_schedule(replace(c, prune_schedule="oneshot"))
