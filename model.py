@@ -58,8 +58,8 @@ class UnitGroup:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # one of KINDS
     width: int  # how many units
-    # (name, dim) of each weight that the units share. Cut along dim into `width` equal slices:
-    # slice j is of unit j. None: the units are whole modules, those of the ModuleList `name`.
+    # (name, dim) of each weight that the units share. Along dim, it consists of `width` equal
+    # slices: slice j is of unit j. None: the units are the modules of the ModuleList `name`.
     slices: tuple[tuple[str, int], ...] | None
 
 
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    # The first of two views keeps head_dim a constant for a compiler, whatever the number of heads
+    # Two views, as one would make head_dim unknown to a compiler where the number of heads changes
     return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -112,7 +112,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
     """
     q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
-    # Repeat the KV heads by hand: not every kernel takes enable_gqa=True
+    # KV head j serves the query heads next to each other, from j * queries_per_kv on, so one slice
+    # of q is theirs. Repeated by hand: not every kernel takes enable_gqa=True
     k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
         # The same, written out: torch's kernel is slow here (results/speed.md)

@@ -1,8 +1,9 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
 Units come in groups (`model.UnitGroup`). A group lists the weights that its units share, or names
-the list of blocks. So nothing here knows what an FFN or a head is. Read from top to bottom: score,
-choose, slice, then the Pruner, which does all three. What is below it serves one criterion alone.
+the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is. Read
+from top to bottom: score, choose, slice, then the Pruner, which does all three. The function below
+it serves one criterion alone, which is no part of the method.
 """
 
 from collections.abc import Iterable
@@ -118,7 +119,7 @@ def drop_blocks(
             del optimizer.state[p]
     for i in reversed(removed):
         del blocks[i]
-    return dict(zip(left, (g.name for g in model.groups())))
+    return dict(zip(left, (g.name for g in model.groups())))  # in the same order as before
 
 
 def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
@@ -132,7 +133,7 @@ def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
             assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
 
-class Ranks(Protocol):
+class RanksToPrune(Protocol):
     """The processes that train together (run/ranks.py), as far as pruning needs them."""
 
     def mean(self, x: Tensor) -> Tensor:
@@ -151,7 +152,9 @@ class Pruner:
     kinds: the kinds of unit that the run prunes. Raises ValueError for an unknown criterion.
     """
 
-    def __init__(self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: Ranks):
+    def __init__(
+        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: RanksToPrune
+    ):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
         self.criterion, self.beta, self.kinds, self.ranks = criterion, beta, set(kinds), ranks
@@ -213,7 +216,7 @@ class Pruner:
 
 
 def activation_scores(
-    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: Ranks
+    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: RanksToPrune
 ) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
@@ -249,7 +252,7 @@ def activation_scores(
             readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
             adds = norms or readers  # the stream has readers, too, but its norms count
         hooks += [module.register_forward_hook(add) for module, add in adds]
-    model.eval()  # in eval mode blocks are not compiled
+    model.eval()  # in eval mode blocks are not compiled: a compiled one skips hooks
     for tokens, _ in batches:
         model(tokens)
     model.train()

@@ -8,7 +8,6 @@ optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot"
 """
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 
@@ -40,15 +39,15 @@ class Schedule:
         """One linear warm-up and one cosine over the whole run. Naive has two: one before the
         window opens, and one from there on."""
         if not self.lr_restart:
-            return self.cosine(step, self.max_steps)
+            return self.warmup_then_cosine(step, self.max_steps)
         before = self.window[0] - 1
         if step <= before:
-            return self.cosine(step, before)
-        return self.cosine(step - before, self.max_steps - before)
+            return self.warmup_then_cosine(step, before)
+        return self.warmup_then_cosine(step - before, self.max_steps - before)
 
-    def cosine(self, step: int, steps: int) -> float:
-        """Linear warm-up to the peak, then half a cosine to exactly min_lr_fraction of it at the
-        last of so many steps."""
+    def warmup_then_cosine(self, step: int, steps: int) -> float:
+        """Linear warm-up to the peak, then half a cosine, which reaches exactly min_lr_fraction of
+        the peak at the last step. step: from 1 to `steps`."""
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
         progress = (step - self.warmup_steps) / (steps - self.warmup_steps)
@@ -72,28 +71,25 @@ class Schedule:
         first, last = self.window
         if step >= last:
             return target
-        last_prune = step - (step - first) % self.prune_every
-        progress = (last_prune - first) / (last - first)
+        since_first = (step - first) // self.prune_every * self.prune_every  # at the last prune
+        progress = since_first / (last - first)
         left = (1 - progress) ** 3
         exact = target + (full - target) * left
         on_grid = math.ceil(exact / self.widths[kind].grid) * self.widths[kind].grid
         return min(full, max(target, on_grid))  # full itself may be off the grid
 
-    def prunes(self, step: int) -> dict[str, int]:
+    def new_widths(self, step: int) -> dict[str, int]:
         """Kind of unit -> new width, for each kind that is pruned just before this step."""
         widths = {kind: self.width(step, kind) for kind in self.widths}
         return {kind: width for kind, width in widths.items() if width < self.width(step - 1, kind)}
 
     def prune_steps(self) -> list[int]:
-        """All steps with a prune, in order. Found by bisection, as widths only fall."""
-
-        def removed(step: int) -> int:
-            return -sum(self.width(step, kind) for kind in self.widths)
-
-        found, every, step = [], range(self.max_steps + 1), 1
-        while (step := bisect_right(every, removed(step), lo=step, key=removed)) in every:
-            found.append(step)
-        return found
+        """All steps with a prune. Where the grid is coarse, not every prune that is due comes."""
+        if self.window is None:
+            return []
+        first, last = self.window
+        due = [*range(first + self.prune_every, last, self.prune_every), last]
+        return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:
         """One of the three phases of IDEA Prune: enlarged, prune, recover. One-shot pruning has no
@@ -117,17 +113,17 @@ def make_schedule(c) -> Schedule:
 
     Raises ValueError, with the knob to blame, where they make none.
     """
-    widths, window, shortest = pruned_widths(c), None, c.max_steps
+    widths, window, cosine_steps = pruned_widths(c), None, c.max_steps
     if widths:
         window = prune_window(c)
         averaged = round(1 / (1 - c.score_beta))
         what = f"averages over {averaged} steps, more than max_steps={c.max_steps}"
         need(averaged <= c.max_steps, c, "score_beta", what)
     if c.lr_restart:
-        need(bool(widths), c, "lr_restart", "restarts at the prune, and no target is set")
-        shortest = min(window[0] - 1, c.max_steps - window[0] + 1)
-    stage = f"must be less than the {shortest} steps it opens, of max_steps={c.max_steps}"
-    need(c.warmup_steps < shortest, c, "warmup_steps", stage)
+        need(bool(widths), c, "lr_restart", "restarts where pruning begins, and no target is set")
+        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the shorter one
+    shorter = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
+    need(c.warmup_steps < cosine_steps, c, "warmup_steps", shorter)
     return Schedule(
         max_steps=c.max_steps,
         peak=c.learning_rate,

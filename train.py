@@ -62,7 +62,7 @@ def train(c: Config) -> int:
     device, dtype = machine.choose(c)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))  # it may have been "auto"
     ranks = Ranks(device)
-    stop = Stop()  # not before: a rank that waits for a dead one has no step to end
+    stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
 
     # Data
     prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
@@ -71,8 +71,9 @@ def train(c: Config) -> int:
 
     # Plan: the whole run is known before step 1
     folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
-    c, saved = folder.find_start(c, data)  # saved: what the run goes on from; None: it is new
-    done = saved["step"] if saved else 0  # so many steps
+    # saved: what the run goes on from; None: it is new. c: with the shape of init_from's weights
+    c, saved = folder.find_start(c, data)
+    done = saved["step"] if saved else 0  # how many steps were taken
     plan = make_plan(c, data.vocab_size)
     schedule = plan.schedule
     if done == 0:
@@ -124,12 +125,13 @@ def train(c: Config) -> int:
                 param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
-        if prunes := schedule.prunes(step):  # kind of unit -> new width; {} on most steps
-            loss_after = validate(plan.tokens_per_step)
-        for kind, width in prunes.items():
+        if new_widths := schedule.new_widths(step):  # by kind of unit; {} on most steps
+            before = validate(plan.tokens_per_step)
+        for kind, width in new_widths.items():
             record = pruner.prune(model, optimizers, kind, width, micro_batches)
-            loss_before, loss_after = loss_after, validate(plan.tokens_per_step)
-            report.prune(step, kind, loss_before, loss_after, record)
+            after = validate(plan.tokens_per_step)
+            report.prune(step, kind, before, after, record)
+            before = after
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
         loss = torch.zeros((), device=device)
@@ -142,7 +144,8 @@ def train(c: Config) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal)  # the step's one wait
+        loss, grad_norm, signals = ranks.means(loss, norm, stop.signal)  # the one wait for a GPU
+        stopping = signals > 0
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 

@@ -1,7 +1,6 @@
 """What a run costs, known before step 1: parameters, FLOPs, memory."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 
@@ -93,14 +92,11 @@ class Plan:
     def final(self) -> GPTConfig:
         return self.shape(self.schedule.max_steps)
 
-    @cached_property
-    def prune_steps(self) -> list[int]:
-        return self.schedule.prune_steps()
-
     def flops(self, steps: int | None = None) -> int:
         """Training FLOPs of the first `steps` steps, or of the whole run."""
         last = self.schedule.max_steps if steps is None else steps
-        starts, total = [1, *(step for step in self.prune_steps if step <= last)], 0  # of a shape
+        starts = [1, *(step for step in self.schedule.prune_steps() if step <= last)]  # of a shape
+        total = 0
         for start, after in zip(starts, [*starts[1:], last + 1]):
             total += (after - start) * flops_per_token(self.shape(start))
         return total * self.tokens_per_step

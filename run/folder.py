@@ -11,7 +11,7 @@ from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint
 from run.config import NOT_SAVED, SHAPE, Config, take_shape
 from run.files import write_text
-from run.llama import load_folder
+from run.hugging_face import load_folder
 from run.ranks import Ranks
 
 RUN_FILES = ("config.json", "log.jsonl", NAME, PREVIOUS)

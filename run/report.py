@@ -92,7 +92,7 @@ class Report:
         compute = f"{plan.flops():.3g} training FLOPs"
         if schedule.window:
             ways = [f"{k} {w.full} -> {w.target}" for k, w in schedule.widths.items()]
-            steps = plan.prune_steps
+            steps = schedule.prune_steps()
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
             saved = 1 - plan.flops() / (flops_per_token(full) * tokens)

@@ -40,7 +40,6 @@ def test_plan_counts_the_flops_of_every_step():
         by_step += c.batch_size * c.context_length * flops_per_token(shape)
         assert step % 50 or plan.flops(step) == by_step
     assert plan.flops() == by_step
-    assert make_plan(load("idea", "--max_steps=1000000000000"), 1024).flops() > 1e21
 
 
 def test_command_line_overrides_the_file_with_the_type_of_the_knob():

@@ -29,7 +29,7 @@ from model import GPT, GPTConfig
 from run import UserError
 from run.checkpoint import load_checkpoint, load_model, save_checkpoint
 from run.config import Config
-from run.llama import load_folder, read_shape
+from run.hugging_face import load_folder, read_shape
 from tools import export, sample
 from tools.load import load_trained
 

@@ -76,18 +76,18 @@ def test_a_width_off_the_grid_is_kept_until_the_first_prune():
 def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
     s = make(window=(501, 501), widths={"d_ff": Widths(512, 170, 16)})
     assert (s.width(500, "d_ff"), s.width(501, "d_ff")) == (512, 170)
-    assert [step for step in range(1, 1001) if s.prunes(step)] == [501]
+    assert [step for step in range(1, 1001) if s.new_widths(step)] == [501]
 
 
 def test_prunes_are_where_a_width_falls_and_lead_to_every_target():
     s, widths = make(), {"d_ff": 512, "n_kv_head": 4}
     for step in range(1, 1001):
-        for kind, width in s.prunes(step).items():
+        for kind, width in s.new_widths(step).items():
             assert width < widths[kind]
             widths[kind] = width
         assert widths == {kind: s.width(step, kind) for kind in widths}
     assert widths == {"d_ff": 176, "n_kv_head": 2}
-    assert s.prune_steps() == [step for step in range(1, 1001) if s.prunes(step)]
+    assert s.prune_steps() == [step for step in range(1, 1001) if s.new_widths(step)]
     assert make(window=None).prune_steps() == []
 
 

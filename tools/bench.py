@@ -124,8 +124,8 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {flops / t / limit:.0%}"
-    if plan.prune_steps:
-        kind, width = next(iter(plan.schedule.prunes(plan.prune_steps[0]).items()))
+    if steps := plan.schedule.prune_steps():
+        kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
         pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, Ranks(device))
         pruner.score(wide.model)
         cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width, [])

@@ -15,7 +15,7 @@ import tiktoken
 from data.tokenizer import CHARACTER, END_OF_TEXT, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
-from run.llama import need_transformers, one_line, to_llama
+from run.hugging_face import need_transformers, one_line, to_llama
 from tools import command
 from tools.load import Trained, load_trained
 

@@ -13,7 +13,7 @@ from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.config import Config, take_shape
 from run.cost import Plan, make_plan
-from run.llama import load_folder, read_shape
+from run.hugging_face import load_folder, read_shape
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """What a run left in its out_dir, or a Hugging Face folder (run/llama.py). The model is on the
-    GPU if there is one.
+    """What a run left in its out_dir, or a Hugging Face folder. The model is on the GPU if there is
+    one.
 
     Raises UserError; DataError, where the data that it was trained on is gone or damaged.
     """

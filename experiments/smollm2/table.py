@@ -27,7 +27,7 @@ from model import GPT, GPTConfig
 from prune import CRITERIA, Pruner
 from run import UserError
 from run.folder import read_log
-from run.llama import read_shape
+from run.hugging_face import read_shape
 from run.ranks import Ranks
 from run.read_config import load_config
 from tools.evaluate import judge_text

@@ -24,6 +24,9 @@ class InTurn(Schedule):
         begin, end = (first + (last - first) * i // turns for i in (turn, turn + 1))
         return Schedule.width(replace(self, window=(begin, end)), step, kind)
 
+    def prune_steps(self) -> list[int]:
+        return [step for step in range(2, self.max_steps + 1) if self.new_widths(step)]
+
 
 @command
 def main(argv: list[str] | None = None) -> int:
