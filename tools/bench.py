@@ -79,8 +79,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, what matrix products reach here; and as MFU, a share of what the
-    card's maker states, where we know it. All in FLOP/s."""
+    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
+    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
     text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
     card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     for name, (peak, _) in GPUS.items():
