@@ -12,7 +12,7 @@ from run.config import Config
 from run.cost import flops_per_token, make_plan, memory_of, n_parameters
 from run.machine import choose_dtype
 from run.read_config import load_config
-from tools import bench, gpu_check, plan
+from tools import bench, plan
 
 SHAPE = GPTConfig(
     vocab_size=256, context_length=64, n_layer=3, d_model=64, head_dim=16, queries_per_kv=2,
@@ -109,18 +109,9 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     assert bench.main(["missing.py"]) == 2 and "missing.py" in capsys.readouterr().err
 
 
-def test_the_gpu_check_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
-    knobs = ["--device=cpu", "--compile=off", "--shorter=50", "--eval_tokens=1000"]
-    knobs += ["--n_layer=1", "--d_ff_target=192"]  # which is not on the grid of "big"
-    assert gpu_check.main([f"--out={tmp_path}", "--only=big,default", *knobs]) == 1
-    cells = {name: row[0] for name, row in rows(capsys.readouterr().out).items()}
-    assert re.match("FAILED, exit code 2: error: d_ff_target=192: .*round_to=128", cells["big"])
-    assert re.match(r"ok, \d+ s\. loss \d\.\d{4}, \d+ s, [\d,]+ tokens/s", cells["default"])
-    assert "tok/s" in (tmp_path / "default.txt").read_text()
-    with pytest.raises(SystemExit):
-        gpu_check.main([f"--out={tmp_path}", "--only=suit"])
-    assert "there are suite, default" in capsys.readouterr().err
-    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        gpu_check.main([f"--out={tmp_path}"])
-    assert "this torch finds no GPU" in capsys.readouterr().err
+def test_the_share_of_a_cards_peak_is_shown_where_it_is_known(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert bench.share(400e12, 800e12, cuda) == "50% of 8e+14 FLOP/s; MFU 40% (h100)"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert bench.share(400e12, 800e12, cuda) == "50% of 8e+14 FLOP/s"

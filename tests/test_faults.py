@@ -1,6 +1,5 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
-import functools
 import random
 import resource
 import shutil
@@ -15,7 +14,7 @@ import torch
 from helpers import events, refused, run, same_end
 
 import train
-from model import GPT, KINDS
+from model import GPT
 from run import UserError, report
 from run.checkpoint import load_checkpoint
 from run.folder import read_log
@@ -247,22 +246,3 @@ def test_memory_and_file_handles_stay_flat(toy, tmp_path):
     assert (len(events(tmp_path, "save")), len(events(tmp_path, "eval"))) == (50, 100)
     assert len(events(tmp_path, "prune")) >= 18
     assert more_handles == handles and more_memory < memory + 10_000_000
-
-
-def test_a_compiled_run_has_one_graph_and_resumes_to_the_same_bytes(toy, tmp_path, monkeypatch):
-    graphs, knobs = [], ("--compile=on", "--n_kv_head_target=2")
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setenv("CXX", sys.executable)  # no C++ compiler is needed
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    for out, more in (("whole", ""), ("cut", "--stop_after=16"), ("cut", "--resume")):
-        torch._dynamo.reset()  # what another process would know
-        graphs.clear()
-        assert run(toy, tmp_path / out, *knobs, *more.split()) == 0
-        assert len(graphs) == 1
-    prunes = [(e["step"], e["group"]) for e in events(tmp_path / "cut", "prune")]
-    assert {kind for step, kind in prunes if step > 16} == set(KINDS)
-    assert same_end(tmp_path / "cut", tmp_path / "whole")

@@ -52,12 +52,12 @@ def two_ranks(config: Path, out: Path, *arguments: str, launcher=(), before="", 
     return result.stderr
 
 
-def assert_close(one: Path, other: Path) -> None:
+def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     """The same weights, moments and scores, to within rounding."""
     a, b = (load_checkpoint(out / "checkpoint.pt") for out in (one, other))
     assert a["step"] == b["step"]
     for part in ("model", "optimizer", "scores"):
-        torch.testing.assert_close(a[part], b[part], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a[part], b[part], rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tools.load import Trained, load_trained
 def trained(undisturbed) -> Trained:
     """A toy's run, its weights large and random: what it learnt is one token, again and again."""
     trained = load_trained(undisturbed)
-    model = trained.model
+    model = trained.model.cpu()  # where the tokens are
     model.unembed.weight = torch.nn.Parameter(model.embed.weight.detach().clone())
     large(model)
     return trained

@@ -26,7 +26,7 @@ from run.ranks import Ranks
 from run.read_config import load_config
 from tools import command, positive
 from tools.load import load_plan
-from tools.plan import GPT2_VOCABULARY
+from tools.plan import GPT2_VOCABULARY, GPUS
 
 
 class Step:
@@ -81,6 +81,17 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / race([lambda: a @ b], 3)[0]
 
 
+def share(speed: float, limit: float, device: torch.device) -> str:
+    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
+    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
+    text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
+    card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    for name, (peak, _) in GPUS.items():
+        if name in card:
+            text += f"; MFU {speed / peak:.0%} ({name})"
+    return text
+
+
 def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
@@ -115,7 +126,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
     flops = flops_per_token(full) * tokens
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
-    yield "its share of matrix products", f"{flops / t_wide / limit:.0%} of {limit:.3g} FLOP/s"
+    yield "its share of matrix products", share(flops / t_wide, limit, device)
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
@@ -123,7 +134,8 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         compiled = Step(c, full, device, compile_for=plan.schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
-        yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {flops / t / limit:.0%}"
+        faster = f"{t_wide / t:.2f} times as fast; its share: "
+        yield "compiled step", faster + share(flops / t, limit, device)
     if steps := plan.schedule.prune_steps():
         kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
         pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, Ranks(device))
