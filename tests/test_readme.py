@@ -44,6 +44,13 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / path).exists() for path in (*made, "results/mine/table.md"))
 
 
+def test_the_files_to_read_have_as_many_lines_as_the_readme_says():
+    rows = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", README)
+    assert len(rows) == 4
+    for file, lines in rows:
+        assert len((ROOT / file).read_text().splitlines()) == int(lines)
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
 def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
     text = page.read_text()
