@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    # Two views, as one would make head_dim unknown to a compiler where the number of heads changes
+    # Two views: with one, torch.compile cannot tell head_dim where heads are pruned
     return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -197,18 +197,18 @@ class GPT(nn.Module):
     def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""
 
-        def slices(kind: str, i: int) -> tuple[tuple[str, int], ...]:
+        def in_block(i: int, kind: str) -> tuple[tuple[str, int], ...]:
             return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in SLICES[kind])
 
         groups: list[UnitGroup] = []
-        stream = [("unembed.weight", 1), ("norm.weight", 0)]
+        stream = [("unembed.weight", 1), ("norm.weight", 0)]  # a channel's slices outside of blocks
         if self.unembed.weight is not self.embed.weight:  # if they are tied, it is one matrix
             stream.append(("embed.weight", 1))
         for i, block in enumerate(self.blocks):
             d_ff = block.ffn.gate.weight.shape[0]
             n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
             for kind, width in (("d_ff", d_ff), ("n_kv_head", n_kv_head)):
-                groups.append(UnitGroup(f"blocks.{i}.{kind}", kind, width, slices(kind, i)))
-            stream += slices("d_model", i)
+                groups.append(UnitGroup(f"blocks.{i}.{kind}", kind, width, in_block(i, kind)))
+            stream += in_block(i, "d_model")
         groups.append(UnitGroup("stream", "d_model", self.norm.weight.shape[0], tuple(stream)))
         return [*groups, UnitGroup("blocks", "n_layer", len(self.blocks), None)]

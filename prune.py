@@ -62,9 +62,9 @@ def unit_scores(model: GPT, group: UnitGroup, criterion: str) -> Tensor:
     return torch.stack(sums).sum(0).sqrt()
 
 
-def choose(scores: Tensor, width: int) -> Tensor:
-    """A boolean mask of the `width` units with the highest scores. Ties go to the lower index."""
-    best = torch.sort(scores, descending=True, stable=True).indices[:width]
+def choose(scores: Tensor, n_keep: int) -> Tensor:
+    """A boolean mask of the `n_keep` units with the highest scores. Ties go to the lower index."""
+    best = torch.sort(scores, descending=True, stable=True).indices[:n_keep]
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask[best] = True
     return mask
@@ -105,8 +105,8 @@ def slice_group(model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tens
 def drop_blocks(
     model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tensor
 ) -> dict[str, str]:
-    """The same for the blocks. Those that stay move up in the list, so the groups within them get
-    other names: returns old name -> new name, of all groups that are left."""
+    """Remove whole layers. The others move up in the list, so that "blocks.5.d_ff" may become
+    "blocks.4.d_ff": returns old name -> new name, of all groups that are left."""
     blocks = model.get_submodule(group.name)
     removed = (~keep).nonzero().squeeze(1).tolist()
     within = tuple(f"{group.name}.{i}." for i in removed)
@@ -125,10 +125,10 @@ def drop_blocks(
 def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
     """An invariant: together, the optimizers hold each parameter of the model once and no other,
     and their state has the parameters' shapes."""
-    held = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+    held = [p for o in optimizers for param_group in o.param_groups for p in param_group["params"]]
     assert len(held) == len(set(held)) and set(held) == set(model.parameters())
     for optimizer in optimizers:
-        assert set(optimizer.state) <= {p for g in optimizer.param_groups for p in g["params"]}
+        assert set(optimizer.state) <= set(held)
         for parameter, state in optimizer.state.items():
             assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
@@ -175,7 +175,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # it starts at 0: all are low by the same factor
+                average.lerp_(s, 1 - self.beta)  # it starts at 0, which scales all scores alike
             elif self.criterion == "random" and group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
@@ -186,10 +186,10 @@ class Pruner:
         model: GPT,
         optimizers: Optimizers,
         kind: str,
-        width: int,
+        new_width: int,
         batches: list[tuple[Tensor, Tensor]],
     ) -> dict[str, list[list]]:
-        """Keep the `width` best units in each group of this kind, the same ones on every rank.
+        """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
 
         batches: training data, for `activation` alone. Returns a record for the log, two lists with
         an entry for each group: "removed" has the units that went, by their index before this
@@ -201,7 +201,7 @@ class Pruner:
         record: dict[str, list[list]] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]
-            keep = self.ranks.from_first(choose(scores, width))
+            keep = self.ranks.from_first(choose(scores, new_width))
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
             self.scores[group.name] = scores[keep]

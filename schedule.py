@@ -17,7 +17,7 @@ class Widths:
 
     full: int  # before the first prune
     target: int  # after the last one
-    grid: int  # in between, a multiple of it
+    grid: int  # widths in between are multiples of this
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class Schedule:
         full, target = self.widths[kind].full, self.widths[kind].target
         if self.window is None or step < self.window[0]:
             return full
-        first, last = self.window
-        if step >= last:
+        opens, closes = self.window
+        if step >= closes:
             return target
-        since_first = (step - first) // self.prune_every * self.prune_every  # at the last prune
-        progress = since_first / (last - first)
+        # How long the window was open at the most recent prune
+        since_opening = (step - opens) // self.prune_every * self.prune_every
+        progress = since_opening / (closes - opens)
         left = (1 - progress) ** 3
         exact = target + (full - target) * left
         on_grid = math.ceil(exact / self.widths[kind].grid) * self.widths[kind].grid
@@ -87,8 +88,8 @@ class Schedule:
         """All steps with a prune. Where the grid is coarse, not every prune that is due comes."""
         if self.window is None:
             return []
-        first, last = self.window
-        due = [*range(first + self.prune_every, last, self.prune_every), last]
+        opens, closes = self.window
+        due = [*range(opens + self.prune_every, closes, self.prune_every), closes]
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:
@@ -96,16 +97,16 @@ class Schedule:
         phase "prune". A run that never prunes is in phase "train"."""
         if self.window is None:
             return "train"
-        first, last = self.window
-        return "enlarged" if step < first else "prune" if step < last else "recover"
+        opens, closes = self.window
+        return "enlarged" if step < opens else "prune" if step < closes else "recover"
 
     def scoring(self, step: int) -> bool:
         """Whether units are scored in this step: from `score_steps` before the window opens to the
         step before the last prune."""
         if self.window is None:
             return False
-        first, last = self.window
-        return first - self.score_steps <= step < last
+        opens, closes = self.window
+        return opens - self.score_steps <= step < closes
 
 
 def make_schedule(c) -> Schedule:
@@ -132,7 +133,7 @@ def make_schedule(c) -> Schedule:
         lr_restart=c.lr_restart,
         window=window,
         prune_every=c.prune_every,
-        score_steps=math.ceil(5 / (1 - c.score_beta)),  # earlier steps weigh 1% in all
+        score_steps=math.ceil(5 / (1 - c.score_beta)),  # all earlier steps weigh 1%
         widths=widths,
     )
 
@@ -164,9 +165,9 @@ def prune_window(c) -> tuple[int, int]:
     need(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
     need(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
-    first = round(c.prune_start * c.max_steps) + 1
-    last = first if oneshot else round(c.prune_end * c.max_steps) + 1
-    room = 1 < first <= last <= c.max_steps and (oneshot or first < last)
+    opens = round(c.prune_start * c.max_steps) + 1
+    closes = opens if oneshot else round(c.prune_end * c.max_steps) + 1
+    room = 1 < opens <= closes <= c.max_steps and (oneshot or opens < closes)
     window = f"prune_start={c.prune_start}" + ("" if oneshot else f" to prune_end={c.prune_end}")
     need(room, c, "max_steps", f"too few for the window from {window}")
-    return first, last
+    return opens, closes

@@ -71,8 +71,8 @@ def train(c: Config) -> int:
 
     # Plan: the whole run is known before step 1
     folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
-    # saved: what the run goes on from; None: it is new. c: with the shape of init_from's weights
-    c, saved = folder.find_start(c, data)
+    # saved: the checkpoint in out_dir; or the weights of init_from, as if saved at step 0; or None
+    c, saved = folder.find_start(c, data)  # c gets the shape of init_from's weights
     done = saved["step"] if saved else 0  # how many steps were taken
     plan = make_plan(c, data.vocab_size)
     schedule = plan.schedule
@@ -118,7 +118,7 @@ def train(c: Config) -> int:
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # naive alone: its optimizer is fresh
+        if schedule.restarts(step):  # naive alone: a fresh optimizer for a second cosine
             optimizers = make_optimizers(model, c, dtype)
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
@@ -126,7 +126,7 @@ def train(c: Config) -> int:
 
         # Prune: slice the weakest units out of the weights and out of the moments
         if new_widths := schedule.new_widths(step):  # by kind of unit; {} on most steps
-            before = validate(plan.tokens_per_step)
+            before = validate(plan.tokens_per_step)  # on few tokens: it shows what a prune costs
         for kind, width in new_widths.items():
             record = pruner.prune(model, optimizers, kind, width, micro_batches)
             after = validate(plan.tokens_per_step)
@@ -144,8 +144,8 @@ def train(c: Config) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        loss, grad_norm, signals = ranks.means(loss, norm, stop.signal)  # the one wait for a GPU
-        stopping = signals > 0
+        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)  # the one wait for a GPU
+        stopping = asked > 0
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 
