@@ -167,7 +167,7 @@ class GPT(nn.Module):
 
     @property
     def config(self) -> GPTConfig:
-        """The shape of the model as it is now."""
+        """The shape of the model as it is now. All layers are equally wide: the last one tells."""
         return replace(self.built_as, **{group.kind: group.width for group in self.groups()})
 
     def init_weights(self, n_layer: int) -> None:

@@ -8,7 +8,7 @@ it serves one criterion alone, which is no part of the method.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import GPT, UnitGroup
+
+if TYPE_CHECKING:
+    from run.ranks import Ranks  # the processes that train together
 
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
@@ -119,7 +122,8 @@ def drop_blocks(
             del optimizer.state[p]
     for i in reversed(removed):
         del blocks[i]
-    return dict(zip(left, (g.name for g in model.groups())))  # in the same order as before
+    # groups() lists those that are left in the same order before and after
+    return dict(zip(left, (g.name for g in model.groups())))
 
 
 def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
@@ -133,19 +137,6 @@ def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
             assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 
 
-class RanksToPrune(Protocol):
-    """The processes that train together (run/ranks.py), as far as pruning needs them."""
-
-    def mean(self, x: Tensor) -> Tensor:
-        """x averaged over the ranks."""
-
-    def from_first(self, mask: Tensor) -> Tensor:
-        """The mask that rank 0 has."""
-
-    def check(self, model: nn.Module) -> None:
-        """Raises an error if the ranks' weights differ."""
-
-
 class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
@@ -153,7 +144,7 @@ class Pruner:
     """
 
     def __init__(
-        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: RanksToPrune
+        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: "Ranks"
     ):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
@@ -175,7 +166,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # it starts at 0, which scales all scores alike
+                average.lerp_(s, 1 - self.beta)  # it starts at 0: that scales all scores alike
             elif self.criterion == "random" and group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
@@ -216,7 +207,7 @@ class Pruner:
 
 
 def activation_scores(
-    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: RanksToPrune
+    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: "Ranks"
 ) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
@@ -250,7 +241,7 @@ def activation_scores(
             held = [(model.get_submodule(n.rpartition(".")[0]), dim) for n, dim in group.slices]
             norms = [(m, partial(add_normed, group)) for m, _ in held if m.weight.dim() == 1]
             readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
-            adds = norms or readers  # the stream has readers, too, but its norms count
+            adds = norms if group.kind == "d_model" else readers
         hooks += [module.register_forward_hook(add) for module, add in adds]
     model.eval()  # in eval mode blocks are not compiled: a compiled one skips hooks
     for tokens, _ in batches:

@@ -27,9 +27,9 @@ class Schedule:
     min_lr_fraction: float  # the last step has this fraction of the peak
     warmup_steps: int
     lr_restart: bool
-    # The steps at which the prune window opens and closes. Prunes come prune_every, 2 prune_every,
-    # ... steps after it opens, and when it closes. A one-shot window closes as it opens. None:
-    # never prune
+    # The steps at which the prune window opens and closes; None: never prune. Prunes come
+    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot", it
+    # closes as it opens, with the one prune. A restart comes when it opens
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens
@@ -122,9 +122,9 @@ def make_schedule(c) -> Schedule:
         need(averaged <= c.max_steps, c, "score_beta", what)
     if c.lr_restart:
         need(bool(widths), c, "lr_restart", "restarts where pruning begins, and no target is set")
-        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the shorter one
-    shorter = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
-    need(c.warmup_steps < cosine_steps, c, "warmup_steps", shorter)
+        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the shorter cosine
+    room = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
+    need(c.warmup_steps < cosine_steps, c, "warmup_steps", room)
     return Schedule(
         max_steps=c.max_steps,
         peak=c.learning_rate,
@@ -133,7 +133,8 @@ def make_schedule(c) -> Schedule:
         lr_restart=c.lr_restart,
         window=window,
         prune_every=c.prune_every,
-        score_steps=math.ceil(5 / (1 - c.score_beta)),  # all earlier steps weigh 1%
+        # Scores from before would hardly count: beta^score_steps is about e^-5, less than 1%
+        score_steps=math.ceil(5 / (1 - c.score_beta)),
         widths=widths,
     )
 

@@ -125,13 +125,14 @@ def train(c: Config) -> int:
                 param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
-        if new_widths := schedule.new_widths(step):  # by kind of unit; {} on most steps
-            before = validate(plan.tokens_per_step)  # on few tokens: it shows what a prune costs
-        for kind, width in new_widths.items():
-            record = pruner.prune(model, optimizers, kind, width, micro_batches)
-            after = validate(plan.tokens_per_step)
-            report.prune(step, kind, before, after, record)
-            before = after
+        new_widths = schedule.new_widths(step)  # by kind of unit; {} on most steps
+        if new_widths:
+            before = validate(plan.tokens_per_step)  # few tokens: they show what a prune costs
+            for kind, width in new_widths.items():
+                record = pruner.prune(model, optimizers, kind, width, micro_batches)
+                after = validate(plan.tokens_per_step)
+                report.prune(step, kind, before, after, record)
+                before = after
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
         loss = torch.zeros((), device=device)
@@ -143,8 +144,9 @@ def train(c: Config) -> int:
         ranks.mean_gradients(model)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
-        # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)  # the one wait for a GPU
+        # Check: only finite gradients may reach the weights; a signal to one rank stops all. Here
+        # alone the CPU waits for the GPU
+        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)
         stopping = asked > 0
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
