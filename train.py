@@ -11,9 +11,14 @@ Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, 
 
 import inspect
 import math
+import os
 import signal
 import sys
 from dataclasses import replace
+
+# Threads that wait for each other soon leave the core to other programs (results/speed.md)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # read when torch is imported
 
 import torch
 
