@@ -64,7 +64,8 @@ def train(c: Config) -> int:
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
-    device, dtype = machine.choose(c)
+    device = machine.choose_device(c)
+    dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))  # it may have been "auto"
     ranks = Ranks(device)
     stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
@@ -190,6 +191,7 @@ def train(c: Config) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (None where it is closed)
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         print("\nEvery knob, its type, its default and its consequence:\n")

@@ -53,8 +53,8 @@ def load_checkpoint(path: Path) -> dict:
     """What save_checkpoint saved, on the CPU; `config` is a dict, `model_config` a GPTConfig. Never
     runs code of the file.
 
-    Raises UserError for a file that is missing, damaged, or not ours. Where it cannot be read now,
-    raises OSError, or torch's own error for too little memory.
+    Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
+    read just now.
     """
     before = path.with_name(PREVIOUS)
     way = f"; to go back to the one before it: mv {before} {path}" if before.exists() else ""
@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> dict:
         raise OSError(f"cannot read {path}: {error}") from error
     except Exception as error:  # torch raises whatever a damaged or foreign file leads it to
         if out_of_memory(error):
-            raise
+            raise OSError(f"cannot read {path}: out of memory") from error
         what = f"{path}: damaged, or not a checkpoint of this version of train.py ({FORMAT})"
         raise UserError(what + way) from error
 

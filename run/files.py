@@ -1,6 +1,5 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
             os.fsync(file.fileno())
         if keep and path.exists():
             keep.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a disk without hard links keeps none
+            try:
                 os.link(path, keep)
+            except OSError:  # a disk without hard links: for a moment, nothing is at `path`
+                os.replace(path, keep)
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError, in an OSError
         aside.unlink(missing_ok=True)

@@ -100,7 +100,7 @@ def check_same_run(c: Config, saved: dict, data: str) -> None:
         raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
     if saved["data"] != data:
         what = f"data_dir={c.data_dir} holds other data than it did then"
-        raise UserError(f"{path}: {what}; choose another out_dir")
+        raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
 
 
 def read_log(folder: Path) -> list[dict]:

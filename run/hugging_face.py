@@ -130,7 +130,7 @@ def read_shape(folder: Path) -> GPTConfig:
                 raise ValueError(f"{key}={config[key]!r} is not supported, only {value!r} is")
         n_head = config["num_attention_heads"]
         n_kv_head = config.get("num_key_value_heads") or n_head
-        return GPTConfig(
+        shape = GPTConfig(
             vocab_size=config["vocab_size"],
             context_length=min(config.get("max_position_embeddings", 2048), MAX_CONTEXT),
             n_layer=config["num_hidden_layers"],
@@ -143,6 +143,9 @@ def read_shape(folder: Path) -> GPTConfig:
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         )
+        if n_parameters(shape) <= 0:  # or an error, where a size is no number
+            raise ValueError("its sizes are those of no model")
+        return shape
     except Exception as error:  # whatever a foreign file leads to
         what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path}: {what}") from error

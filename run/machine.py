@@ -17,13 +17,6 @@ from run.config import Config
 from schedule import make_schedule
 
 
-def choose(c: Config) -> tuple[torch.device, torch.dtype]:
-    """The device, and the type of the matrix products. Weights, moments and scores are float32
-    whatever that is. Raises UserError."""
-    device = choose_device(c)
-    return device, choose_dtype(c, device)
-
-
 def choose_device(c: Config) -> torch.device:
     """The device, set up so that training on it is fast. Raises UserError where it is not there."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -61,6 +54,7 @@ def installed_memory(device: torch.device) -> int:
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
+    """Of the matrix products; weights, moments and scores are float32 whatever it is."""
     if c.dtype != "auto":
         return getattr(torch, c.dtype)
     if device.type == "cuda":

@@ -111,7 +111,7 @@ class Report:
             "output": c.out_dir + (f", going on from step {step}" if step else ""),
         }
         self.say(in_rows(rows))
-        self.write("start", step, resumed=step > 0, planned_flops=plan.flops())
+        self.write("start", step, resumed=step > 0, planned_flops=plan.flops(), data=data.digest)
 
     def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
         """before, after: loss on the same batches."""

@@ -1,13 +1,18 @@
 """Signals that ask a run to stop."""
 
 import signal
+from time import sleep
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: the warning of a batch system
+GRACE = 0.5  # seconds
 
 
 class Stop:
     """From now on a signal asks for a stop at the step's end; a second one, whichever of the three,
     ends the process at once. `signal`: the number of the first; 0 before it.
+
+    What comes within GRACE of the first counts as the first: a terminal, torchrun and a batch
+    system may each send a signal for one and the same stop.
     """
 
     def __init__(self):
@@ -17,5 +22,8 @@ class Stop:
 
     def ask(self, number: int, frame) -> None:
         self.signal = number
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        sleep(GRACE)
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)

@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import train
@@ -33,15 +30,6 @@ def events(out: Path, name: str) -> list[dict]:
 
 def same_end(a: Path, b: Path) -> bool:
     return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
-
-
-def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    """Until something has happened that the process does. No clock but the test's bounds this."""
-    ended = False
-    while not happened():
-        assert not ended, f"it has ended before, with exit code {process.returncode}"
-        ended = process.poll() is not None
-        time.sleep(0.001)
 
 
 def refused(capsys, main, *arguments, words: str) -> None:

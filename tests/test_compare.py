@@ -130,9 +130,12 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert [(row["arm"], row["seed"]) for row in rows] == [("idea", 1), ("idea", 2)]
     done = read_log(tmp_path / "straight")[-1]
     assert all(rows[0][key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
+    log = (second / "log.jsonl").read_text()
+    (second / "log.jsonl").write_text(log.replace('"data": "', '"data": "of another text, '))
+    refused(capsys, compare.main, *command, words="runs of different data do not compare")
+    (second / "log.jsonl").write_text(log)
     (second / "config.json").write_text('{"dtype": "float16"}')
-    assert compare.main(command) == 2
-    assert "runs of different precision do not compare" in capsys.readouterr().err
+    refused(capsys, compare.main, *command, words="runs of different precision do not compare")
     (second / "config.json").write_text('{"weight_decay": 0.2}')
     refused(capsys, compare.main, *command, words="idea/2: made by another .*=0.2 there, 0.1 in ")
 

@@ -1,5 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
+import os
 import random
 import resource
 import shutil
@@ -194,11 +195,14 @@ def test_without_its_standard_output_a_run_goes_on(toy, undisturbed, tmp_path):
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
     assert (result.returncode, result.stderr) == (0, b"")
+    command[-1] = f"--out_dir={tmp_path / 'closed'}"
+    result = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    assert (result.returncode, result.stderr) == (0, b"")
     command[-1] = f"--out_dir={tmp_path / 'head'}"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
-    assert same_end(tmp_path / "full", undisturbed) and same_end(tmp_path / "head", undisturbed)
+    assert all(same_end(tmp_path / out, undisturbed) for out in ("full", "closed", "head"))
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(

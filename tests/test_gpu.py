@@ -106,7 +106,8 @@ def test_a_compiled_run_has_one_graph_and_resumes_to_the_same_end(
 def test_a_step_takes_the_memory_that_was_planned(device, config, knobs):
     c = load_config(f"configs/{config}.py", [*knobs, f"--device={device}"])
     c, plan = load_plan(c, missing=GPT2_VOCABULARY)
-    device, dtype = machine.choose(c)
+    device = machine.choose_device(c)
+    dtype = machine.choose_dtype(c, device)
     rows, shape = micro_batch(c, ranks=1), plan.shape(1)
     planned = sum(memory_of(c, shape, rows, dtype).values())
     if planned > 0.9 * machine.installed_memory(device):

@@ -57,7 +57,8 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
 
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Send ourselves a real signal during `step`."""
+    """Send ourselves a real signal during `step`, and another one just after it."""
+    monkeypatch.setattr("run.stop.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     write = Folder.write
 
     def write_and_signal(self, line):

@@ -97,22 +97,24 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: i
 def collect(arms: list[Arm], folder: Path) -> list[dict]:
     """The rows of runs.csv, of these arms and every seed that is done.
 
-    Raises UserError where runs had different precisions.
+    Raises UserError where runs had different precisions or data.
     """
-    rows, dtypes = [], {}
+    rows, precisions, data = [], {}, {}
     for arm in arms:
         paths = [p for p in (folder / arm.name).glob("*") if p.name.isdigit() and is_done(p)]
         for out_dir in sorted(paths, key=lambda path: int(path.name)):
-            dtypes[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
             log = read_log(out_dir)
+            precisions[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
+            data[log[0].get("data", "")] = out_dir
             done = next(e for e in log if e["event"] == "done")
             row = {"arm": arm.name, "seed": int(out_dir.name)}
             row |= {key: done[key] for key in RUN_COLUMNS[2:-1]}
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
             rows.append(row | {"prune_cost": sum(rises)})
-    if len(dtypes) > 1:
-        which = "; ".join(f"{dtype} in {path}" for dtype, path in dtypes.items())
-        raise UserError(f"runs of different precision do not compare: {which}")
+    for what, seen in (("precision", precisions), ("data", data)):
+        if len(seen) > 1:
+            which = "; ".join(f"{value[:8]} in {path}" for value, path in seen.items())
+            raise UserError(f"runs of different {what} do not compare: {which}")
     return rows
 
 
