@@ -1,34 +1,38 @@
 """Text files to token files, for corpora larger than memory, on all cores.
 
     python -m data.prepare --input my.txt more.jsonl.gz --tokenizer shipped --out data/mine
+    python -m data.prepare --input fineweb/ 'more/*.jsonl.zst' --tokenizer gpt2 --out data/fineweb
 
-Inputs are .txt and .jsonl (one object a line, its text under the key `text`), plain or compressed
-(.gz, .xz). The folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian
-uint16 or uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes
-of each token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
-The folder appears as a whole or not at all. A process that is killed leaves a hidden folder beside
-it, `.NAME.tmp-...`, which you may delete.
+Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz, .zst). The
+folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or
+uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
+token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
+
+The folder appears as a whole or not at all. Until then all is in a hidden folder beside it,
+`.NAME.part`. After a kill or an error, the same command goes on with the first input file that was
+not finished, and ends in the same bytes. To give up, remove that folder.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from data import DataError
-from data.text import Items, read_items, reader
-from data.tokenizer import Encoding, encode_bytes, load_tokenizer, token_bytes, tokenizer_files
+from data.text import find_inputs, read_items
+from data.tokenizer import Encoding, encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
@@ -48,40 +52,37 @@ def prepare(
     out: Path,
     val_fraction: float = VAL_FRACTION,
     shard_tokens: int = SHARD_TOKENS,
+    key: str = "text",
 ) -> dict:
     """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
 
-    Each line of a .jsonl file is a document, and so is a .txt file; `<|endoftext|>` comes after it.
-    A .jsonl document goes to one of the splits as a whole. A .txt file is cut at line ends into
-    parts of about 32 KiB, and each part goes to one of the splits. Same inputs give same bytes.
+    Each line of a .jsonl file and each row of a .parquet file is a document, its text under `key`,
+    and so is a .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a
+    whole, but for a .txt file: it is cut at line ends into parts of about 32 KiB, and each part
+    goes to one of the splits. Same inputs give same bytes.
 
     Raises DataError, also where `out` exists.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
-    for path in inputs:
-        reader(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
+    inputs = find_inputs(inputs)
     encoding = load_tokenizer(tokenizer)
-    if out.exists():
-        raise DataError(f"{out}: exists; remove it, or give another --out")
-    temporary = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
+    part = out.with_name(f".{out.name}.part")
     try:
-        temporary.mkdir(parents=True)
-        meta = _write_tokens(inputs, encoding, val_fraction, temporary, shard_tokens)
-        meta["tokenizer"] = Path(tokenizer).name
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
         files["token_bytes.bin"] = token_bytes(encoding).tobytes()
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-        meta["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in files}
-        (temporary / "meta.json").write_bytes(json.dumps(meta, indent=1).encode() + b"\n")
-        os.rename(temporary, out)  # fails if another process has made `out` by now
+        sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        settings = {"shard_tokens": shard_tokens, "key": key, "val_fraction": val_fraction}
+        with _lock(part, out):
+            meta = _write_tokens(inputs, encoding, settings | sha256, part)
+            meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
+            files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
+            for name, content in files.items():
+                (part / "data" / name).write_bytes(content)
+            os.rename(part / "data", out)
+        shutil.rmtree(part, ignore_errors=True)
     except OSError as error:  # of writing: errors of reading are a DataError already
         raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return meta
 
 
@@ -97,106 +98,208 @@ def prepare_shipped(data_dir: str) -> None:
                 raise
 
 
-class Split:
-    """Writes the shards of one split. `meta` is what meta.json says about it."""
+def _lock(part: Path, out: Path) -> TextIO:
+    """Waits until no other process makes `out`. Others wait until the file is closed, or until this
+    process ends. Raises DataError if `out` exists."""
+    exists = DataError(f"{out}: exists; remove it, or give another --out")
+    if out.exists():
+        raise exists
+    part.mkdir(parents=True, exist_ok=True)
+    lock = (part / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{out}: waiting, as another process makes it", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if out.exists():
+            raise exists from None
+    except OSError:
+        pass  # some network disks have no locks
+    return lock
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int):
+
+class Split:
+    """Writes the shards of one split, after the tokens that `counts` has. What an earlier process
+    wrote beyond them is removed, as it is not known to be whole."""
+
+    def __init__(self, folder: Path, name: str, counts: dict, shard_tokens: int, itemsize: int):
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
         # bytes: of text, without the tokens that end documents. documents: that end in this split
-        self.meta = {"tokens": 0, "bytes": 0, "documents": 0, "shards": []}
+        self.counts: dict[str, int] = counts  # tokens, bytes, documents
+        sizes = {folder / file: tokens * itemsize for file, tokens in self._shards()}
+        for path in folder.glob(f"{name}_*.bin"):
+            if path not in sizes:
+                path.unlink()
+        for path, size in sizes.items():
+            if path.stat().st_size < size:  # after a power failure
+                raise DataError(f"{path}: was cut short; remove {folder.parent} to start anew")
+            os.truncate(path, size)
 
     def write(self, tokens: np.ndarray) -> None:
-        shards = self.meta["shards"]
-        self.meta["tokens"] += len(tokens)
         while len(tokens):
-            if not shards or shards[-1]["tokens"] == self.shard_tokens:
-                shards.append({"file": f"{self.name}_{len(shards):03d}.bin", "tokens": 0})
-                self.sha256 = hashlib.sha256()
-            shard = shards[-1]
-            part = tokens[: self.shard_tokens - shard["tokens"]]
-            with (self.folder / shard["file"]).open("ab") as file:
+            shard, used = divmod(self.counts["tokens"], self.shard_tokens)
+            part = tokens[: self.shard_tokens - used]
+            with (self.folder / self._file(shard)).open("ab") as file:
                 file.write(part)
-            self.sha256.update(part)
-            shard["tokens"] += len(part)
-            shard["sha256"] = self.sha256.hexdigest()
+            self.counts["tokens"] += len(part)
             tokens = tokens[len(part) :]
+
+    def meta(self) -> dict:
+        """What meta.json says. A memory map reads a shard that may be larger than memory."""
+        shards = [{"file": file, "tokens": tokens} for file, tokens in self._shards()]
+        for shard in shards:
+            content = np.memmap(self.folder / shard["file"], mode="r")
+            shard["sha256"] = hashlib.sha256(content).hexdigest()
+        return self.counts | {"shards": shards}
+
+    def _shards(self) -> Iterator[tuple[str, int]]:
+        """Each file, and how many tokens it holds."""
+        full, rest = divmod(self.counts["tokens"], self.shard_tokens)
+        for i, tokens in enumerate([self.shard_tokens] * full + [rest] * (rest > 0)):
+            yield self._file(i), tokens
+
+    def _file(self, shard: int) -> str:
+        return f"{self.name}_{shard:03d}.bin"
 
 
 Batch = list[tuple[str, bytes, bool]]  # split, text, whether a document ends here
 
 
-def _batches(items: Items, val_fraction: float) -> Iterator[Batch]:
-    """The items, each with the name of its split, about BATCH_BYTES at a time."""
-    batch, size = [], 0
-    for i, (text, ends_document) in enumerate(items):
-        name = "val" if is_validation(i, val_fraction) else "train"
-        batch.append((name, text, ends_document))
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    yield batch
+def _batches(
+    inputs: list[tuple[Path, str]], settings: dict, bar: tqdm, items: int, skipped: int
+) -> Iterator[tuple[Batch, dict | None]]:
+    """The items of the files, about BATCH_BYTES at a time. The last batch of a file comes with what
+    to record of it. inputs: files with their fingerprints. items, skipped: of the files before."""
+    for path, fingerprint in inputs:
+        batch, size = [], 0
+        for text, ends_document in read_items(path, settings["key"], bar):
+            if not text:
+                skipped += 1
+                continue
+            name = "val" if is_validation(items, settings["val_fraction"]) else "train"
+            items += 1
+            batch.append((name, text, ends_document))
+            size += len(text)
+            if size >= BATCH_BYTES:
+                yield batch, None
+                batch, size = [], 0
+        yield batch, {"inputs": fingerprint, "items": items, "skipped": skipped}
 
 
 def _encode(encoding: Encoding, dtype: np.dtype, batch: Batch) -> dict[str, np.ndarray]:
     """The tokens of a batch's texts, in order, for each split."""
-    tokens: dict[str, list[int]] = {"train": [], "val": []}
+    end = np.array([encoding.eot_token], dtype)
+    parts = {"train": [end[:0]], "val": [end[:0]]}
     for name, text, ends_document in batch:
-        tokens[name] += encode_bytes(encoding, text)
+        parts[name].append(encode_to_numpy(encoding, text).astype(dtype))
         if ends_document:
-            tokens[name].append(encoding.eot_token)
-    return {name: np.array(ids, dtype) for name, ids in tokens.items()}
+            parts[name].append(end)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _write_tokens(
-    inputs: list[Path], encoding: Encoding, val_fraction: float, folder: Path, shard_tokens: int
-) -> dict:
+def _fingerprints(settings: dict, inputs: list[Path]) -> list[str]:
+    """The n-th stands for the settings and the first n inputs: their names, sizes and times."""
+    digest = hashlib.sha256(repr(settings).encode())
+    fingerprints = [digest.hexdigest()]
+    for path in inputs:
+        stat = path.stat()
+        digest.update(repr((str(path), stat.st_size, stat.st_mtime_ns)).encode())
+        fingerprints.append(digest.hexdigest())
+    return fingerprints
+
+
+def _read_state(file: Path, fingerprints: list[str]) -> dict:
+    """What is written of the input files that are done. Raises DataError if these are others now,
+    or the settings are."""
+    state = {"inputs": fingerprints[0], "items": 0, "skipped": 0}
+    state |= {name: {"tokens": 0, "bytes": 0, "documents": 0} for name in ("train", "val")}
+    if file.exists():
+        state = json.loads(file.read_text())
+    if state["inputs"] not in fingerprints:
+        what = "was begun with other arguments, or an input file that was read has changed"
+        raise DataError(f"{file.parent}: {what}; remove it to start anew")
+    return state
+
+
+def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: Path) -> dict:
     """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    splits = {name: Split(folder, name, shard_tokens) for name in ("train", "val")}
+    fingerprints = _fingerprints(settings, inputs)
+    state = _read_state(part / "state.json", fingerprints)
+    done = fingerprints.index(state["inputs"])  # so many files
+    (part / "data").mkdir(exist_ok=True)
+    sizes = settings["shard_tokens"], dtype.itemsize
+    splits = {name: Split(part / "data", name, state[name], *sizes) for name in ("train", "val")}
+
     # Threads suffice, as both tokenizers release Python's lock. And no thread outlives a kill.
     workers = os.cpu_count() or 1
-    running: deque[Future] = deque()  # in the order of the input
+    running: deque[tuple[Batch, Future, dict | None]] = deque()  # in the order of the input
+
+    def tokens() -> int:
+        return state["train"]["tokens"] + state["val"]["tokens"]
 
     def write_oldest() -> None:
-        for name, tokens in running.popleft().result().items():
-            splits[name].write(tokens)
+        batch, encoded, record = running.popleft()
+        for name, text, ends_document in batch:
+            state[name]["bytes"] += len(text)
+            state[name]["documents"] += ends_document
+        for name, ids in encoded.result().items():
+            splits[name].write(ids)
+        if record:
+            state.update(record)
+            (part / "state.tmp").write_text(json.dumps(state))
+            os.replace(part / "state.tmp", part / "state.json")
+        speed = (tokens() - before) / bar.format_dict["elapsed"]
+        size = tokens() * dtype.itemsize * bar.total / max(1, bar.n) / 1e9
+        bar.set_postfix_str(f"{speed:,.0f} tokens/s, {size:.2f} GB at the end", refresh=False)
 
-    total = sum(path.stat().st_size for path in inputs)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
+    before, total = tokens(), [path.stat().st_size for path in inputs]
+    # Not at a terminal but in a log file, the bar comes once a minute.
+    rare = {} if sys.stderr.isatty() else {"delay": 60, "mininterval": 60, "maxinterval": 60}
+    look = {"desc": "tokenizing", "unit": "B", "unit_scale": True} | rare
+    bar = tqdm(total=sum(total), initial=sum(total[:done]), **look)
+    left = list(zip(inputs, fingerprints[1:]))[done:]
     with bar, ThreadPoolExecutor(workers) as pool:
-        for batch in _batches(read_items(inputs, bar), val_fraction):
-            for name, text, ends_document in batch:
-                splits[name].meta["bytes"] += len(text)
-                splits[name].meta["documents"] += ends_document
-            running.append(pool.submit(_encode, encoding, dtype, batch))
-            if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
+        try:
+            for batch, record in _batches(left, settings, bar, state["items"], state["skipped"]):
+                running.append((batch, pool.submit(_encode, encoding, dtype, batch), record))
+                if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
+                    write_oldest()
+        except DataError:  # in one file; those before it are good
+            while running:
                 write_oldest()
+            raise
         while running:
             write_oldest()
 
-    for name, split in splits.items():
-        if not split.meta["tokens"]:
-            what = f"the {name} split would be empty with --val-fraction {val_fraction}"
+    if state["skipped"]:
+        print(f"skipped {state['skipped']:,} documents without text", file=sys.stderr)
+    for name in splits:
+        if not state[name]["tokens"]:
+            shutil.rmtree(part, ignore_errors=True)  # soon read again
+            what = f"the {name} split would be empty with --val-fraction {settings['val_fraction']}"
             raise DataError(f"{what}; give more documents, or another fraction")
     vocabulary = {"vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
-    return {"dtype": dtype.name} | vocabulary | {name: splits[name].meta for name in splits}
+    return {"dtype": dtype.name} | vocabulary | {name: splits[name].meta() for name in splits}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", nargs="+", type=Path, required=True, metavar="FILE")
+    known = "files, folders, or globs in quotes"
+    parser.add_argument("--input", nargs="+", type=Path, required=True, help=known)
     known = "gpt2, shipped, a tiktoken rank file, or a Hugging Face folder"
     parser.add_argument("--tokenizer", required=True, help=known)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--key", default="text", help="of .jsonl, or column of .parquet")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
     args = parser.parse_args(argv)
     try:
-        meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction)
+        meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
         return 130
     for split in ("train", "val"):
         counts = [f"{meta[split][key]:,} {key}" for key in ("tokens", "bytes", "documents")]

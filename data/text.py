@@ -1,13 +1,15 @@
-"""The texts in .txt and .jsonl files, plain or compressed, in the pieces that a split deals out.
+"""The texts in .txt, .jsonl and .parquet files, in the pieces that a split deals out.
 
-A format is one function: it takes a path and its unpacked stream, and yields items, which are
-pairs (text, whether a document ends here). The text is bytes, and not empty.
+A format is one function: it takes a path, its unpacked stream and the key of the text, and yields
+items, which are pairs (text, whether a document ends here). The text is bytes. It is empty where a
+document has none.
 """
 
+import glob
 import gzip
+import io
 import json
 import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +22,7 @@ PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one 
 Items = Iterator[tuple[bytes, bool]]
 
 
-def read_txt(path: Path, stream: BinaryIO) -> Items:
+def read_txt(path: Path, stream: BinaryIO, key: str) -> Items:
     """The very bytes of the file, which need not be UTF-8. It is one document."""
     while part := stream.read(PART_BYTES):
         if not part.endswith(b"\n"):
@@ -31,45 +33,86 @@ def read_txt(path: Path, stream: BinaryIO) -> Items:
         yield part, not stream.peek(1)
 
 
-def read_jsonl(path: Path, stream: BinaryIO) -> Items:
-    """Each line is an object, and a document: its text under the key `text`, as UTF-8."""
+def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
+    """Each line is an object, and a document: its text under `key`, as UTF-8, or null."""
     for number, line in enumerate(stream, 1):
         if line.isspace():
             continue
         try:
+            text = json.loads(line)[key]
             # JSON can spell half a surrogate pair (\ud800). Its three bytes are kept.
-            text = json.loads(line)["text"].encode("utf-8", "surrogatepass")
+            text = b"" if text is None else text.encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError):
-            what = 'should be UTF-8 JSON like {"text": "..."}'
+            what = f'should be UTF-8 JSON like {{"{key}": "..."}}; --key names another key'
             raise DataError(f"{path}, line {number}: {what}") from None
-        if text:
-            yield text, True
+        yield text, True
 
 
-READ = {".txt": read_txt, ".jsonl": read_jsonl}
-UNPACK = {".gz": gzip.open, ".xz": lzma.open}
+def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
+    """Each row is a document: its text in the column `key`, or null."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(stream)
+    if key not in file.schema_arrow.names:
+        columns = ", ".join(file.schema_arrow.names)
+        raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
+    for rows in file.iter_batches(1024, columns=[key]):
+        for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
+            yield text or b"", True
 
 
-def reader(path: Path) -> Callable[[Path, BinaryIO], Items]:
-    """The function that reads this file, by its name. Raises DataError."""
+def unpack_zst(raw: BinaryIO) -> BinaryIO:
+    """By pyarrow, not zstandard: that one takes a file that was cut off for a whole one."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"), 2**18)
+
+
+READ = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+UNPACK = {".gz": gzip.open, ".xz": lzma.open, ".zst": unpack_zst}
+
+
+def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
+    """The function that reads this file, by its name."""
     unpacked = path.with_suffix("") if path.suffix.lower() in UNPACK else path
-    if unpacked.suffix.lower() not in READ:
-        kinds, packed = " or ".join(READ), " or ".join(UNPACK)
-        raise DataError(f"{path}: should end in {kinds}, or one of these and {packed}")
-    return READ[unpacked.suffix.lower()]
+    return READ.get(unpacked.suffix.lower())
 
 
-def read_items(paths: list[Path], bar: tqdm) -> Items:
-    """The items of all files, in order. Raises DataError: damaged, or not what its name says."""
-    before = 0
-    for path in paths:
-        try:
-            with path.open("rb") as raw:
-                unpack = UNPACK.get(path.suffix.lower())
-                for item in reader(path)(path, unpack(raw) if unpack else raw):
-                    yield item
-                    bar.update(before + raw.tell() - bar.n)  # compressed bytes: their sum is known
-                before += raw.tell()
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            what = str(error) or type(error).__name__
-            raise DataError(f"{path}: cannot be read to its end: {what}") from None
+def find_inputs(names: list[Path]) -> list[Path]:
+    """The files to read, in order. A name is that of a file, or stands for all those of our formats
+    in a folder, or for those that a glob like `part-*.parquet` finds. Raises DataError."""
+    inputs = []
+    for name in names:
+        found = name.rglob("*") if name.is_dir() else map(Path, glob.glob(str(name)))
+        found = [name] if name.is_file() else sorted(found)
+        found = [path for path in found if reader(path) and path.is_file()]
+        if not found:
+            kinds, packed = ", ".join(READ), ", ".join(UNPACK)
+            what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
+            raise DataError(f"{name}: {what}")
+        inputs += found
+    return inputs
+
+
+def read_items(path: Path, key: str, bar: tqdm) -> Items:
+    """The items of a file, while `bar` counts its bytes as they are on the disk.
+
+    Raises DataError: damaged, or not what its name says, or a package is missing.
+    """
+    before = bar.n
+    try:
+        with path.open("rb") as raw:
+            unpack = UNPACK.get(path.suffix.lower())
+            for item in reader(path)(path, unpack(raw) if unpack else raw, key):
+                yield item
+                bar.update(before + raw.tell() - bar.n)
+            bar.update(before + path.stat().st_size - bar.n)
+    except DataError:
+        raise
+    except ImportError as error:
+        way = "pip install -r requirements-extra.txt"
+        raise DataError(f"{path}: needs the package {error.name}: {way}") from None
+    except Exception as error:  # each format has classes of its own
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: cannot be read to its end: {what}") from None

@@ -28,14 +28,15 @@ PATTERN = (
     r"|\s+"
 )
 
-# Text goes to tiktoken in blocks. Without a limit, a megabyte of one letter takes some versions
-# quadratic time, and a megabyte of spaces overflows the regex engine. Where it can, a block ends
-# before a single space that something follows: PATTERN and gpt2's pattern both start a new piece
-# there, so the tokens are those of the whole text. Bytes that are not UTF-8 arrive as the lone
-# surrogates U+DC80 to U+DCFF (PEP 383) and get blocks of their own.
+# Text goes to tiktoken in pieces of a limited size. Without a limit, a megabyte of one letter takes
+# some versions quadratic time, and a megabyte of spaces overflows the regex engine. Where it can, a
+# piece ends before a single space that something follows: PATTERN and gpt2's pattern both start a
+# new match there, so the tokens are those of the whole text. Up to 64 of such pieces make a block,
+# for one call. Bytes that are not UTF-8 arrive as the lone surrogates U+DC80 to U+DCFF (PEP 383)
+# and get blocks of their own.
 _BLOCK = re.compile(
     r"(?P<stray>[\udc80-\udcff]{1,1024})"
-    r"|[^\udc80-\udcff]{1,1024}(?= \S)"
+    r"|(?:[^\udc80-\udcff]{1,1024}(?= \S)){1,64}"
     r"|[^\udc80-\udcff]{1,1024}"
 )
 
@@ -151,16 +152,25 @@ def token_bytes(encoding: Encoding) -> np.ndarray:
     return np.array(lengths, "<u2")
 
 
-def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
-    """The tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text. tiktoken's
-    `decode_bytes` gives exactly `data` back."""
+def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
+    """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text.
+    tiktoken's `decode_bytes` gives exactly `data` back.
+
+    No list of Python's ints: threads would wait for each other while they make them.
+    """
     if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
-        return encoding.encode_ordinary(data.decode("utf-8", "replace"))
-    tokens: list[int] = []
+        return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
+    parts = [np.empty(0, np.uint32)]
     for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
         if block["stray"]:
             stray = block["stray"].encode("utf-8", "surrogateescape")
-            tokens += [encoding.encode_single_token(bytes([byte])) for byte in stray]
+            tokens = [encoding.encode_single_token(bytes([byte])) for byte in stray]
+            parts.append(np.array(tokens, np.uint32))
         else:
-            tokens += encoding.encode_ordinary(block.group())
-    return tokens
+            parts.append(encoding.encode_to_numpy(block.group(), disallowed_special=()))
+    return np.concatenate(parts)
+
+
+def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
+    """The same as a list."""
+    return encode_to_numpy(encoding, data).tolist()

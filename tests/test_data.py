@@ -2,13 +2,13 @@
 folders that appear as a whole, and one line for whatever is wrong."""
 
 import base64
+import fcntl
 import gzip
 import hashlib
 import json
 import lzma
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +89,7 @@ def test_any_bytes_survive_the_round_trip_in_blocks_of_bounded_size():
     ):
         assert ENCODING.decode_bytes(encode_bytes(ENCODING, text)) == text
         blocks = _BLOCK.finditer(text.decode("utf-8", "surrogateescape"))
-        assert all(len(block.group()) <= 1024 for block in blocks)
+        assert all(len(block.group()) <= 2**16 for block in blocks)
 
 
 def test_cutting_into_blocks_changes_no_token(pairs):
@@ -161,20 +161,22 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
     monkeypatch.setattr(data.text, "PART_BYTES", 5)
     for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
         (tmp_path / "a.txt").write_bytes(text)
-        parts = [part for part, _ in read_items([tmp_path / "a.txt"], tqdm(disable=True))]
+        parts = [part for part, _ in read_items(tmp_path / "a.txt", "text", tqdm(disable=True))]
         assert b"".join(parts) == text and max(map(len, parts)) <= 13
         assert text[0] == 0x80 or all(part.decode() for part in parts)
 
 
 GOOD = b'{"text": "good"}\n' * 20
 BAD = [  # file, content, words of the message or a wrong argument
-    ("a.parquet", b"PAR1", "should end in"),
+    ("a.csv", b"text", "a.csv: no such file, or none that ends in one of .txt"),
     ("a.jsonl", GOOD[:50], "give more documents, or another fraction"),
     ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "line 22: should be"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "to its end"),
     ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 99, "to its end"),
     ("a.txt.xz", b"plain text", "to its end"),
     ("a.jsonl", GOOD, "--input=missing.txt"),
+    ("a.jsonl", GOOD, "--input=*.parquet"),
+    ("a.jsonl", GOOD, "--key=body"),
     ("a.jsonl", GOOD, "--tokenizer=gpt5"),
     ("a.jsonl", GOOD, "--out=a.jsonl/out"),
     ("a.jsonl", GOOD, "--val-fraction=nan"),
@@ -186,12 +188,11 @@ def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch
     name, content, problem = bad
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(content)
-    before = os.listdir()
     argument = problem if problem.startswith("--") else "--out=out"
     assert main([f"--input={name}", "--tokenizer=shipped", "--out=out", argument]) == 2
     stderr = capsys.readouterr().err
     assert problem.split("=")[-1] in stderr
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and os.listdir() == before
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and not Path("out").exists()
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
@@ -202,28 +203,134 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "thesis.tex"]
 
 
-STOPS = [("p._encode", signal.SIGKILL), ("os.rename", signal.SIGKILL), ("p._encode", signal.SIGINT)]
+def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, monkeypatch, capsys):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (folder := tmp_path / "in" / "deeper").mkdir(parents=True)
+    texts = [None if i % 9 == 0 else f"Text {i}. é " * 20 for i in range(2000)]
+    lines = [json.dumps({"id": 1, "body": text}).encode() + b"\n" for text in texts[1000:]]
+    halves = b"".join(lines[:500]), b"".join(lines[500:])  # zstd's tools write several frames
+    packed = b"".join(pa.compress(half, "zstd", asbytes=True) for half in halves)
+    table = pa.table({"id": range(1000), "body": texts[:1000]})
+    parquet.write_table(table, folder / "a.parquet", row_group_size=300)
+    (folder / "b.jsonl.zst").write_bytes(packed)
+    (folder / "README.md").write_text("not a text to learn from")
+    plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
+    expected = prepare([plain], "shipped", tmp_path / "plain")
+    for i, name in enumerate([tmp_path / "in", folder / "*.[pj]*"]):
+        assert prepare([name], "shipped", tmp_path / f"out{i}", key="body") == expected
+        assert "skipped 223 documents without text" in capsys.readouterr().err
+
+    with pytest.raises(DataError, match=r"\A.*no column text; --key can be: id, body\Z"):
+        prepare([folder / "a.parquet"], "shipped", tmp_path / "x")
+    (folder / "b.jsonl.zst").write_bytes(packed[:-9])
+    (folder / "a.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-9])
+    for path in folder.glob("[ab].*"):
+        with pytest.raises(DataError, match=r"\A.*cannot be read to its end.*\Z"):
+            prepare([path], "shipped", tmp_path / path.name, key="body")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"\A.*needs the package pyarrow: pip install.*\Z"):
+        prepare([folder / "b.jsonl.zst"], "shipped", tmp_path / "x")
 
 
-@pytest.mark.parametrize("moment, number", STOPS)
-def test_a_stopped_preparation_leaves_nothing_that_looks_finished(tmp_path, moment, number):
+# argv: how many writes until the signal, the signal, the arguments of data.prepare
+STOPPED = """
+import os, sys, data.prepare as p
+def counted(function):
+    def call(*args):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), number)
+        return function(*args)
+    return call
+left, number = map(int, sys.argv[1:3])
+p.BATCH_BYTES, shard_tokens = 500, 400
+p.prepare.__defaults__ = (p.VAL_FRACTION, shard_tokens, "text")
+p.Split.write, os.replace, os.rename = map(counted, (p.Split.write, os.replace, os.rename))
+read = p.read_items
+p.read_items = lambda path, *more: print(path.name, flush=True) or read(path, *more)
+sys.exit(p.main(sys.argv[3:]))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_anywhere_the_same_command_ends_in_the_same_bytes(tmp_path):
+    for i in range(4):
+        write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(100)])
+
+    def stopped(out: str, writes: int, number: int = signal.SIGKILL) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", STOPPED, str(writes), str(int(number))]
+        command += [f"--input={tmp_path}", "--tokenizer=shipped", f"--out={tmp_path / out}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert stopped("whole", 0).returncode == 0
+    done = stopped("out", 3, signal.SIGINT)
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on\n")
+    writes, read = 1, []
+    while not (tmp_path / "out").exists():
+        done = stopped("out", writes)
+        assert done.returncode == 0 if (tmp_path / "out").exists() else done.returncode == -9
+        read.append(done.stdout.split()[:1])
+        writes += 4
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*")) and len(contents(tmp_path / "out")) > 5
+    assert read[0] == ["0.jsonl"] < read[-1] and len(read) > 5  # what is done is not read again
+
+
+def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path):
+    write_jsonl(first := tmp_path / "a.jsonl", ["some text"] * 40)
+    (second := tmp_path / "b.jsonl").write_text("damaged")
+    arguments = ([first, second], "shipped", out := tmp_path / "out")
+    with pytest.raises(DataError, match=r"b.jsonl, line 1"):
+        prepare(*arguments)
+    changed = r"\A.*\.out\.part: was begun with other.*remove it to start anew\Z"
+    with pytest.raises(DataError, match=changed):
+        prepare(*arguments, val_fraction=0.1)
+    with pytest.raises(DataError, match=changed):
+        prepare([second], *arguments[1:])
+    times = first.stat().st_atime_ns, first.stat().st_mtime_ns
+    os.utime(first, ns=(0, 0))
+    with pytest.raises(DataError, match=changed):
+        prepare(*arguments)
+    os.utime(first, ns=times)
+    write_jsonl(second, ["another"] * 40)
+    prepare(*arguments)
+    prepare(*arguments[:2], tmp_path / "at once")
+    assert contents(out) == contents(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_second_process_waits_for_the_first(tmp_path, made):
     source, out = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40), tmp_path / "out"
-    script = f"import os, sys, data.prepare as p; {moment} = lambda *a: os.kill(os.getpid(), "
-    script += f"{number:d}); sys.exit(p.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, f"--input={source}", f"--out={out}"]
-    command += ["--tokenizer=shipped"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    left = [path.name[:9] for path in tmp_path.iterdir() if path != source]
-    expected = (130, []) if number == signal.SIGINT else (-9, [".out.tmp-"])
-    assert (done.returncode, left, done.stderr) == (*expected, "")
-    prepare([source], "shipped", out)  # and the next one is not in its way
-    assert TokenDataset(out, "train", 8).tokens
+    (tmp_path / ".out.part").mkdir()
+    command = [sys.executable, "-m", "data.prepare", f"--input={source}", f"--out={out}"]
+    with (tmp_path / ".out.part" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = subprocess.Popen(
+            [*command, "--tokenizer=shipped"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        assert "waiting, as another process makes it" in second.stderr.readline()
+        if made:
+            out.mkdir()
+    assert ("exists; remove it" in second.communicate()[1]) == made
+    assert second.returncode == (2 if made else 0)
 
 
-def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch, cores):
     monkeypatch.chdir(tmp_path)
-    rename = os.rename  # another process is faster
-    monkeypatch.setattr(os, "rename", lambda *names: [shutil.copytree(*names), rename(*names)])
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    lock = data.prepare._lock  # another process is faster
+
+    def faster(part, out):
+        monkeypatch.setattr(data.prepare, "_lock", lock)
+        data.prepare.prepare_shipped("data/sotu")
+        return lock(part, out)
+
+    monkeypatch.setattr(data.prepare, "_lock", faster)
     data.prepare.prepare_shipped("data/sotu")
     assert os.listdir("data") == ["sotu"]
     dataset = TokenDataset("data/sotu", "train", 128)

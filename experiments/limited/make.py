@@ -36,12 +36,12 @@ def main(argv: list[str] | None = None) -> None:
     part = np.concatenate([documents[i] for i in order])[: args.tokens]
 
     shutil.copytree(args.folder, args.to)
-    (args.to / "train_000.bin").unlink()
-    split = Split(args.to, "train", SHARD_TOKENS)
+    count = int((part == train.end_of_text).sum())
+    size = round(len(part) * train.bytes / train.tokens)  # about
+    counts = {"tokens": 0, "bytes": size, "documents": count}
+    split = Split(args.to, "train", counts, SHARD_TOKENS, part.itemsize)  # removes the old file
     split.write(part)
-    split.meta["bytes"] = round(len(part) * train.bytes / train.tokens)  # about
-    split.meta["documents"] = count = int((part == train.end_of_text).sum())
-    meta["train"] = split.meta
+    meta["train"] = split.meta()
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"{args.to}: {len(part):,} tokens of {train.tokens:,}, {count:,} documents")
 
