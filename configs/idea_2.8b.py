@@ -18,6 +18,7 @@ batch_size = 1024  # 2.1M tokens
 max_steps = 953_674  # 2T tokens
 micro_batch_size = 4
 recompute = True
+optimizer = "adamw"  # Muon, the default, is not the paper's
 learning_rate = 3e-4
 warmup_steps = 2000
 

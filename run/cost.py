@@ -1,5 +1,7 @@
 """What a run costs, known before step 1: parameters, FLOPs, memory."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,13 +9,20 @@ import torch
 from model import GPTConfig
 from run import UserError
 from run.config import Config, enlarged_shape, micro_batch
+from run.optimizer import STACK
 from schedule import Schedule, make_schedule
+
+
+def block_matrices(shape: GPTConfig) -> list[tuple[int, int]]:
+    """The sides of each matrix of a block, the shorter one first."""
+    q, kv = shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim
+    others = (q, q, kv, kv, *3 * [shape.d_ff])  # q, o; k, v; gate, up, down
+    return [(min(shape.d_model, side), max(shape.d_model, side)) for side in others]
 
 
 def block_weights(shape: GPTConfig) -> int:
     """Weights of the matrices of all blocks."""
-    attention = 2 * (shape.n_head + shape.n_kv_head) * shape.head_dim  # q, o; k, v
-    return shape.n_layer * shape.d_model * (attention + 3 * shape.d_ff)  # gate, up, down
+    return shape.n_layer * sum(n * m for n, m in block_matrices(shape))
 
 
 def n_parameters(shape: GPTConfig) -> int:
@@ -22,16 +31,38 @@ def n_parameters(shape: GPTConfig) -> int:
     return embeddings + norms + block_weights(shape)
 
 
-def flops_per_token(shape: GPTConfig) -> int:
-    """FLOPs of one training token: forward plus backward, and the backward counts twice.
+def block_flops(shape: GPTConfig) -> int:
+    """FLOPs of one token in the forward pass of all blocks.
 
-    Each weight of a matrix costs 2 FLOPs forward (multiply, add). Attention adds two products of
+    Each weight of a matrix costs 2 FLOPs (multiply, add). Attention adds two products of
     (T, head_dim) with (T, T) per query head, counted in full as `FlopCounterMode` does, although
     half of it is masked. Norms, rotary embeddings and softmax are left out, as is customary.
     """
     attention = 2 * 2 * shape.context_length * shape.head_dim * shape.n_head * shape.n_layer
-    weights = block_weights(shape) + shape.vocab_size * shape.d_model
-    return 3 * (2 * weights + attention)
+    return 2 * block_weights(shape) + attention
+
+
+def flops_per_token(shape: GPTConfig) -> int:
+    """Training FLOPs of one token: forward plus backward, and the backward counts twice. What is
+    computed again (`recompute`) does not count, nor does the optimizer."""
+    return 3 * (block_flops(shape) + 2 * shape.vocab_size * shape.d_model)
+
+
+def muon_flops(shape: GPTConfig) -> int:
+    """FLOPs of Muon's products in a step, which every rank does. Of an (n, m) matrix x, each of
+    five iterations multiplies x x^T, the (n, n) result by itself, and that by x."""
+    matrices = block_matrices(shape)
+    return shape.n_layer * sum(5 * (2 * n * n * m + 2 * n**3 + 2 * n * n * m) for n, m in matrices)
+
+
+def muon_memory(shape: GPTConfig, e: int) -> int:
+    """Bytes that Muon's step takes beside the moments. e: of a number in its products."""
+    largest = 0
+    for (n, m), each in Counter(block_matrices(shape)).items():
+        size = min(each * shape.n_layer * n * m, max(STACK, n * m))  # numbers in a stack, at most
+        # The averages, in float32; the stack, before and after an iteration; two (n, n) products
+        largest = max(largest, size * (4 + 3 * e) + size // m * n * 2 * e)
+    return largest
 
 
 def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -> dict[str, int]:
@@ -53,11 +84,15 @@ def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
     else:
         kept, passing = block * shape.n_layer, max(logits, gradients)
+    moments, casts = 8 * n, 2 * n if lower else 0  # of the weights
+    if c.optimizer == "muon":  # when its step needs memory, casts and activations are gone
+        moments -= 4 * block_weights(shape)
+        passing = max(passing, muon_memory(shape, e) - casts - kept)
     return {
         "weights": 4 * n,
         "gradients": 4 * n,
-        "moments": 8 * n - (4 * block_weights(shape) if c.optimizer == "muon" else 0),
-        "casts": 2 * n if lower else 0,  # the weights' own
+        "moments": moments,
+        "casts": casts,
         "activations": kept,
         "passing": passing,
     }
@@ -92,14 +127,18 @@ class Plan:
     def final(self) -> GPTConfig:
         return self.shape(self.schedule.max_steps)
 
-    def flops(self, steps: int | None = None) -> int:
-        """Training FLOPs of the first `steps` steps, or of the whole run."""
+    def total(self, of_step: Callable[[GPTConfig], int], steps: int | None = None) -> int:
+        """of_step(shape) summed over the first `steps` steps, or the whole run."""
         last = self.schedule.max_steps if steps is None else steps
         starts = [1, *(step for step in self.schedule.prune_steps() if step <= last)]  # of a shape
         total = 0
         for start, after in zip(starts, [*starts[1:], last + 1]):
-            total += (after - start) * flops_per_token(self.shape(start))
-        return total * self.tokens_per_step
+            total += (after - start) * of_step(self.shape(start))
+        return total
+
+    def flops(self, steps: int | None = None) -> int:
+        """Training FLOPs of the first `steps` steps, or of the whole run."""
+        return self.total(flops_per_token, steps) * self.tokens_per_step
 
 
 def make_plan(c: Config, vocab_size: int) -> Plan:

@@ -1,7 +1,7 @@
 """The optimizers of a run: AdamW, and Muon (Jordan et al., 2024) for matrices."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from model import GPT
 from run.config import Config
 
+STACK = 2**26  # numbers that Muon orthogonalizes together, at most: 256 MiB in float32
 
 def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
@@ -48,27 +49,48 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                ahead = p.grad.lerp(average, momentum)  # Nesterov's momentum
-                update = orthogonalize(ahead.to(self.dtype))
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * (0.2 * math.sqrt(max(p.shape))))
+            for params in stacks(group["params"]):
+                self.update(params, **{k: group[k] for k in ("lr", "weight_decay", "momentum")})
+
+    def update(
+        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        gradients = [p.grad for p in params]
+        averages = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's momentum
+        stack = torch.stack([wide(x).to(self.dtype) for x in ahead])
+        updates = orthogonalize(stack).to(params[0].dtype)
+        updates = [u if p.shape == u.shape else u.mT for p, u in zip(params, updates)]
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(params[0].shape)))
+
+
+def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The matrices in lists of one shape, where a shape and its transpose are one: a product of
+    many matrices at once is faster than one after another. A list has at most STACK numbers."""
+    alike: dict[tuple, list[Tensor]] = {}
+    for x in matrices:
+        alike.setdefault(tuple(sorted(x.shape)), []).append(x)
+    for some in alike.values():
+        n = max(1, STACK // some[0].numel())
+        yield from (some[i : i + n] for i in range(0, len(some), n))
+
+
+def wide(x: Tensor) -> Tensor:
+    return x if x.shape[0] <= x.shape[1] else x.mT
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """U S V^T, of any shape (n, m), becomes U S' V^T, with singular values between about 0.7 and
-    1.2 unless they were tiny: five Newton-Schulz iterations. Jordan et al. chose the polynomial,
-    3.4445 s - 4.7750 s^3 + 2.0315 s^5, to lift small singular values fast."""
-    if x.shape[0] > x.shape[1]:
-        return orthogonalize(x.T).T
-    x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1
+    """Each U S V^T of a stack (k, n, m), n <= m, becomes U S' V^T, with singular values between
+    about 0.7 and 1.2 unless they were tiny: five Newton-Schulz iterations. Jordan et al. chose the
+    polynomial, 3.4445 s - 4.7750 s^3 + 2.0315 s^5, to lift small singular values fast."""
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
     for _ in range(5):
-        xx = x @ x.T  # (n, n)
-        y = torch.addmm(xx, xx, xx, beta=-4.7750, alpha=2.0315)  # -4.7750 xx + 2.0315 xx xx
-        x = torch.addmm(x, y, x, beta=3.4445)  # 3.4445 x + y x
+        xx = x @ x.mT  # (k, n, n)
+        y = torch.baddbmm(xx, xx, xx, beta=-4.7750, alpha=2.0315)  # -4.7750 xx + 2.0315 xx xx
+        x = torch.baddbmm(x, y, x, beta=3.4445)  # 3.4445 x + y x
     return x

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import KINDS, GPTConfig
 from run.config import Config
-from run.cost import flops_per_token, make_plan, memory_of, n_parameters
+from run.cost import block_flops, flops_per_token, make_plan, memory_of, muon_flops, n_parameters
 from run.machine import choose_dtype
 from run.read_config import load_config
 from tools import bench, plan
@@ -43,6 +46,19 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_plan_counts_the_work_that_torch_counts_in_a_step(optimizer, recompute):
+    c = Config(batch_size=4, context_length=64, optimizer=optimizer, recompute=recompute)
+    step, counter = bench.Step(c, SHAPE, torch.device("cpu")), FlopCounterMode(display=False)
+    # Compiled blocks compute all again. Eager ones stop before the last product, which none needs
+    with sdpa_kernel(SDPBackend.MATH), set_checkpoint_early_stop(False), counter:
+        step()
+    planned = 4 * 64 * (flops_per_token(SHAPE) + recompute * block_flops(SHAPE))
+    planned += muon_flops(SHAPE) if optimizer == "muon" else 0
+    assert counter.get_total_flops() == planned
+
+
 def planned(capsys, config: str, *arguments: str) -> str:
     code = plan.main([f"configs/{config}.py", *arguments])
     said = capsys.readouterr()
@@ -58,9 +74,13 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
     table = rows(planned(capsys, "idea_2.8b", "--gpus=64", "--gpu=h100"))
     assert table["enlarged"][:2] == ["2.82B", "1T"] and table["recover"][:2] == ["1.31B", "500B"]
     phases = [table[name] for name in ("enlarged", "prune", "recover")]
-    flops, hours = map(float, table["the run"][2:4])
-    assert sum(float(cells[2]) for cells in phases) == pytest.approx(flops, rel=0.01)
-    assert hours == pytest.approx(flops / (64 * 0.4 * 989e12) / 3600, rel=0.01)
+    for optimizer, muon in (("adamw", 0), ("muon", 5.7e21)):
+        table = rows(planned(capsys, "idea_2.8b", "--gpus=64", f"--optimizer={optimizer}"))
+        work, hours = [float(x) for x in table["the run"][2:5]], float(table["the run"][5])
+        assert work == pytest.approx([2.84e22, 9.05e21, muon], rel=0.01)
+        assert hours == pytest.approx(sum(work) / (64 * 0.4 * 989e12) / 3600, rel=0.01)
+        by_phase = sum(float(table[name][5]) for name in ("enlarged", "prune", "recover"))
+        assert by_phase == pytest.approx(hours, rel=0.01)
     assert [cells[-1] for cells in phases] == ["yes"] * 3
     text = planned(capsys, "idea_2.8b", "--gpus=8", "--micro_batch_size=128")
     best = int(re.search(r"no; --micro_batch_size=(\d+)", text)[1])

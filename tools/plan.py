@@ -1,7 +1,9 @@
 """What a run will need: python -m tools.plan CONFIG --gpus 8 --gpu h100 [--key=value ...]
 
-Of each phase, from shapes alone: parameters, tokens, FLOPs, hours, cost, memory of a rank; and what
-the final shape costs from scratch. Where the data is not there yet, GPT-2's vocabulary is assumed.
+Of each phase, from shapes alone: parameters, tokens, work in FLOPs, hours, cost, memory of a rank;
+and what the final shape costs from scratch. Hours and cost are of all work: training, what is
+computed again (`recompute`), and the products of Muon, which each GPU does on its own. Where the
+data is not there yet, GPT-2's vocabulary is assumed.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import torch
 
 from model import GPTConfig
 from run.config import Config, check_ranks, micro_batch
-from run.cost import Plan, flops_per_token, memory_of, n_parameters
+from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
 from run.read_config import load_config
 from run.report import compact
 from tools import command, positive
@@ -44,28 +46,35 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
     """The answer in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
+    tokens, last = plan.tokens_per_step, c.max_steps
+    work = {  # FLOPs of a step, on all GPUs together
+        "training FLOPs": lambda shape: tokens * flops_per_token(shape),
+        "recompute FLOPs": lambda shape: tokens * block_flops(shape) if c.recompute else 0,
+        "Muon FLOPs": lambda shape: gpus * muon_flops(shape) if c.optimizer == "muon" else 0,
+    }
 
-    def row(name: str, steps: int, flops: float, shape: GPTConfig) -> str:
-        hours = flops / (gpus * peak * mfu) / 3600
+    def row(name: str, steps: int, flops: list[int], shape: GPTConfig) -> str:
+        hours = sum(flops) / (gpus * peak * mfu) / 3600
         need, fits = fit(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
-        cells = [name, compact(n_parameters(shape)), compact(steps * plan.tokens_per_step)]
-        cells += [f"{flops:.3g}", f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
+        cells = [name, compact(n_parameters(shape)), compact(steps * tokens)]
+        cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
 
-    table = "| phase | parameters | tokens | FLOPs | hours | cost | GiB per rank | fits |\n"
-    table += "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-    firsts, last = sorted({1, *(plan.schedule.window or ())}), c.max_steps
+    heads = ["phase", "parameters", "tokens", *work, "hours", "cost", "GiB per rank", "fits"]
+    table = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
+    firsts = sorted({1, *(plan.schedule.window or ())})
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
-        flops = plan.flops(after - 1) - plan.flops(first - 1)
+        flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
-    scratch = flops_per_token(plan.final) * last * plan.tokens_per_step
-    table += row("the run", last, plan.flops(), plan.shape(1))
+    table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
+    scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", last, scratch, plan.final)
+    ratio = plan.flops() / scratch[0]
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "
         f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
-        f"FLOPs: {plan.flops() / scratch:.2f} times those of scratch on the same tokens. With "
-        f"max_steps={round(last * plan.flops() / scratch)}, scratch has as many."
+        f"Training FLOPs: {ratio:.2f} times those of scratch on the same tokens. With "
+        f"max_steps={round(last * ratio)}, scratch has as many."
     )
 
 
@@ -75,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak, assumed")
+    share = "assumed share of the GPU's peak, with all work counted (known as HFU)"
+    parser.add_argument("--mfu", type=float, default=0.4, help=share)
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
     args, knobs = parser.parse_known_args(argv)
     if args.mfu <= 0:
