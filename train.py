@@ -44,17 +44,16 @@ def evaluate(
     model: GPT, data: TokenDataset, max_tokens: int, batch_size: int, autocast, ranks: Ranks
 ) -> float:
     """Mean loss, in nats per token, over the first `max_tokens` tokens of a split."""
-    device = model.embed.weight.device
-    total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+    losses, sizes = [torch.zeros((), device=ranks.device)], [0]  # a rank may get no batch
     model.eval()
     for i, (x, y) in enumerate(data.in_order(batch_size, max_tokens)):
         if i % ranks.size == ranks.rank:  # the ranks share the batches out
             with autocast():
-                loss = model(x.to(device), y.to(device))
-            total += torch.tensor([loss.item() * y.numel(), y.numel()], dtype=torch.float64)
+                losses.append(model(machine.send(x, ranks.device), machine.send(y, ranks.device)))
+            sizes.append(y.numel())
     model.train()
-    total = total.to(device) if ranks.size > 1 else total  # NCCL averages on the GPU only
-    nats, tokens = ranks.mean(total).tolist()
+    nats = sum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes))
+    nats, tokens = ranks.mean(torch.tensor([nats, sum(sizes)], dtype=torch.float64)).tolist()
     return nats / tokens
 
 
@@ -98,10 +97,11 @@ def train(c: Config) -> int:
     del saved  # as large as the model and its moments
     ranks.check(model)
     compiled = machine.choose_compile(c, device, plan.flops())
-    # `forward` is for training steps. In eval mode the same blocks run uncompiled
-    forward = machine.compile_blocks(model, schedule.widths) if compiled else model
+    if compiled:
+        machine.compile_blocks(model, schedule.widths)
     if c.recompute:
         machine.recompute_blocks(model)
+    forward = ranks.wrap(model)  # for training steps: DistributedDataParallel, if there are several
     micro_batch_size = micro_batch(c, ranks.size)
 
     def autocast():
@@ -119,7 +119,7 @@ def train(c: Config) -> int:
     val_loss, stopping = None, False
     for step in range(done + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        xs, ys = (tokens.to(device, non_blocking=True).split(micro_batch_size) for tokens in batch)
+        xs, ys = (machine.send(tokens, device).split(micro_batch_size) for tokens in batch)
         micro_batches = list(zip(xs, ys))  # pairs of tokens and next tokens, (micro_batch_size, T)
 
         # Schedule: one cosine over the whole run
@@ -139,20 +139,21 @@ def train(c: Config) -> int:
                 after = validate(plan.tokens_per_step)
                 report.prune(step, kind, before, after, record)
                 before = after
+            del forward  # DDP, with the old parameters and their gradients
+            forward = ranks.wrap(model)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
         loss = torch.zeros((), device=device)
-        for x, y in micro_batches:
+        for i, (x, y) in enumerate(micro_batches, 1):
+            forward.require_backward_grad_sync = i == len(micro_batches)  # DDP: only in the last
             with autocast():
                 micro_loss = forward(x, y) / len(micro_batches)
             micro_loss.backward()
             loss += micro_loss.detach()
-        ranks.mean_gradients(model)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
-        # Check: only finite gradients may reach the weights; a signal to one rank stops all. Here
-        # alone the CPU waits for the GPU
-        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)
+        # Check: only finite gradients may reach the weights. A signal to one rank stops all
+        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)  # the only wait for a GPU
         stopping = asked > 0
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
@@ -166,7 +167,7 @@ def train(c: Config) -> int:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not ranks.launched)  # DDP's stay in their buckets
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:

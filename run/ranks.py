@@ -2,12 +2,13 @@
 
 import datetime
 import os
+import warnings
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.parallel import DistributedDataParallel
 
 from run import UserError
 
@@ -15,14 +16,16 @@ from run import UserError
 class Ranks:
     """The processes that train together: one, unless torchrun started more.
 
-    Where one of them dies, the others raise a RuntimeError, within half an hour at the latest.
+    Where one of them dies, the others end within half an hour at the latest: with gloo by a
+    RuntimeError, with NCCL by its watchdog, which aborts the process.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        if self.size > 1:
+        self.launched = "WORLD_SIZE" in os.environ  # by torchrun; also where it starts one process
+        if self.launched:
             # Import this before the group exists. Otherwise it keeps the group, and gloo's threads,
             # until the interpreter ends, and may crash it
             from torch.distributed import nn as late  # noqa: F401
@@ -39,8 +42,9 @@ class Ranks:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Average over the ranks, in place."""
-        if self.size > 1:
+        """The average of x over the ranks."""
+        if self.launched:
+            x = x.to(self.device)  # NCCL averages on the GPU only
             dist.all_reduce(x)
             x /= self.size
         return x
@@ -51,18 +55,32 @@ class Ranks:
         x = torch.stack([n if isinstance(n, Tensor) else full(n) for n in numbers])
         return self.mean(x).tolist()
 
-    def mean_gradients(self, model: nn.Module) -> None:
-        """Data parallelism: every rank goes on with the mean of all ranks' gradients."""
-        if self.size > 1:
-            gradients = [p.grad for p in model.parameters()]
-            # Together: one by one, small ones are slow. 32: all would need twice the memory
-            for i in range(0, len(gradients), 32):
-                some = gradients[i : i + 32]
-                vector_to_parameters(self.mean(parameters_to_vector(some)), some)
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model; under torchrun, in a DistributedDataParallel, whose backward pass averages the
+        gradients over the ranks. Wrap it anew after a prune: DDP holds the parameters of now.
+
+        A resumed run must add the ranks' numbers in the same order. So DDP may not sort its buckets
+        anew after the first step, which it does unless it looks for unused parameters. And all
+        gradients lie in the buckets from the first step on, as DDP rounds where it copies one in.
+        """
+        if not self.launched:
+            return model
+        model.zero_grad()  # frees the old buckets
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                model,
+                broadcast_buffers=False,  # the model's buffers are constants
+                init_sync=False,  # all ranks have the same weights: see check()
+                gradient_as_bucket_view=True,
+                find_unused_parameters=True,
+            )
 
     def from_first(self, mask: Tensor) -> Tensor:
         """Overwrite the mask with that of rank 0, so that all ranks prune the same units."""
-        if self.size > 1:
+        if self.launched:
             byte = mask.byte()
             dist.broadcast(byte, src=0)
             mask.copy_(byte)
@@ -71,7 +89,7 @@ class Ranks:
     def alike(self, x: Tensor) -> bool:
         """Whether x, integers of one shape everywhere, is the same on all ranks."""
         lowest, highest = x.clone(), x.clone()
-        if self.size > 1:
+        if self.launched:
             dist.all_reduce(lowest, dist.ReduceOp.MIN)
             dist.all_reduce(highest, dist.ReduceOp.MAX)
         return torch.equal(lowest, highest)
@@ -85,7 +103,7 @@ class Ranks:
     def check(self, model: nn.Module) -> None:
         """Raises UserError if the ranks' weights differ: they would train no model at all."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
-        if self.size > 1 and not self.alike(torch.stack(bits)):
+        if self.launched and not self.alike(torch.stack(bits)):
             way = "--resume goes on from the last checkpoint"
             cause = "Should it happen again, a GPU or the network may be faulty"
             raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)

@@ -107,12 +107,15 @@ def test_help_lists_every_knob_with_its_default(capsys):
     assert main([]) == 2
 
 
-def test_without_a_compiler_on_a_cpu_auto_stays_eager_and_on_is_refused(monkeypatch):
-    cpu, heads = torch.device("cpu"), load("idea", "--n_kv_head_target=1")
+def test_without_a_compiler_auto_stays_eager_and_on_is_refused(monkeypatch):
+    """Triton needs one of C on a GPU."""
+    idea, heads = load("idea"), load("idea", "--n_kv_head_target=1")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("run.machine.shutil.which", lambda name: name)
-    assert choose_compile(load("idea"), cpu, 1e18) and not choose_compile(load("idea"), cpu, 1e13)
-    assert not choose_compile(heads, cpu, 1e18)  # slower there
+    assert choose_compile(idea, cpu, 1e18) and not choose_compile(idea, cpu, 1e13)
+    assert not choose_compile(heads, cpu, 1e18) and choose_compile(heads, gpu, 1e13)  # slower
     monkeypatch.setattr("run.machine.shutil.which", lambda name: None)
-    assert not choose_compile(load("idea"), torch.device("cpu"), 1e18)
-    with pytest.raises(UserError, match="compile='on'.*g\\+\\+.*--compile=off"):
-        choose_compile(load("idea", "--compile=on"), torch.device("cpu"), 1e18)
+    for device, needed in ((cpu, "g\\+\\+ or clang\\+\\+"), (gpu, "gcc or clang")):
+        assert not choose_compile(idea, device, 1e18)
+        with pytest.raises(UserError, match=f"compile='on'.*{needed}.*--compile=off"):
+            choose_compile(load("idea", "--compile=on"), device, 1e18)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, events, run, same_end
-from test_ranks import assert_close
-from test_ranks import two_ranks as run_ranks  # as many as the launcher starts
+from test_ranks import assert_close, run_ranks
 
 from data.tokenizer import load_tokenizer
 from model import KINDS
@@ -115,15 +114,6 @@ def test_a_step_takes_the_memory_that_was_planned(device, config, knobs):
     assert bench.peak_memory(c, shape, device) == pytest.approx(planned, rel=0.15)
 
 
-# A rank alone talks to nobody, and NCCL wants a GPU for each. This makes it talk to itself
-ALONE = """
-class Size(int):
-    def __gt__(self, other):
-        return True
-sys.modules["run.ranks"].int = Size
-"""
-
-
 @pytest.mark.usefixtures("full_float32")
 @pytest.mark.parametrize(
     "device, ranks",
@@ -137,7 +127,7 @@ def test_under_torchrun_a_run_stops_and_resumes_to_the_end_of_one(device, ranks,
     knobs = [f"--device={device}"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     for more in ("--stop_after=16", "--resume"):
-        run_ranks(toy, tmp_path / "run", *knobs, more, launcher=launcher, before=ALONE)
+        run_ranks(toy, tmp_path / "run", *knobs, more, launcher=launcher)
     assert run(toy, tmp_path / "one", *knobs) == 0
     assert_same_end(tmp_path / "run", tmp_path / "one", device)
 

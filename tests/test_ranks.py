@@ -22,12 +22,20 @@ import train
 from run.ranks import Ranks
 forks = "RANK" not in os.environ
 if forks:
-    os.environ["RANK"] = "1" if os.fork() == 0 else "0"
+    os.environ["RANK"] = "0"
+    for rank in range(1, int(os.environ["WORLD_SIZE"])):
+        if os.fork() == 0:
+            os.environ["RANK"] = str(rank)
+            break
 {before}
 code = train.main()
 {after}
-if forks and os.environ["RANK"] == "0":
-    code = code or os.waitstatus_to_exitcode(os.wait()[1])
+while forks and os.environ["RANK"] == "0":
+    try:
+        status = os.wait()[1]
+    except ChildProcessError:
+        break
+    code = code or os.waitstatus_to_exitcode(status)
 sys.exit(code)
 """
 UPSIDE_DOWN = """
@@ -39,14 +47,16 @@ train.Pruner.score = upside_down
 """
 
 
-def two_ranks(config: Path, out: Path, *arguments: str, launcher=(), before="", after="", code=0):
+def run_ranks(
+    config: Path, out: Path, *arguments: str, ranks=2, launcher=(), before="", after="", code=0
+) -> str:
     script = out.with_name("script.py")
     script.write_text(SCRIPT.format(before=before, after=after))
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
-    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     command = [sys.executable, *launcher, str(script), str(config), f"--out_dir={out}", *arguments]
-    environment = os.environ | ranks
+    environment = os.environ | address
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == code, result.stderr
     return result.stderr
@@ -65,7 +75,7 @@ def pair(toy, tmp_path_factory) -> Path:
     """No thread of gloo is left at its end: it might abort the process."""
     out = tmp_path_factory.mktemp("pair") / "run"
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
-    two_ranks(toy, out, "--micro_batch_size=2", after=f"assert 'gloo' not in str({threads})")
+    run_ranks(toy, out, "--micro_batch_size=2", after=f"assert 'gloo' not in str({threads})")
     return out
 
 
@@ -76,18 +86,28 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert_close(undisturbed, pair)
 
 
-@pytest.mark.parametrize("knob", ["--optimizer=muon", "--criterion=activation"])
-def test_two_ranks_train_like_one_with_muon_and_with_activations(knob, toy, tmp_path):
-    knobs = [knob, "--stop_after=20", "--micro_batch_size=2"]
+def test_activations_are_averaged_over_ranks(toy, tmp_path):
+    knobs = ["--criterion=activation", "--stop_after=20", "--micro_batch_size=2"]
     assert run(toy, tmp_path / "one", *knobs) == 0
-    two_ranks(toy, tmp_path / "two", *knobs, "--recompute")
+    run_ranks(toy, tmp_path / "two", *knobs, "--recompute")
     assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(toy, tmp_path):
+    """With two, the order of a sum cannot differ."""
+    knobs = ["--batch_size=12", "--micro_batch_size=2", "--optimizer=muon"]
+    run_ranks(toy, tmp_path / "whole", *knobs, ranks=3)
+    for more in ("--stop_after=17", "--resume"):
+        run_ranks(toy, tmp_path / "cut", *knobs, more, ranks=3)
+    assert same_end(tmp_path / "cut", tmp_path / "whole")
+    assert run(toy, tmp_path / "one", *knobs) == 0
+    assert_close(tmp_path / "one", tmp_path / "cut")
 
 
 def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):
     out = tmp_path / "run"
     assert run(toy, out, "--stop_after=8") == 0
-    two_ranks(toy, out, "--resume", "--stop_after=21")
+    run_ranks(toy, out, "--resume", "--stop_after=21")
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 21
     assert run(toy, out, "--resume") == 0
     assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
@@ -95,10 +115,10 @@ def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_pat
 
 
 def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(toy, pair, tmp_path):
-    two_ranks(toy, tmp_path / "run", "--micro_batch_size=2", before=UPSIDE_DOWN)
+    run_ranks(toy, tmp_path / "run", "--micro_batch_size=2", before=UPSIDE_DOWN)
     assert same_end(tmp_path / "run", pair)
     each_its_own = UPSIDE_DOWN + "Ranks.from_first = lambda self, mask: mask"
-    error = two_ranks(toy, tmp_path / "other", before=each_its_own, code=1)
+    error = run_ranks(toy, tmp_path / "other", before=each_its_own, code=1)
     assert "error: the ranks hold different weights" in error
     assert events(tmp_path / "other", "step")[-1]["step"] == 14
 
@@ -107,7 +127,7 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):
     """As on two machines whose out_dir is not the same disk."""
     assert run(toy, tmp_path / "run0", "--stop_after=8") == 0
     own_disk = "sys.argv[2] += os.environ['RANK']"
-    error = two_ranks(toy, tmp_path / "run", "--resume", before=own_disk, code=1)
+    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, code=1)
     assert "error: this rank starts after step 8, another elsewhere" in error
 
 
@@ -122,7 +142,7 @@ train.Report.save = save
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     torchrun += ["--max-restarts=2"]
     knobs = ["--resume", "--micro_batch_size=2"]
-    error = two_ranks(toy, tmp_path / "run", *knobs, launcher=torchrun, before=dies_once)
+    error = run_ranks(toy, tmp_path / "run", *knobs, launcher=torchrun, before=dies_once)
     assert "error: another rank no longer answers; --resume goes on" in error
     assert same_end(tmp_path / "run", pair)
     assert [e["resumed"] for e in events(tmp_path / "run", "start")] == [False, True]

@@ -38,7 +38,7 @@ class Step:
         self.dtype = machine.choose_dtype(c, device)
         self.optimizers = make_optimizers(self.model, c, self.dtype)
         if compile_for is not None:
-            self.forward = machine.compile_blocks(self.model, compile_for)
+            machine.compile_blocks(self.model, compile_for)
         if c.recompute:
             machine.recompute_blocks(self.model)
         size = 2, micro_batch(c, ranks=1), c.context_length
@@ -120,7 +120,6 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     expected = sum(memory_of(c, full, rows, dtype).values()) / 2**20
     peak = peak_memory(c, full, device) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
-    machine.keep_memory()
     wide, slim = Step(c, full, device), Step(c, plan.final, device)
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
