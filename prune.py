@@ -132,7 +132,8 @@ def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
     held = [p for o in optimizers for param_group in o.param_groups for p in param_group["params"]]
     assert len(held) == len(set(held)) and set(held) == set(model.parameters())
     for optimizer in optimizers:
-        assert set(optimizer.state) <= set(held)
+        own = {p for param_group in optimizer.param_groups for p in param_group["params"]}
+        assert set(optimizer.state) <= own
         for parameter, state in optimizer.state.items():
             assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
 

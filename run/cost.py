@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -127,11 +128,15 @@ class Plan:
     def final(self) -> GPTConfig:
         return self.shape(self.schedule.max_steps)
 
+    @cached_property
+    def starts(self) -> list[int]:
+        """The steps from which each shape holds, 1 the first. Every line of the log needs them."""
+        return [1, *self.schedule.prune_steps()]
+
     def total(self, of_step: Callable[[GPTConfig], int], steps: int | None = None) -> int:
         """of_step(shape) summed over the first `steps` steps, or the whole run."""
         last = self.schedule.max_steps if steps is None else steps
-        starts = [1, *(step for step in self.schedule.prune_steps() if step <= last)]  # of a shape
-        total = 0
+        starts, total = [start for start in self.starts if start <= max(last, 1)], 0
         for start, after in zip(starts, [*starts[1:], last + 1]):
             total += (after - start) * of_step(self.shape(start))
         return total

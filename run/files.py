@@ -1,6 +1,7 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Writing that may fail: files are whole or not there, and output that fails is given up."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +30,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)  # now the rename is durable
     os.close(folder)
+
+
+def drop_output() -> None:
+    """Let standard output lead nowhere from now on. Otherwise what waits in its buffer would fail
+    again at Python's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from run.config import Config
 
 STACK = 2**26  # numbers that Muon orthogonalizes together, at most: 256 MiB in float32
 
+
 def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
     matrices have weight decay. dtype: of Muon's products.
@@ -52,9 +53,7 @@ class Muon(torch.optim.Optimizer):
             for params in stacks(group["params"]):
                 self.update(params, **{k: group[k] for k in ("lr", "weight_decay", "momentum")})
 
-    def update(
-        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
-    ) -> None:
+    def update(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -1,7 +1,6 @@
 """What a run says to a person, and writes to its log: its plan, lines on the way, the end."""
 
 import math
-import os
 import shlex
 import sys
 import time
@@ -16,6 +15,7 @@ from run import UserError
 from run.checkpoint import save_checkpoint
 from run.config import Config
 from run.cost import Plan, flops_per_token, n_parameters
+from run.files import drop_output
 from run.folder import Folder
 
 
@@ -66,8 +66,8 @@ class Report:
             try:
                 self.bar.write(text)
                 sys.stdout.flush()
-            except OSError:  # what waits in the buffer may not fail again at Python's end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except OSError:
+                drop_output()
 
     def write(self, event: str, step: int, **values) -> None:
         """Write a line to the log. A prune comes before its step is trained, all else after it."""

@@ -1,12 +1,12 @@
 """What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 
 from data import DataError
 from run import UserError
+from run.files import drop_output
 
 
 def command(main: Callable) -> Callable[..., int]:
@@ -16,8 +16,8 @@ def command(main: Callable) -> Callable[..., int]:
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv) or 0
-        except BrokenPipeError:  # `| head`; nor may Python fail to write the rest at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `| head`
+            drop_output()
             return 0
         except (UserError, DataError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
