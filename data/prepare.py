@@ -31,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
+from data.shards import Split, fingerprints, read_state, write_state
 from data.text import find_inputs, read_items
 from data.tokenizer import Encoding, encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
 
@@ -118,50 +119,6 @@ def _lock(part: Path, out: Path) -> TextIO:
     return lock
 
 
-class Split:
-    """Writes the shards of one split, after the tokens that `counts` has. What an earlier process
-    wrote beyond them is removed, as it is not known to be whole."""
-
-    def __init__(self, folder: Path, name: str, counts: dict, shard_tokens: int, itemsize: int):
-        self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
-        # bytes: of text, without the tokens that end documents. documents: that end in this split
-        self.counts: dict[str, int] = counts  # tokens, bytes, documents
-        sizes = {folder / file: tokens * itemsize for file, tokens in self._shards()}
-        for path in folder.glob(f"{name}_*.bin"):
-            if path not in sizes:
-                path.unlink()
-        for path, size in sizes.items():
-            if path.stat().st_size < size:  # after a power failure
-                raise DataError(f"{path}: was cut short; remove {folder.parent} to start anew")
-            os.truncate(path, size)
-
-    def write(self, tokens: np.ndarray) -> None:
-        while len(tokens):
-            shard, used = divmod(self.counts["tokens"], self.shard_tokens)
-            part = tokens[: self.shard_tokens - used]
-            with (self.folder / self._file(shard)).open("ab") as file:
-                file.write(part)
-            self.counts["tokens"] += len(part)
-            tokens = tokens[len(part) :]
-
-    def meta(self) -> dict:
-        """What meta.json says. A memory map reads a shard that may be larger than memory."""
-        shards = [{"file": file, "tokens": tokens} for file, tokens in self._shards()]
-        for shard in shards:
-            content = np.memmap(self.folder / shard["file"], mode="r")
-            shard["sha256"] = hashlib.sha256(content).hexdigest()
-        return self.counts | {"shards": shards}
-
-    def _shards(self) -> Iterator[tuple[str, int]]:
-        """Each file, and how many tokens it holds."""
-        full, rest = divmod(self.counts["tokens"], self.shard_tokens)
-        for i, tokens in enumerate([self.shard_tokens] * full + [rest] * (rest > 0)):
-            yield self._file(i), tokens
-
-    def _file(self, shard: int) -> str:
-        return f"{self.name}_{shard:03d}.bin"
-
-
 Batch = list[tuple[str, bytes, bool]]  # split, text, whether a document ends here
 
 
@@ -197,36 +154,12 @@ def _encode(encoding: Encoding, dtype: np.dtype, batch: Batch) -> dict[str, np.n
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _fingerprints(settings: dict, inputs: list[Path]) -> list[str]:
-    """The n-th stands for the settings and the first n inputs: their names, sizes and times."""
-    digest = hashlib.sha256(repr(settings).encode())
-    fingerprints = [digest.hexdigest()]
-    for path in inputs:
-        stat = path.stat()
-        digest.update(repr((str(path), stat.st_size, stat.st_mtime_ns)).encode())
-        fingerprints.append(digest.hexdigest())
-    return fingerprints
-
-
-def _read_state(file: Path, fingerprints: list[str]) -> dict:
-    """What is written of the input files that are done. Raises DataError if these are others now,
-    or the settings are."""
-    state = {"inputs": fingerprints[0], "items": 0, "skipped": 0}
-    state |= {name: {"tokens": 0, "bytes": 0, "documents": 0} for name in ("train", "val")}
-    if file.exists():
-        state = json.loads(file.read_text())
-    if state["inputs"] not in fingerprints:
-        what = "was begun with other arguments, or an input file that was read has changed"
-        raise DataError(f"{file.parent}: {what}; remove it to start anew")
-    return state
-
-
 def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: Path) -> dict:
     """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    fingerprints = _fingerprints(settings, inputs)
-    state = _read_state(part / "state.json", fingerprints)
-    done = fingerprints.index(state["inputs"])  # so many files
+    known = fingerprints(settings, inputs)
+    state = read_state(part / "state.json", known)
+    done = known.index(state["inputs"])  # so many files
     (part / "data").mkdir(exist_ok=True)
     sizes = settings["shard_tokens"], dtype.itemsize
     splits = {name: Split(part / "data", name, state[name], *sizes) for name in ("train", "val")}
@@ -247,8 +180,7 @@ def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: 
             splits[name].write(ids)
         if record:
             state.update(record)
-            (part / "state.tmp").write_text(json.dumps(state))
-            os.replace(part / "state.tmp", part / "state.json")
+            write_state(part / "state.json", state)
         speed = (tokens() - before) / bar.format_dict["elapsed"]
         size = tokens() * dtype.itemsize * bar.total / max(1, bar.n) / 1e9
         bar.set_postfix_str(f"{speed:,.0f} tokens/s, {size:.2f} GB at the end", refresh=False)
@@ -258,7 +190,7 @@ def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: 
     rare = {} if sys.stderr.isatty() else {"delay": 60, "mininterval": 60, "maxinterval": 60}
     look = {"desc": "tokenizing", "unit": "B", "unit_scale": True} | rare
     bar = tqdm(total=sum(total), initial=sum(total[:done]), **look)
-    left = list(zip(inputs, fingerprints[1:]))[done:]
+    left = list(zip(inputs, known[1:]))[done:]
     with bar, ThreadPoolExecutor(workers) as pool:
         try:
             for batch, record in _batches(left, settings, bar, state["items"], state["skipped"]):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from data.loader import TokenDataset
-from data.prepare import SHARD_TOKENS, Split, prepare_shipped
+from data.prepare import SHARD_TOKENS, prepare_shipped
+from data.shards import Split
 from tools import command
 
 
