@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
 
-from helpers import TOY, run  # noqa: E402
+from helpers import ROOT, TOY, run  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
@@ -46,6 +47,48 @@ def no_process_left():
 @pytest.fixture(autouse=True)
 def in_project(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent.parent)
+
+
+# Runs code in new processes, for each line of its input. They are forks of one that has imported
+# torch: that takes seconds
+FORKS = """
+import json, os, sys
+import torch._dynamo  # the first optimizer would import it
+import train
+for line in sys.stdin:
+    code, arguments, environment, output = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.environ.update(environment)
+        sys.argv[1:] = arguments
+        for stream, file in zip((1, 2), output):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        exec(code)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """Runs Python code, with arguments and variables of the environment, in a process of its own
+    that has imported train. Returns its exit code, its output and its errors."""
+    files = [tmp_path_factory.mktemp("forked") / name for name in ("stdout", "stderr")]
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run_code(code: str, *arguments, **environment: str) -> tuple[int, str, str]:
+        job = [code, list(map(str, arguments)), environment, list(map(str, files))]
+        print(json.dumps(job), file=server.stdin, flush=True)
+        return int(server.stdout.readline()), *(file.read_text() for file in files)
+
+    yield run_code
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

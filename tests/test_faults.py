@@ -25,7 +25,6 @@ from tools import sample
 # opened, linked or renamed, half of a write.
 DYING = """
 import io, os, signal, sys
-sys.path.insert(0, os.getcwd())
 place, (nth, number) = sys.argv[1], map(int, sys.argv[2:4])
 del sys.argv[1:4]
 
@@ -66,12 +65,14 @@ PLACES = {
 }  # fmt: skip
 
 
-def die_at(place: str, nth: int, config: Path, out: Path, number=signal.SIGKILL):
-    """A run that dies there, or ends before."""
-    script = out.with_name("dying.py")
-    script.write_text(DYING)
-    command = [sys.executable, script, place, nth, int(number), config, f"--out_dir={out}"]
-    return subprocess.run([*map(str, command), "--resume"], capture_output=True)
+@pytest.fixture(scope="module")
+def die_at(forked):
+    """A run that dies there, or ends before; its exit code."""
+
+    def die_at(place: str, nth: int, config: Path, out: Path, number=signal.SIGKILL) -> int:
+        return forked(DYING, place, nth, int(number), config, f"--out_dir={out}", "--resume")[0]
+
+    return die_at
 
 
 def assert_same_as(undisturbed: Path, out: Path) -> None:
@@ -80,7 +81,7 @@ def assert_same_as(undisturbed: Path, out: Path) -> None:
     assert len(events(out, "done")) == 1
 
 
-def test_killed_again_and_again_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
+def test_killed_again_and_again_a_run_ends_in_the_same_bytes(die_at, toy, undisturbed, tmp_path):
     """In its start, a line of the log, a save, between prunes. SIGUSR1 alone would end it with a
     save; SIGTERM after it ends it at once.
 
@@ -101,7 +102,7 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(toy, undisturbed, t
         ("half checkpoint.pt.tmp", 200, kill, both | {"checkpoint.pt.tmp"}, ("eval", 20, None)),
         ("half log.jsonl", 21, kill, both, ("prune", 25, "d_model")),
     ):
-        assert die_at(place, nth, toy, out, number=number).returncode == -number
+        assert die_at(place, nth, toy, out, number=number) == -number
         assert {path.name for path in out.iterdir()} == left
         whole = [(e["event"], e["step"], e.get("group")) for e in read_log(out)]
         assert whole[-1:] == last
@@ -110,13 +111,13 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(toy, undisturbed, t
 
 
 @pytest.mark.slow
-def test_killed_at_random_places_a_run_ends_in_the_same_bytes(toy, undisturbed, tmp_path):
+def test_killed_at_random_places_a_run_ends_in_the_same_bytes(die_at, toy, undisturbed, tmp_path):
     chance, kills, rounds = random.Random(1), 0, 0
     while kills < 50:
         out, code = tmp_path / f"run{rounds}", -signal.SIGKILL
         while code and kills < 50:
             place, most = chance.choice(list(PLACES.items()))
-            code = die_at(place, chance.randint(1, most), toy, out).returncode
+            code = die_at(place, chance.randint(1, most), toy, out)
             assert code in (0, -signal.SIGKILL)
             kills += code != 0
         assert run(toy, out, "--resume") == 0
@@ -190,19 +191,16 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
     assert_same_as(undisturbed, out)
 
 
-def test_without_its_standard_output_a_run_goes_on(toy, undisturbed, tmp_path):
-    command = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path / 'full'}"]
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
-    assert (result.returncode, result.stderr) == (0, b"")
-    command[-1] = f"--out_dir={tmp_path / 'closed'}"
+def test_without_its_standard_output_a_run_goes_on(forked, toy, undisturbed, tmp_path):
+    full = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    head = "read, write = os.pipe(); os.close(read); os.dup2(write, 1)"
+    for out, code in (("full", full), ("head", head)):
+        ended, _, error = forked(f"{code}; train.main()", toy, f"--out_dir={tmp_path / out}")
+        assert (ended, error) == (0, "")
+    command = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path / 'closed'}"]
     result = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
     assert (result.returncode, result.stderr) == (0, b"")
-    command[-1] = f"--out_dir={tmp_path / 'head'}"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 0)
-    assert all(same_end(tmp_path / out, undisturbed) for out in ("full", "closed", "head"))
+    assert all(same_end(tmp_path / out, undisturbed) for out in ("full", "head", "closed"))
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(
@@ -232,19 +230,20 @@ def test_out_of_memory_names_the_micro_batch_to_try(toy, tmp_path, monkeypatch, 
     assert "--micro_batch_size=4" in capsys.readouterr().err
 
 
-def test_memory_and_file_handles_stay_flat(toy, tmp_path):
+def test_memory_and_file_handles_stay_flat(forked, toy, tmp_path):
     """After a run with 25 saves, 50 validations and 20 prunes, one that is twice as long."""
     knobs = ["--d_ff=88", "--prune_every=1", "--n_kv_head_target=0", f"--out_dir={tmp_path}"]
-    knobs += ["--eval_every=2", "--save_every=4", "--overwrite"]
+    knobs += ["--eval_every=1", "--save_every=2", "--overwrite"]
     code = (
         "import gc, os, train\n"
-        "for steps in 100, 200:\n"
+        "for steps in 50, 100:\n"
         f"    assert train.main([{str(toy)!r}, *{knobs!r}, f'--max_steps={{steps}}']) == 0\n"
         "    gc.collect()\n"
         "    pages = int(open('/proc/self/statm').read().split()[1])\n"
         "    print('cost', pages * os.sysconf('SC_PAGE_SIZE'), len(os.listdir('/proc/self/fd')))\n"
     )
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    ended, output, error = forked(code)
+    assert ended == 0, error
     costs = [line.split()[1:] for line in output.splitlines() if line.startswith("cost")]
     (memory, handles), (more_memory, more_handles) = [map(int, cost) for cost in costs]
     assert (len(events(tmp_path, "save")), len(events(tmp_path, "eval"))) == (50, 100)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, events, run, same_end
-from test_ranks import assert_close, run_ranks
+from test_ranks import assert_close, torchrun
 
 from data.tokenizer import load_tokenizer
 from model import KINDS
@@ -118,16 +118,15 @@ def test_a_step_takes_the_memory_that_was_planned(device, config, knobs):
 @pytest.mark.parametrize(
     "device, ranks",
     [
-        ("cpu", 1),
+        pytest.param("cpu", 1, marks=pytest.mark.slow),
         pytest.param("cuda", 1, marks=GPU),
         pytest.param("cuda", ALL, marks=[*GPU, SEVERAL]),
     ],
 )
 def test_under_torchrun_a_run_stops_and_resumes_to_the_end_of_one(device, ranks, toy, tmp_path):
     knobs = [f"--device={device}"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     for more in ("--stop_after=16", "--resume"):
-        run_ranks(toy, tmp_path / "run", *knobs, more, launcher=launcher)
+        torchrun(toy, tmp_path / "run", *knobs, more, ranks=ranks)
     assert run(toy, tmp_path / "one", *knobs) == 0
     assert_same_end(tmp_path / "run", tmp_path / "one", device)
 

@@ -1,6 +1,5 @@
 """Two gloo ranks: they train like one, prune alike, and fail together."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from helpers import ROOT, events, refused, run, same_end
 import train
 from run.checkpoint import load_checkpoint
 
-# As train.py, with something done before and after. Without torchrun, which takes longer: it is one
-# rank, and forks another
+# As train.py, with something done before and after. It is one rank, and forks the others; torchrun
+# takes longer, and gives each rank its own process
 SCRIPT = """
 import os, sys
 sys.path.insert(0, os.getcwd())
@@ -38,6 +37,7 @@ while forks and os.environ["RANK"] == "0":
     code = code or os.waitstatus_to_exitcode(status)
 sys.exit(code)
 """
+PAIR = ("--micro_batch_size=2", "--recompute")
 UPSIDE_DOWN = """
 def upside_down(self, model, score=train.Pruner.score):
     score(self, model)
@@ -47,18 +47,31 @@ train.Pruner.score = upside_down
 """
 
 
-def run_ranks(
-    config: Path, out: Path, *arguments: str, ranks=2, launcher=(), before="", after="", code=0
-) -> str:
+@pytest.fixture(scope="module")
+def run_ranks(forked):
+    """Runs the ranks to their end, and returns the errors."""
+
+    def run_ranks(config, out, *arguments, ranks=2, before="", after="", code=0) -> str:
+        with socket.create_server(("localhost", 0)) as free:
+            port = str(free.getsockname()[1])
+        address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        script = SCRIPT.format(before=before, after=after)
+        ended, _, error = forked(script, config, f"--out_dir={out}", *arguments, **address)
+        assert ended == code, error
+        return error
+
+    return run_ranks
+
+
+def torchrun(config: Path, out: Path, *arguments: str, ranks: int, before="") -> str:
     script = out.with_name("script.py")
-    script.write_text(SCRIPT.format(before=before, after=after))
-    with socket.create_server(("localhost", 0)) as free:
-        port = str(free.getsockname()[1])
-    address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    command = [sys.executable, *launcher, str(script), str(config), f"--out_dir={out}", *arguments]
-    environment = os.environ | address
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == code, result.stderr
+    script.write_text(SCRIPT.format(before=before, after=""))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *launcher, "--max-restarts=2", str(script), str(config)]
+    result = subprocess.run(
+        [*command, f"--out_dir={out}", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
     return result.stderr
 
 
@@ -71,11 +84,11 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(toy, tmp_path_factory) -> Path:
+def pair(run_ranks, toy, tmp_path_factory) -> Path:
     """No thread of gloo is left at its end: it might abort the process."""
     out = tmp_path_factory.mktemp("pair") / "run"
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
-    run_ranks(toy, out, "--micro_batch_size=2", after=f"assert 'gloo' not in str({threads})")
+    run_ranks(toy, out, *PAIR, after=f"assert 'gloo' not in str({threads})")
     return out
 
 
@@ -86,10 +99,10 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert_close(undisturbed, pair)
 
 
-def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(toy, tmp_path):
+def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(run_ranks, toy, tmp_path):
     """With two, the order of a sum cannot differ. The activations, too, are those of all ranks."""
-    knobs = ["--batch_size=12", "--micro_batch_size=2", "--optimizer=muon"]
-    knobs += ["--criterion=activation", "--recompute"]
+    knobs = ["--batch_size=12", "--micro_batch_size=2"]
+    knobs += ["--optimizer=muon", "--criterion=activation"]
     run_ranks(toy, tmp_path / "whole", *knobs, ranks=3)
     for more in ("--stop_after=17", "--resume"):
         run_ranks(toy, tmp_path / "cut", *knobs, more, ranks=3)
@@ -98,7 +111,7 @@ def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(toy, tmp_path)
     assert_close(tmp_path / "one", tmp_path / "cut")
 
 
-def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_path):
+def test_one_rank_then_two_then_one_end_where_one_does(run_ranks, toy, undisturbed, tmp_path):
     out = tmp_path / "run"
     assert run(toy, out, "--stop_after=8") == 0
     run_ranks(toy, out, "--resume", "--stop_after=21")
@@ -108,8 +121,10 @@ def test_one_rank_then_two_then_one_end_where_one_does(toy, undisturbed, tmp_pat
     assert_close(undisturbed, out)
 
 
-def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(toy, pair, tmp_path):
-    run_ranks(toy, tmp_path / "run", "--micro_batch_size=2", before=UPSIDE_DOWN)
+def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(
+    run_ranks, toy, pair, tmp_path
+):
+    run_ranks(toy, tmp_path / "run", *PAIR, before=UPSIDE_DOWN)
     assert same_end(tmp_path / "run", pair)
     each_its_own = UPSIDE_DOWN + "Ranks.from_first = lambda self, mask: mask"
     error = run_ranks(toy, tmp_path / "other", before=each_its_own, code=1)
@@ -117,7 +132,7 @@ def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(toy, pair,
     assert events(tmp_path / "other", "step")[-1]["step"] == 14
 
 
-def test_ranks_that_would_start_at_different_steps_are_stopped(toy, tmp_path):
+def test_ranks_that_would_start_at_different_steps_are_stopped(run_ranks, toy, tmp_path):
     """As on two machines whose out_dir is not the same disk."""
     assert run(toy, tmp_path / "run0", "--stop_after=8") == 0
     own_disk = "sys.argv[2] += os.environ['RANK']"
@@ -133,10 +148,7 @@ def save(self, step, *arguments, save=train.Report.save, **others):
     save(self, step, *arguments, **others)
 train.Report.save = save
 """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    torchrun += ["--max-restarts=2"]
-    knobs = ["--resume", "--micro_batch_size=2"]
-    error = run_ranks(toy, tmp_path / "run", *knobs, launcher=torchrun, before=dies_once)
+    error = torchrun(toy, tmp_path / "run", *PAIR, "--resume", ranks=2, before=dies_once)
     assert "error: another rank no longer answers; --resume goes on" in error
     assert same_end(tmp_path / "run", pair)
     assert [e["resumed"] for e in events(tmp_path / "run", "start")] == [False, True]

@@ -11,7 +11,7 @@ import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SHORTER = {"train": ["--shorter=100", "--eval_tokens=2000"]}
+SHORTER = {"train": ["--shorter=100", "--batch_size=2", "--eval_tokens=2000"]}
 SHORTER["tools.compare"] = [*SHORTER["train"], "--seeds=1", "--jobs=2"]
 
 
