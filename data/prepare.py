@@ -18,12 +18,17 @@ import fcntl
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +44,8 @@ SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
-BATCH_BYTES = 2**20  # what a thread tokenizes at a time
+BATCH_BYTES = 2**20  # what a worker tokenizes at a time
+WORKER_BYTES = 2**26  # of input for each worker: less is done before another one has started
 
 
 def is_validation(item: int, fraction: float) -> bool:
@@ -75,7 +81,7 @@ def prepare(
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         settings = {"shard_tokens": shard_tokens, "key": key, "val_fraction": val_fraction}
         with _lock(part, out):
-            meta = _write_tokens(inputs, encoding, settings | sha256, part)
+            meta = _write_tokens(inputs, tokenizer, settings | sha256, part)
             meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
             files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
             for name, content in files.items():
@@ -143,19 +149,43 @@ def _batches(
         yield batch, {"inputs": fingerprint, "items": items, "skipped": skipped}
 
 
-def _encode(encoding: Encoding, dtype: np.dtype, batch: Batch) -> dict[str, np.ndarray]:
+@lru_cache(maxsize=1)
+def _load_once(tokenizer: str, version: str) -> Encoding:
+    """version: changes with the tokenizer's files."""
+    return load_tokenizer(tokenizer)
+
+
+def _encode(tokenizer: str, version: str, batch: Batch) -> dict[str, np.ndarray]:
     """The tokens of a batch's texts, in order, for each split."""
-    end = np.array([encoding.eot_token], dtype)
+    encoding = _load_once(tokenizer, version)
+    end = np.array([encoding.eot_token], np.uint32)
     parts = {"train": [end[:0]], "val": [end[:0]]}
     for name, text, ends_document in batch:
-        parts[name].append(encode_to_numpy(encoding, text).astype(dtype))
+        parts[name].append(encode_to_numpy(encoding, text))
         if ends_document:
             parts[name].append(end)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: Path) -> dict:
+def _workers(number: int) -> Executor:
+    """Processes, as tokenizing in threads waits for Python's lock; or one thread."""
+    if number == 1:
+        return ThreadPoolExecutor(1)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, mp_context=spawn, initializer=_end_with_main)
+
+
+def _end_with_main() -> None:
+    """In a worker: Ctrl-C is for the main process; when that has ended, even by a kill, so does the
+    worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
+
+
+def _write_tokens(inputs: list[Path], tokenizer: str, settings: dict, part: Path) -> dict:
     """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer."""
+    encoding = load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     known = fingerprints(settings, inputs)
     state = read_state(part / "state.json", known)
@@ -164,8 +194,6 @@ def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: 
     sizes = settings["shard_tokens"], dtype.itemsize
     splits = {name: Split(part / "data", name, state[name], *sizes) for name in ("train", "val")}
 
-    # Threads suffice, as both tokenizers release Python's lock. And no thread outlives a kill.
-    workers = os.cpu_count() or 1
     running: deque[tuple[Batch, Future, dict | None]] = deque()  # in the order of the input
 
     def tokens() -> int:
@@ -177,7 +205,7 @@ def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: 
             state[name]["bytes"] += len(text)
             state[name]["documents"] += ends_document
         for name, ids in encoded.result().items():
-            splits[name].write(ids)
+            splits[name].write(ids.astype(dtype))
         if record:
             state.update(record)
             write_state(part / "state.json", state)
@@ -186,23 +214,27 @@ def _write_tokens(inputs: list[Path], encoding: Encoding, settings: dict, part: 
         bar.set_postfix_str(f"{speed:,.0f} tokens/s, {size:.2f} GB at the end", refresh=False)
 
     before, total = tokens(), [path.stat().st_size for path in inputs]
+    workers = min(os.cpu_count() or 1, 1 + sum(total) // WORKER_BYTES)
     # Not at a terminal but in a log file, the bar comes once a minute.
     rare = {} if sys.stderr.isatty() else {"delay": 60, "mininterval": 60, "maxinterval": 60}
     look = {"desc": "tokenizing", "unit": "B", "unit_scale": True} | rare
     bar = tqdm(total=sum(total), initial=sum(total[:done]), **look)
     left = list(zip(inputs, known[1:]))[done:]
-    with bar, ThreadPoolExecutor(workers) as pool:
+    with bar, _workers(workers) as pool:
         try:
             for batch, record in _batches(left, settings, bar, state["items"], state["skipped"]):
-                running.append((batch, pool.submit(_encode, encoding, dtype, batch), record))
+                running.append((batch, pool.submit(_encode, tokenizer, known[0], batch), record))
                 if len(running) > 2 * workers:  # reading may not run ahead: memory stays bounded
                     write_oldest()
+            while running:
+                write_oldest()
         except DataError:  # in one file; those before it are good
             while running:
                 write_oldest()
             raise
-        while running:
-            write_oldest()
+        except BrokenProcessPool:
+            what = "a process that tokenizes was killed: is there enough memory?"
+            raise DataError(f"{part}: {what} The same command goes on") from None
 
     if state["skipped"]:
         print(f"skipped {state['skipped']:,} documents without text", file=sys.stderr)

@@ -104,9 +104,10 @@ def read_items(path: Path, key: str, bar: tqdm) -> Items:
     try:
         with path.open("rb") as raw:
             unpack = UNPACK.get(path.suffix.lower())
-            for item in reader(path)(path, unpack(raw) if unpack else raw, key):
+            for i, item in enumerate(reader(path)(path, unpack(raw) if unpack else raw, key)):
                 yield item
-                bar.update(before + raw.tell() - bar.n)
+                if i % 100 == 0:  # it takes longer than to read a short text
+                    bar.update(before + raw.tell() - bar.n)
             bar.update(before + path.stat().st_size - bar.n)
     except DataError:
         raise

@@ -154,10 +154,7 @@ def token_bytes(encoding: Encoding) -> np.ndarray:
 
 def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
     """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text.
-    tiktoken's `decode_bytes` gives exactly `data` back.
-
-    No list of Python's ints: threads would wait for each other while they make them.
-    """
+    tiktoken's `decode_bytes` gives exactly `data` back."""
     if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
         return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
     parts = [np.empty(0, np.uint32)]

@@ -245,6 +245,8 @@ def counted(function):
     return call
 left, number = map(int, sys.argv[1:3])
 p.BATCH_BYTES, shard_tokens = 500, 400
+if sys.argv[-1].endswith("/workers"):
+    p.WORKER_BYTES, os.cpu_count = 1, lambda: 2
 p.prepare.__defaults__ = (p.VAL_FRACTION, shard_tokens, "text")
 p.Split.write, os.replace, os.rename = map(counted, (p.Split.write, os.replace, os.rename))
 read = p.read_items
@@ -278,6 +280,10 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_bytes(tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not list(tmp_path.glob(".*")) and len(contents(tmp_path / "out")) > 5
     assert read[0] == ["0.jsonl"] < read[-1] and len(read) > 5  # what is done is not read again
+    # Two processes hold its output, too: it is read to its end when they have ended
+    assert stopped("workers", 3).returncode == -9
+    assert stopped("workers", 0).returncode == 0
+    assert contents(tmp_path / "workers") == contents(tmp_path / "whole")
 
 
 def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path):
@@ -323,6 +329,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, made):
 def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch, cores):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(data.prepare, "WORKER_BYTES", 1)
     lock = data.prepare._lock  # another process is faster
 
     def faster(part, out):
