@@ -198,12 +198,12 @@ def draw_moment(panels, name: str, log: dict, states: dict[str, np.ndarray], now
         cells = np.pad(cells.swapaxes(1, 2), ((0, 0), (0, 1), (0, 0), (0, 0)))  # a gap below each
         edges = {"edgecolors": panel.figure.get_facecolor(), "lw": 0.8}
         panel.pcolormesh(cells.reshape(-1, width // rows, 4)[::-1], **edges)
-        where = NAMES.get(kind, kind) + " in each layer" * (groups > 1)
+        where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
         panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}", loc="left")
     x, y, lr = (np.array([e[key] for e in log["step"]]) for key in ("tokens", "loss", "lr"))
     n, prunes = max(1, sum(x <= now)), [t for t in tokens(log["prune"]) if t <= now]
     phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
-    title.set_title(name + CAPTIONS[phase], loc="left", fontsize=20, weight="bold")
+    title.set_title(name + CAPTIONS[phase], loc="left", fontsize=24, weight="bold")
     kinds[0].set_title(f"{compact(log['step'][n - 1]['params'])} parameters", loc="right")
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
@@ -229,7 +229,7 @@ def draw_film(out_dirs: list[Path], moving: bool) -> list:
     from PIL import Image
 
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    style = {"text.color": ink, "axes.titlesize": 15, "lines.linewidth": 2.5, "lines.markersize": 8}
+    style = {"text.color": ink, "axes.titlesize": 18, "lines.linewidth": 2.5, "lines.markersize": 8}
     steps = max((tokens(log["step"]) for log in logs), key=max)
     low = min(e["loss"] for log in logs for e in log["step"])
     few = {(t, 9) for t in steps[-1 :: -math.ceil(len(steps) / 60)]}  # 9: after all stages
@@ -244,8 +244,11 @@ def draw_film(out_dirs: list[Path], moving: bool) -> list:
         figure.canvas.draw()
         figure.set_layout_engine("none")  # all moments keep the places of the last one
         images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
-    palette = max(images, key=lambda image: len(image.getcolors(2**24))).quantize(32)
-    return [i.quantize(palette=palette, dither=0) for i in images] if moving else images  # small
+    if not moving:
+        return images
+    dots = np.vstack([np.array(image)[::3, ::3] for image in images])  # they have all colours
+    palette = Image.fromarray(dots).quantize(32, Image.Quantize.MAXCOVERAGE)
+    return [image.quantize(palette=palette, dither=0) for image in images]  # one: a small file
 
 
 @command
