@@ -63,8 +63,9 @@ class Report:
         """Print above the progress bar. If that fails (`| head -1`, a full disk), the run goes on,
         without what it would print later."""
         if self.folder.main:
+            encoding = sys.stdout.encoding or "utf-8"
             try:
-                self.bar.write(text)
+                self.bar.write(text.encode(encoding, "backslashreplace").decode(encoding))
                 sys.stdout.flush()
             except OSError:
                 drop_output()
@@ -118,7 +119,9 @@ class Report:
         was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
         losses = {"loss_before": before, "loss_after": after}
         self.write("prune", step, group=kind, width_before=was, width_after=now, **losses, **record)
-        self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
+        line = f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}"
+        bar = "#" * round(16 * now / self.plan.schedule.widths[kind].full)
+        self.say(f"{line:<62} {bar:.<16}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
         first, began = self.speed_from

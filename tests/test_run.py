@@ -1,11 +1,14 @@
 """Whole runs of a toy: what a person gets from `python train.py CONFIG`."""
 
 import contextlib
+import io
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +184,20 @@ def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
     end = capsys.readouterr().out.partition("\n\n")[2]
     assert f"python -m tools.sample '{out}'\n" in end and f"tools.plot '{out}'\n" in end
     assert "; bigram baseline " in end and "train.py" not in end and "resume" not in end
+
+
+def test_each_prune_prints_a_bar_and_no_name_ends_a_run_where_ascii_is_all(
+    toy, tmp_path, monkeypatch
+):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run(toy, tmp_path / "größe") == 0
+    said = stdout.buffer.getvalue().decode("ascii")
+    assert r"gr\xf6\xdfe" in said
+    line = r"^prune +step \d+: d_ff \d+ -> (\d+), loss [\d.]+ -> [\d.]+ +([#.]{16})$"
+    bars = {int(width): bar for width, bar in re.findall(line, said, re.M)}
+    assert len(bars) == 4 and bars[8] == "####............"
+    assert all(bar.count("#") == width // 2 for width, bar in bars.items())
 
 
 def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys, monkeypatch):

@@ -109,7 +109,57 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     log = [json.dumps(e) + "\n" for e in read_log(undisturbed) if e["event"] != "prune"]
     (tmp_path / "log.jsonl").write_text("".join(log))
     assert ">learning rate<" in picture(tmp_path)
-    refused(capsys, plot.main, tmp_path, "--units", words=f"{tmp_path}: its log has no prune")
+    for what in ("--units", "--animate"):
+        refused(capsys, plot.main, tmp_path, what, words=f"{tmp_path}: its log has no prune")
+    (tmp_path / "log.jsonl").write_text(log[0])
+    refused(capsys, plot.main, tmp_path, "--animate", words="no run that was validated yet")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "picture.svg"}
+
+
+def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
+    def prune(tokens: int, kind: str, width: int, *removed: list[int]) -> dict:
+        return {"tokens": tokens, "group": kind, "width_before": width, "removed": removed}
+
+    first = [prune(10, "d_ff", 4, [1], [3]), prune(10, "d_model", 3, [0])]
+    second = [prune(20, "d_ff", 3, [0], [2]), prune(20, "n_layer", 2, [0])]
+    third = [prune(30, "d_ff", 2, [0]), prune(30, "d_model", 2, [1])]  # of layer 1, and of all
+    log = {"step": [{"tokens": 40, "n_layer": 1}], "prune": [*first, *second, *third]}
+    log["prune"] = [{"width_after": e["width_before"] - 1} | e for e in log["prune"]]
+    shown = {
+        moment: [" ".join("".join(".-x#"[i] for i in row) for row in u) for u in kinds.values()]
+        for moment, kinds in plot.unit_states(log).items()
+    }
+    assert shown[0, 0] == ["#### ####", "###", "##"]  # neurons of layers 0 and 1, channels, layers
+    assert shown[10, 0] == shown[10, 1] == ["#x## ###x", "x##", "##"]
+    assert shown[10, 2] == ["#-## ###-", "-##", "##"]
+    assert shown[10, 3] == ["#.## ###.", ".##", "##"]
+    assert shown[10, 4] == ["###. ###.", "##.", "##"]
+    assert shown[20, 0] == ["xxx. ##x.", "##.", "x#"]  # a layer goes with its neurons
+    assert shown[20, 4] == [".... ##..", "##.", "#."]
+    assert shown[30, 0] == [".... x#..", "#x.", "#."]
+
+
+def test_the_animation_is_a_film_of_ten_seconds_or_a_still(undisturbed, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    Image = pytest.importorskip("PIL.Image")
+    kept = [e for e in read_log(undisturbed) if e["event"] != "prune" or e["step"] < 16]
+    log = [json.dumps(e) + "\n" for e in kept if e["event"] != "step" or e["step"] % 15 == 0]
+    (tmp_path / "log.jsonl").write_text("".join(log))
+    runs = ["--animate", str(tmp_path)]
+    assert plot.main(runs) == plot.main([*runs, runs[1], f"--to={tmp_path / 'still.png'}"]) == 0
+    film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
+    times = []
+    for i in range(film.n_frames):
+        film.seek(i)
+        times.append(film.info["duration"])
+    assert 8000 < sum(times) < 12000 and film.info["loop"] == 0 and film.n_frames > 4
+    assert still.size == (4 * film.size[0], 2 * film.size[1])  # two runs, side by side
+    assert film.convert("RGB").getpixel((0, 0)) == (13, 17, 23)
+    assert still.getpixel((0, 0)) == (255, 255, 255)
+    for wrong in (["--to=film.png.txt"], ["--to=film.svg"]):
+        refused(capsys, plot.main, *runs, *wrong, words=f"{wrong[0]}: must end in .gif or .png")
+    refused(capsys, plot.main, *runs, "--units", words="--units takes one OUT_DIR, and no")
+    refused(capsys, plot.main, tmp_path, "--to=a.gif", words="--to=a.gif: must end in .png or .svg")
 
 
 def test_a_mirror_shows_the_numbers_of_the_log_and_changes_no_bit(
