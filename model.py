@@ -180,7 +180,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """tokens, targets: (B, T) token ids, T at most context_length.
+        """tokens: (B, T) token ids, T at most context_length. targets: the next tokens, (B, T), or
+        a distribution over all tokens for each, (B, T, vocab_size).
 
         Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats, a
         float32 scalar.
@@ -192,7 +193,7 @@ class GPT(nn.Module):
         logits = self.unembed(self.norm(x))  # (B, T, vocab_size)
         if targets is None:
             return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(0, 1))
 
     def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""

@@ -37,6 +37,7 @@ from run.ranks import Ranks, leave_ranks
 from run.read_config import load_config
 from run.report import Report
 from run.stop import Stop
+from run.teacher import Teacher
 
 
 @torch.no_grad()
@@ -69,21 +70,23 @@ def train(c: Config) -> int:
     ranks = Ranks(device)
     stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
 
-    # Data
+    # Data, and a teacher if there is one
     prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
     data = TokenDataset(c.data_dir, "train", c.context_length)
     val = TokenDataset(c.data_dir, "val", c.context_length)
+    teacher = Teacher(c, data, device) if c.teacher else None
 
     # Plan: the whole run is known before step 1
     folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
-    # saved: the checkpoint in out_dir; or the weights of init_from, as if saved at step 0; or None
-    c, saved = folder.find_start(c, data)  # c gets the shape of init_from's weights
+    # saved: the checkpoint in out_dir; or the weights of init_from, as if saved at step 0, and c
+    # gets their shape; or None
+    c, saved = folder.find_start(c, data, teacher.digest if teacher else "")
     done = saved["step"] if saved else 0  # how many steps were taken
-    plan = make_plan(c, data.vocab_size)
+    plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     if done == 0:
         memory = machine.installed_memory(device)
-        check_memory(c, data.vocab_size, device.type, memory, ranks.size)
+        check_memory(c, plan, device.type, memory, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)
@@ -116,7 +119,7 @@ def train(c: Config) -> int:
     # The loop. Steps count from 1
     step = done  # the loop may have no step
     last = c.stop_after or c.max_steps
-    val_loss, stopping = None, False
+    val_loss, stopping = None, 0.0
     for step in range(done + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
         xs, ys = (machine.send(tokens, device).split(micro_batch_size) for tokens in batch)
@@ -147,14 +150,14 @@ def train(c: Config) -> int:
         for i, (x, y) in enumerate(micro_batches, 1):
             forward.require_backward_grad_sync = i == len(micro_batches)  # DDP: only in the last
             with autocast():
-                micro_loss = forward(x, y) / len(micro_batches)
+                targets = teacher.targets(x, y) if teacher else y
+                micro_loss = forward(x, targets) / len(micro_batches)
             micro_loss.backward()
             loss += micro_loss.detach()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        loss, grad_norm, asked = ranks.means(loss, norm, stop.signal > 0)  # the only wait for a GPU
-        stopping = asked > 0
+        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal > 0)  # waits for the GPU
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 

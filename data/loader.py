@@ -27,10 +27,11 @@ class TokenDataset:
     files are always checked. Their sha256 is checked if the split has at most 1 GiB: beyond that, a
     start would take minutes. Token ids are checked against the vocabulary when they are read.
 
-    `bytes` are those of the text, `tokenizer` is what load_tokenizer takes. `digest` names the
-    content of the folder, tokenizer included: it is the sha256 of meta.json, which holds those of
-    the other files. Raises DataError if the folder is missing, damaged or not made by this version
-    of data.prepare, or has fewer than context_length + 1 tokens.
+    `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
+    sha256 of the number of bytes of each of its tokens. `digest` names the content of the folder,
+    tokenizer included: it is the sha256 of meta.json, which holds those of the other files. Raises
+    DataError if the folder is missing, damaged or not made by this version of data.prepare, or has
+    fewer than context_length + 1 tokens.
     """
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
@@ -51,6 +52,7 @@ class TokenDataset:
             self.vocab_size: int = meta["vocab_size"]
             self.end_of_text: int = meta["end_of_text"]
             self.tokenizer: str = meta["tokenizer"]
+            self.tokenizer_digest: str = files["token_bytes.bin"]
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
             self._paths = [self.data_dir / shard["file"] for shard in shards]
             self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)

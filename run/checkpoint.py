@@ -20,16 +20,23 @@ from run import UserError
 from run.config import NOT_SAVED, Config
 from run.errors import out_of_memory
 from run.files import write_whole
+from run.hugging_face import load_folder, read_shape
 
-FORMAT = "enlarge-prune 4"
+FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
 def save_checkpoint(
-    c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict[str, Tensor], data: str
+    c: Config,
+    step: int,
+    model: GPT,
+    optimizers: Optimizers,
+    scores: dict[str, Tensor],
+    digests: dict[str, str],
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
-    of the data needs nothing (data/loader.py). data: its digest. Raises OSError."""
+    of the data needs nothing (data/loader.py). digests: of `data`, of its `tokenizer` and of the
+    `teacher`. Raises OSError."""
     moments, kept = {}, {p: s for optimizer in optimizers for p, s in optimizer.state.items()}
     for name, p in model.named_parameters():
         if p in kept:
@@ -38,7 +45,7 @@ def save_checkpoint(
     saved = {
         "format": FORMAT,
         "config": json.dumps({k: v for k, v in vars(c).items() if k not in NOT_SAVED}),
-        "data": data,
+        **digests,
         "model_config": json.dumps(asdict(model.config)),
         "step": step,
         "model": dict(model.state_dict()),
@@ -77,6 +84,24 @@ def load_checkpoint(path: Path) -> dict:
             raise OSError(f"cannot read {path}: out of memory") from error
         what = f"{path}: damaged, or not a checkpoint of this version of train.py ({FORMAT})"
         raise UserError(what + way) from error
+
+
+def is_folder_of_others(path: Path) -> bool:
+    """Whether this is a Hugging Face folder, and not a checkpoint or a run's folder."""
+    return path.is_dir() and not (path / NAME).exists()
+
+
+def load_weights(path: Path) -> dict:
+    """At least `model` and `model_config` of a run's folder, a checkpoint or a Hugging Face folder.
+    Raises UserError, OSError."""
+    if is_folder_of_others(path):
+        return load_folder(path)
+    return load_checkpoint(path / NAME if path.is_dir() else path)
+
+
+def load_shape(path: Path) -> GPTConfig:
+    """The shape of what load_weights would load."""
+    return read_shape(path) if is_folder_of_others(path) else load_weights(path)["model_config"]
 
 
 def load_model(saved: dict) -> GPT:

@@ -23,7 +23,7 @@ class Config:
     dtype: str = "auto"  # of the matrix products: auto, float32 or bfloat16
     compile: str = "auto"  # auto, on or off. On a CPU, auto compiles only long runs
     data_dir: str = "data/sotu"  # made by data.prepare; the shipped corpus is made on first use
-    init_from: str = ""  # weights and shape to start from: a checkpoint.pt or a Hugging Face folder
+    init_from: str = ""  # weights and shape to start from; the same three as for `teacher`
     # Length
     max_steps: int = 1000  # the horizon of the schedule; the whole budget: enlarged, prune, recover
     batch_size: int = 32  # sequences per step, over all ranks and micro batches
@@ -49,6 +49,10 @@ class Config:
     d_ff: int = 512  # FFN neurons per layer
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
+    # Teacher
+    teacher: str = ""  # a trained model to learn from, too: a run's folder, a checkpoint.pt or a
+    # Hugging Face folder
+    teacher_weight: float = 0.5  # of the teacher's distribution; the token that came has the rest
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
     n_kv_head_target: int = 0  # key-value heads per layer at the end; 0: not pruned
@@ -107,6 +111,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim % 2 == 0, "head_dim", "must be even")
+    need(c.teacher_weight <= 1, "teacher_weight", "must be at most 1")
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
     need(c.head_dim or c.d_model % (2 * c.n_head) == 0, "d_model", even)
     need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")

@@ -66,7 +66,13 @@ def muon_memory(shape: GPTConfig, e: int) -> int:
     return largest
 
 
-def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -> dict[str, int]:
+def memory_of(
+    c: Config,
+    shape: GPTConfig,
+    sequences: int,
+    dtype: torch.dtype,
+    teacher: GPTConfig | None = None,
+) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
     On a CPU, bfloat16 takes more: attention is written out there (model.py).
@@ -89,6 +95,9 @@ def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -
     if c.optimizer == "muon":  # when its step needs memory, casts and activations are gone
         moments -= 4 * block_weights(shape)
         passing = max(passing, muon_memory(shape, e) - casts - kept)
+    taught = 0
+    if teacher:  # its weights; its distribution, in float32
+        taught = 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
     return {
         "weights": 4 * n,
         "gradients": 4 * n,
@@ -96,14 +105,15 @@ def memory_of(c: Config, shape: GPTConfig, sequences: int, dtype: torch.dtype) -
         "casts": casts,
         "activations": kept,
         "passing": passing,
+        "teacher": taught,
     }
 
 
-def check_memory(c: Config, vocab_size: int, device: str, available: int, ranks: int) -> None:
+def check_memory(c: Config, plan: "Plan", device: str, available: int, ranks: int) -> None:
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
     the activations that `memory_of` counts. Raises UserError."""
     dtype, rows = getattr(torch, c.dtype), micro_batch(c, ranks)
-    memory = memory_of(c, enlarged_shape(c, vocab_size), rows, dtype)
+    memory = memory_of(c, plan.enlarged, rows, dtype, plan.teacher)
     need = sum(memory.values()) - (memory["activations"] + memory["passing"]) / 2
     if need > available:
         what = f"{need / 2**30:,.0f} GiB of memory; {device} has {available / 2**30:,.0f} GiB"
@@ -118,6 +128,7 @@ class Plan:
     schedule: Schedule
     tokens_per_step: int
     enlarged: GPTConfig
+    teacher: GPTConfig | None = None
 
     def shape(self, step: int) -> GPTConfig:
         """The shape of the model during `step`."""
@@ -141,12 +152,21 @@ class Plan:
             total += (after - start) * of_step(self.shape(start))
         return total
 
+    @property
+    def teacher_flops(self) -> int:
+        """FLOPs of one token in the teacher's forward pass."""
+        return flops_per_token(self.teacher) // 3 if self.teacher else 0
+
+    def token_flops(self, shape: GPTConfig) -> int:
+        """FLOPs of one token: of training, and of the teacher."""
+        return flops_per_token(shape) + self.teacher_flops
+
     def flops(self, steps: int | None = None) -> int:
-        """Training FLOPs of the first `steps` steps, or of the whole run."""
-        return self.total(flops_per_token, steps) * self.tokens_per_step
+        """FLOPs of the first `steps` steps, or of the whole run."""
+        return self.total(self.token_flops, steps) * self.tokens_per_step
 
 
-def make_plan(c: Config, vocab_size: int) -> Plan:
-    """vocab_size: that of the data."""
+def make_plan(c: Config, vocab_size: int, teacher: GPTConfig | None = None) -> Plan:
+    """vocab_size: that of the data. teacher: its shape."""
     tokens_per_step = c.batch_size * c.context_length
-    return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size))
+    return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size), teacher)

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from data.loader import TokenDataset
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, load_checkpoint
+from run.checkpoint import NAME, PREVIOUS, load_checkpoint, load_weights
 from run.config import NOT_SAVED, SHAPE, Config, take_shape
 from run.files import write_text
-from run.hugging_face import load_folder
 from run.ranks import Ranks
 
 RUN_FILES = ("config.json", "log.jsonl", NAME, PREVIOUS)
 # Knobs that a resumed run may change: they change the weights by rounding at most.
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every"}
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
 
 
 class Folder:
@@ -40,26 +39,26 @@ class Folder:
             except OSError as error:
                 raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
 
-    def find_start(self, c: Config, data: TokenDataset) -> tuple[Config, dict | None]:
+    def find_start(self, c: Config, data: TokenDataset, teacher: str) -> tuple[Config, dict | None]:
         """The config, with the shape of the weights found, and what the run goes on from: the
         checkpoint in out_dir, or the weights of `init_from` in the form of one of step 0; None if
-        the run is new.
+        the run is new. teacher: its digest, or nothing.
 
         Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
-        or one of another config or of other data. Waits for all ranks.
+        or one of another config, of other data or with another teacher. Waits for all ranks.
         """
         path, saved = self.path / NAME, None
+        self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}
         if c.resume and (path.exists() or path.with_name(PREVIOUS).exists()):
             saved = load_checkpoint(path)
             if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
                 c = replace(c, **{key: saved["config"][key] for key in SHAPE})
-            check_same_run(c, saved, data.digest)
+            check_same_run(c, saved, self.digests)
         elif any((self.path / f).exists() for f in RUN_FILES) and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
         elif c.init_from:
-            path = Path(c.init_from)
-            given = load_folder(path) if path.is_dir() else load_checkpoint(path)
+            given = load_weights(Path(c.init_from))
             c = take_shape(c, given["model_config"], data.vocab_size)
             shape = replace(given["model_config"], context_length=c.context_length)
             saved = {"step": 0, "model": given["model"], "model_config": shape}
@@ -91,16 +90,17 @@ class Folder:
                 self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 
-def check_same_run(c: Config, saved: dict, data: str) -> None:
-    """Raises UserError where the config or the data contradict the checkpoint."""
+def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
+    """Raises UserError where the config, the data or the teacher contradict the checkpoint."""
     now, then, path = vars(c), saved["config"], Path(c.out_dir) / NAME
     changed = [key for key in now if key not in MAY_CHANGE and now[key] != then.get(key)]
     if changed:
         what = ", ".join(f"{k}={then.get(k)!r} there, {now[k]!r} here" for k in changed)
         raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
-    if saved["data"] != data:
-        what = f"data_dir={c.data_dir} holds other data than it did then"
-        raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
+    for key, where in (("data", "data_dir"), ("teacher", "teacher")):
+        if saved[key] != digests[key]:
+            what = f"{where}={getattr(c, where)} is not the {key} that the run began with"
+            raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
 
 
 def read_log(folder: Path) -> list[dict]:

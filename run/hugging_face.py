@@ -118,8 +118,6 @@ def read_shape(folder: Path) -> GPTConfig:
     """The shape in a folder's config.json. Needs no package. Raises UserError that names what is
     missing or not supported."""
     path = folder / "config.json"
-    if (folder / "checkpoint.pt").is_file():
-        raise UserError(f"{folder}: is a run's folder; give {folder / 'checkpoint.pt'}")
     try:
         config = json.loads(path.read_bytes())
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # in 5, in 4

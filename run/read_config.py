@@ -18,7 +18,7 @@ from typing import get_type_hints
 from run import UserError
 from run.config import Config, check_config
 
-PATHS = ("out_dir", "data_dir", "init_from")
+PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 # What --shorter=N divides by N.
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
 

@@ -14,7 +14,7 @@ from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import save_checkpoint
 from run.config import Config
-from run.cost import Plan, flops_per_token, n_parameters
+from run.cost import Plan, n_parameters
 from run.files import drop_output
 from run.folder import Folder
 
@@ -96,8 +96,12 @@ class Report:
             steps = schedule.prune_steps()
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
-            saved = 1 - plan.flops() / (flops_per_token(full) * tokens)
+            saved = 1 - plan.flops() / (plan.token_flops(full) * tokens)
             compute += f", {saved:.0%} less than without pruning"
+        teacher = {}
+        if plan.teacher:
+            what = f"{c.teacher}: {compact(n_parameters(plan.teacher))} parameters"
+            teacher = {"teacher": f"{what}, weight {c.teacher_weight:g} in the targets"}
         rows = {
             "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
             f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
@@ -107,6 +111,7 @@ class Report:
             f"{compact(tokens)} tokens, {tokens / data.tokens:.3g} epochs, "
             f"{tokens / n_parameters(final):.3g} per final parameter",
             **prune,
+            **teacher,
             "compute": compute,
             "machine": machine,
             "output": c.out_dir + (f", going on from step {step}" if step else ""),
@@ -134,7 +139,7 @@ class Report:
             "step", step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
             params=n_parameters(shape), **widths, phase=phase,
         )  # fmt: skip
-        left = (self.plan.flops() - self.plan.flops(step)) / (flops_per_token(shape) * speed)
+        left = (self.plan.flops() - self.plan.flops(step)) / (self.plan.token_flops(shape) * speed)
         size = f"{compact(n_parameters(shape))} parameters"
         line = f"loss {loss:.4f} {compact(speed)} tok/s {size} {tqdm.format_interval(left)} left"
         self.bar.set_description_str(line, refresh=False)
@@ -156,7 +161,7 @@ class Report:
         last save `must` succeed. Raises UserError."""
         try:
             if self.folder.main:
-                save_checkpoint(self.c, step, model, optimizers, scores, self.val.digest)
+                save_checkpoint(self.c, step, model, optimizers, scores, self.folder.digests)
             self.write("save", step)
         except OSError as error:
             self.write("save", step, error=str(error))

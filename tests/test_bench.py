@@ -24,23 +24,26 @@ SHAPE = GPTConfig(
 
 
 CELLS = [
-    ({}, 1, True, "float32"),
-    ({"vocab_size": 8192}, 16, False, "bfloat16"),
-    ({"vocab_size": 8192}, 16, True, "float32"),
-    ({"d_ff": 2048}, 16, False, "float32"),
-    ({"d_ff": 2048}, 16, True, "bfloat16"),
-    ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
-    ({"context_length": 512}, 2, False, "float32"),
+    ({}, 1, True, "float32", False),
+    ({"vocab_size": 8192}, 16, False, "bfloat16", False),
+    ({"vocab_size": 8192}, 16, True, "float32", True),
+    ({"d_ff": 2048}, 16, False, "float32", False),
+    ({"d_ff": 2048}, 16, True, "bfloat16", True),
+    ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32", False),
+    ({"context_length": 512}, 2, False, "float32", False),
 ]
 
 
-@pytest.mark.parametrize("changes, sequences, recompute, dtype", CELLS)
-def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, recompute, dtype):
+@pytest.mark.parametrize("changes, sequences, recompute, dtype, taught", CELLS)
+def test_planned_memory_is_what_steps_take_at_their_peak(
+    changes, sequences, recompute, dtype, taught
+):
     shape = replace(SHAPE, **changes)
+    teacher = shape if taught else None
     size = {"batch_size": sequences, "context_length": shape.context_length}
     c = Config(**size, recompute=recompute, dtype=dtype)
-    measured = bench.peak_memory(c, shape, torch.device("cpu"))
-    planned = memory_of(c, shape, sequences, getattr(torch, dtype))
+    measured = bench.peak_memory(c, shape, torch.device("cpu"), teacher)
+    planned = memory_of(c, shape, sequences, getattr(torch, dtype), teacher)
     # Without such instructions, a bfloat16 product takes a float32 copy of its output
     emulated = dtype == "bfloat16" and choose_dtype(Config(), torch.device("cpu")) == torch.float32
     assert sum(planned.values()) == pytest.approx(measured, rel=0.1 if emulated else 0.05)

@@ -93,11 +93,12 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, 
 
 def test_a_run_that_does_not_fit_is_refused():
     big = load("idea_2.8b", "--micro_batch_size=8", "--dtype=bfloat16")
-    check_memory(big, 50304, "cuda", 80 * 10**9, 64)
+    check_memory(big, make_plan(big, 50304), "cuda", 80 * 10**9, 64)
     with pytest.raises(UserError, match="GiB of memory; cuda has 75 GiB; .*size=32"):
         big = replace(big, micro_batch_size=32, recompute=False)
-        check_memory(big, 50304, "cuda", 80 * 10**9, 64)
-    check_memory(Config(dtype="float32"), 1024, "cpu", 2**28, ranks=1)
+        check_memory(big, make_plan(big, 50304), "cuda", 80 * 10**9, 64)
+    small = Config(dtype="float32")
+    check_memory(small, make_plan(small, 1024), "cpu", 2**28, ranks=1)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):

@@ -51,8 +51,8 @@ def make(toy, tmp_path):
         out = tmp_path / "made"
         c = Config(**TOY | {"out_dir": str(out), "data_dir": str(toy.parent / "data")})
         out.mkdir()
-        digest = TokenDataset(c.data_dir, "val", 1).digest
-        save_checkpoint(c, 30, model, [torch.optim.AdamW(model.parameters())], {}, digest)
+        digests = {"data": TokenDataset(c.data_dir, "val", 1).digest}
+        save_checkpoint(c, 30, model, [torch.optim.AdamW(model.parameters())], {}, digests)
         return out
 
     return make

@@ -111,6 +111,13 @@ def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(run_ranks, toy
     assert_close(tmp_path / "one", tmp_path / "cut")
 
 
+def test_two_ranks_learn_from_a_teacher_like_one(run_ranks, toy, undisturbed, tmp_path):
+    knob = f"--teacher={undisturbed}"
+    run_ranks(toy, tmp_path / "two", knob)
+    assert run(toy, tmp_path / "one", knob) == 0
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
 def test_one_rank_then_two_then_one_end_where_one_does(run_ranks, toy, undisturbed, tmp_path):
     out = tmp_path / "run"
     assert run(toy, out, "--stop_after=8") == 0

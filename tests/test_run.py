@@ -248,7 +248,7 @@ def test_resume_with_another_config_or_other_data_is_refused(toy, tmp_path, caps
     words = "seed=1 there, 3 here, d_ff_target=8 there, 16 here"
     refused(capsys, train_module.main, *arguments, "--d_ff_target=16", "--seed=3", words=words)
     (data / "meta.json").write_bytes((data / "meta.json").read_bytes() + b"\n")
-    words = f"{out}/checkpoint.pt: data_dir={data} holds other data"
+    words = f"{out}/checkpoint.pt: data_dir={data} is not the data that the run began with"
     refused(capsys, train_module.main, *arguments, words=words)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
 

@@ -20,20 +20,25 @@ from model import GPT, GPTConfig
 from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
-from run.cost import Plan, flops_per_token, memory_of
+from run.cost import Plan, memory_of
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from run.read_config import load_config
+from run.teacher import mix
 from tools import command, positive
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS
 
 
 class Step:
-    """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
+    """A training step of a shape, with a teacher of a shape. `compile_for`: compiled, for prunes of
+    these kinds of unit."""
 
-    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
+    def __init__(
+        self, c: Config, shape: GPTConfig, device: torch.device, teacher=None, compile_for=None
+    ):
         torch.manual_seed(1)
+        self.teacher = GPT(teacher).to(device).eval() if teacher else None
         self.forward = self.model = GPT(shape).to(device)
         self.dtype = machine.choose_dtype(c, device)
         self.optimizers = make_optimizers(self.model, c, self.dtype)
@@ -48,7 +53,10 @@ class Step:
         kind, lower = self.batch.device.type, self.dtype != torch.float32
         for _ in range(micro_batches):
             with torch.autocast(kind, self.dtype, enabled=lower):
-                loss = self.forward(*self.batch)
+                tokens, targets = self.batch
+                if self.teacher:
+                    targets = mix(self.teacher, 0.5, tokens, targets)
+                loss = self.forward(tokens, targets)
             loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -92,11 +100,11 @@ def share(speed: float, limit: float, device: torch.device) -> str:
     return text
 
 
-def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
+def peak_memory(c: Config, shape: GPTConfig, device: torch.device, teacher=None) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
     def steps() -> None:
-        step = Step(c, shape, device)
+        step = Step(c, shape, device, teacher)
         step(micro_batches=2), step(micro_batches=2)
 
     gc.collect()  # or what was there before counts when it goes
@@ -117,20 +125,20 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     device, full = machine.choose_device(c), plan.shape(1)
     with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
     dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    expected = sum(memory_of(c, full, rows, dtype).values()) / 2**20
-    peak = peak_memory(c, full, device) / 2**20
+    expected = sum(memory_of(c, full, rows, dtype, plan.teacher).values()) / 2**20
+    peak = peak_memory(c, full, device, plan.teacher) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
-    wide, slim = Step(c, full, device), Step(c, plan.final, device)
+    wide, slim = (Step(c, shape, device, plan.teacher) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
-    flops = flops_per_token(full) * tokens
+    flops = plan.token_flops(full) * tokens
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
     yield "its share of matrix products", share(flops / t_wide, limit, device)
     if plan.final != full:
-        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
+        fewer = 1 - plan.token_flops(plan.final) / plan.token_flops(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if with_compile:
-        compiled = Step(c, full, device, compile_for=plan.schedule.widths)
+        compiled = Step(c, full, device, plan.teacher, compile_for=plan.schedule.widths)
         yield "compiling, once", f"{seconds_of(compiled):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         faster = f"{t_wide / t:.2f} times as fast; its share: "

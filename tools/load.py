@@ -1,6 +1,6 @@
 """What a run left, and what a run would do, for the tools that look at them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +10,10 @@ from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
-from run.checkpoint import load_checkpoint, load_model
+from run.checkpoint import load_checkpoint, load_model, load_shape
 from run.config import Config, take_shape
 from run.cost import Plan, make_plan
-from run.hugging_face import load_folder, read_shape
+from run.hugging_face import load_folder
 
 
 @dataclass
@@ -55,11 +55,12 @@ def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
     prepare_shipped(c.data_dir)
-    path, shape = Path(c.init_from), None
-    if c.init_from:
-        shape = read_shape(path) if path.is_dir() else load_checkpoint(path)["model_config"]
+    shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
+    if shape:
         missing = missing and shape.vocab_size
+    if teacher:
+        teacher = replace(teacher, context_length=c.context_length)
     if not missing or (Path(c.data_dir) / "meta.json").exists():
         missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
     c = take_shape(c, shape, missing) if shape else c
-    return c, make_plan(c, missing)
+    return c, make_plan(c, missing, teacher)

@@ -30,12 +30,12 @@ GPUS = {
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
-def fit(c: Config, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
+def fit(c: Config, plan: Plan, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
     """Bytes of a rank, and whether they fit into `room`; if not, what to try."""
     dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
     share = c.batch_size // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
-    need = {n: sum(memory_of(c, shape, n, dtype).values()) for n in sizes}
+    need = {n: sum(memory_of(c, shape, n, dtype, plan.teacher).values()) for n in sizes}
     wanted = need[micro_batch(c, gpus)]
     fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
     last = "not one sequence fits" if c.recompute else "--recompute"
@@ -47,15 +47,17 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
     tokens, last = plan.tokens_per_step, c.max_steps
+    taught = {"teacher FLOPs": lambda shape: tokens * plan.teacher_flops} if plan.teacher else {}
     work = {  # FLOPs of a step, on all GPUs together
         "training FLOPs": lambda shape: tokens * flops_per_token(shape),
+        **taught,
         "recompute FLOPs": lambda shape: tokens * block_flops(shape) if c.recompute else 0,
         "Muon FLOPs": lambda shape: gpus * muon_flops(shape) if c.optimizer == "muon" else 0,
     }
 
     def row(name: str, steps: int, flops: list[int], shape: GPTConfig) -> str:
         hours = sum(flops) / (gpus * peak * mfu) / 3600
-        need, fits = fit(c, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
+        need, fits = fit(c, plan, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
         cells = [name, compact(n_parameters(shape)), compact(steps * tokens)]
         cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
@@ -67,13 +69,14 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
-    scratch = [last * of(plan.final) for of in work.values()]
+    scratch = [last * of(plan.final) * (name not in taught) for name, of in work.items()]
     table += row("scratch, same tokens", last, scratch, plan.final)
     ratio = plan.flops() / scratch[0]
+    what = "Training FLOPs" + (", with the teacher's" if taught else "")
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "
         f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
-        f"Training FLOPs: {ratio:.2f} times those of scratch on the same tokens. With "
+        f"{what}: {ratio:.2f} times those of scratch on the same tokens. With "
         f"max_steps={round(last * ratio)}, scratch has as many."
     )
 

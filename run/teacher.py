@@ -1,0 +1,55 @@
+"""A teacher: a trained model that shows a run its distribution over the next token (1503.02531)."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.loader import TokenDataset
+from data.tokenizer import load_tokenizer, token_bytes
+from model import GPT
+from run import UserError
+from run.checkpoint import load_model, load_weights
+from run.config import Config, padded_vocab
+
+
+class Teacher:
+    """The model in `c.teacher`. It is never trained, pruned or saved.
+
+    `digest` names its weights. Raises UserError or DataError, also where its vocabulary is not that
+    of the data.
+    """
+
+    def __init__(self, c: Config, data: TokenDataset, device: torch.device):
+        path, where = Path(c.teacher), f"teacher={c.teacher!r}"
+        given, size = load_weights(path), padded_vocab(c, data.vocab_size)
+        shape = replace(given["model_config"], context_length=c.context_length)
+        if shape.vocab_size != size:
+            what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
+            raise UserError(f"{where}: {what}")
+        tokenizer = given.get("tokenizer")  # a Hugging Face folder holds the tokenizer itself
+        if tokenizer is None:
+            lengths = token_bytes(load_tokenizer(str(path)))
+            tokenizer = hashlib.sha256(lengths.tobytes()).hexdigest()
+        if tokenizer != data.tokenizer_digest:
+            raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
+        self.model = load_model(given | {"model_config": shape}).to(device).eval()
+        self.weight, digest = c.teacher_weight, hashlib.sha256()
+        for name, weight in given["model"].items():
+            digest.update(name.encode())
+            digest.update(weight.contiguous().view(torch.uint8).numpy())
+        self.digest = digest.hexdigest()
+
+    def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
+        return mix(self.model, self.weight, tokens, came)
+
+
+@torch.no_grad()
+def mix(teacher: GPT, weight: float, tokens: Tensor, came: Tensor) -> Tensor:
+    """(B, T, vocab_size), float32: `weight` times the teacher's distribution over the next token,
+    and the rest on the token that came. tokens, came: (B, T)."""
+    mixed = teacher(tokens).float().softmax(-1) * weight
+    rest = torch.full(came.shape, 1 - weight, device=came.device)
+    return mixed.scatter_add_(-1, came[..., None], rest[..., None])

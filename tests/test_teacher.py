@@ -1,0 +1,95 @@
+"""A teacher: what a run learns from it, what it costs, and which one is refused."""
+
+import shutil
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import events, refused, run
+from test_ranks import assert_close
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from data.loader import TokenDataset
+from data.prepare import prepare
+from data.tokenizer import SHIPPED_RANKS
+from model import GPT
+from run.cost import make_plan
+from run.read_config import load_config
+from run.teacher import Teacher
+from tools import export
+
+
+@pytest.fixture(scope="module")
+def taught(toy, undisturbed, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("taught") / "run"
+    assert run(toy, out, f"--teacher={undisturbed}") == 0
+    return out
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1])
+def test_the_loss_is_that_of_the_token_and_that_of_the_teacher(toy, undisturbed, weight):
+    c = load_config(str(toy), [f"--teacher={undisturbed}", f"--teacher_weight={weight}"])
+    data = TokenDataset(c.data_dir, "train", c.context_length)
+    teacher, x, y = Teacher(c, data, torch.device("cpu")), *data.batch(1, 4, seed=1)
+    model = GPT(make_plan(c, data.vocab_size).enlarged)
+    mixed = model(x, teacher.targets(x, y))
+    logp, logq = (m(x).double().log_softmax(-1) for m in (model, teacher.model))
+    token = -logp.gather(-1, y[..., None]).mean()
+    distribution = -(logq.exp() * logp).sum(-1).mean()
+    assert mixed.item() == pytest.approx(((1 - weight) * token + weight * distribution).item())
+    assert mixed.requires_grad and not teacher.targets(x, y).requires_grad
+
+
+def test_a_taught_run_resumes_to_the_same_bytes_and_by_its_teacher_alone(
+    toy, taught, undisturbed, tmp_path, capsys
+):
+    """Micro-batches and recomputation change it by rounding. Wherever the teacher is by now."""
+    moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
+    assert run(toy, out, f"--teacher={undisturbed}", "--stop_after=18") == 0
+    for other, knob in ((taught, f"--teacher={taught}"), ("", "--teacher=")):
+        words = f"teacher={other} is not the teacher that the run began with"
+        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", knob, words=words)
+    assert run(toy, out, f"--teacher={moved}", "--resume") == 0
+    weights = [torch.load(run / "checkpoint.pt")["model"] for run in (out, taught, undisturbed)]
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+    assert not torch.allclose(weights[0]["norm.weight"], weights[2]["norm.weight"])
+    knobs = ["--micro_batch_size=2", "--recompute", f"--teacher={undisturbed / 'checkpoint.pt'}"]
+    assert run(toy, tmp_path / "other", *knobs) == 0
+    assert_close(tmp_path / "other", taught, 1e-4)
+
+
+def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, taught, tmp_path):
+    pytest.importorskip("transformers")
+    assert export.main([str(undisturbed), f"--to={tmp_path / 'hf'}"]) == 0
+    assert run(toy, tmp_path / "run", f"--teacher={tmp_path / 'hf'}") == 0
+    assert_close(tmp_path / "run", taught, 0)
+
+
+def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(
+    toy, undisturbed, tmp_path, capsys
+):
+    """Another tokenizer may have as many tokens."""
+    out, ranks = f"--out_dir={tmp_path / 'out'}", tmp_path / "ranks"
+    teach = f"--teacher={undisturbed}"
+    words = "teacher=.*: its vocabulary has 1024 entries, that of the run 1100"
+    refused(capsys, train.main, toy, out, teach, "--round_vocab_to=100", words=words)
+    *lines, last = SHIPPED_RANKS.read_text().splitlines()
+    ranks.write_text(
+        "\n".join([*lines, f"{b64encode(b'of the unlikely').decode()} {last.split()[1]}"])
+    )
+    prepare([toy.with_name("text.jsonl")], str(ranks), tmp_path / "data")
+    words = "teacher=.*: its tokenizer is not that of data_dir="
+    refused(capsys, train.main, toy, out, teach, f"--data_dir={tmp_path / 'data'}", words=words)
+
+
+def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
+    c = load_config(str(toy), [f"--teacher={undisturbed}"])
+    data = TokenDataset(c.data_dir, "train", c.context_length)
+    teacher, (x, y) = Teacher(c, data, torch.device("cpu")), data.batch(1, c.batch_size, seed=1)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        teacher.targets(x, y)
+    with_teacher, alone = (events(out, "done")[0]["flops"] for out in (taught, undisturbed))
+    assert with_teacher - alone == c.max_steps * counter.get_total_flops()
