@@ -1,0 +1,3 @@
+# IDEA at the laboratory's size, as it is.
+base = "configs/compare/idea.py"
+arms = {"entry": {}}

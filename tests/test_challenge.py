@@ -1,0 +1,84 @@
+"""The challenge: who wins by a table of runs, and that its page says so."""
+
+import re
+from statistics import mean
+
+import pytest
+from helpers import ROOT
+
+from run.cost import n_parameters
+from tools.arms import load_arms
+from tools.challenge import BUDGETS, SMALL, main, verdict
+from tools.results import RUN_COLUMNS, arms_of, paired, read_csv, t_test, write
+
+PAGE = (ROOT / "docs" / "challenge.md").read_text()
+(PARAMS, BUDGET), (LARGER, MORE) = BUDGETS.items()
+AHEAD = [0.010, 0.012, 0.011, 0.009, 0.013]  # the small model's loss minus the entry's, by seed
+UNSURE = [0.030, -0.010, 0.011, -0.009, 0.013]
+
+
+def made_up(leads=AHEAD, seeds=(1, 2, 3, 4, 5), entry=None, small=None) -> list[dict]:
+    """Rows of runs.csv. entry, small: columns with other values."""
+    every = dict.fromkeys(RUN_COLUMNS, 7) | {"params": PARAMS, "flops": BUDGET}
+    rows = []
+    for seed, lead in zip(seeds, leads):
+        rows.append(every | {"arm": "entry", "seed": seed, "val_loss": 3.5} | (entry or {}))
+        rows.append(every | {"arm": SMALL, "seed": seed, "val_loss": 3.5 + lead} | (small or {}))
+    return rows
+
+
+def test_an_entry_that_leads_on_five_seeds_wins_at_both_sizes_or_with_fewer_flops():
+    default = {"params": LARGER, "flops": MORE}
+    for changes in ({}, {"entry": default, "small": default}, {"entry": {"flops": BUDGET // 2}}):
+        assert verdict(made_up(**changes)) == (True, "lead +0.0110 nats per token, p = 0.0001")
+
+
+@pytest.mark.parametrize(
+    "rows, why",
+    [
+        (made_up([-x for x in AHEAD]), "its mean loss is not lower: lead -0.0110 .* p = 0.0001"),
+        (made_up(UNSURE), "p is not below 0.01: lead .0.0070 .* p = 0.4"),
+        (made_up(seeds=(2, 3, 4, 5)), "entry has the seeds .2, 3, 4, 5., not .1, 2, 3, 4, 5."),
+        (made_up([*AHEAD, 0.1], range(1, 7)), "entry has the seeds .1, 2, 3, 4, 5, 6., not"),
+        (made_up()[:-1], "scratch_flops has the seeds .1, 2, 3, 4., not"),
+        (made_up(entry={"arm": "idea"}), "entry has the seeds .., not"),
+        (made_up(entry={"params": LARGER}), "another final shape: .* 57,504 and 250,432 param"),
+        (made_up(entry={"params": 9}, small={"params": 9}), "another final shape: .* 9 parameters"),
+        (made_up()[1:] + made_up(entry={"flops": BUDGET * 1.01})[:1], "entry spends 1.0% more"),
+        (made_up(small={"flops": BUDGET * 0.9}), "scratch_flops spends 10.0% less than the 3.915e"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_breaks_a_rule_does_not_win_and_reads_why(rows, why):
+    wins, words = verdict(rows)
+    assert not wins and re.match(why, words), words
+
+
+def test_the_command_says_yes_or_no(tmp_path, capsys):
+    for leads, code, words in ((AHEAD, 0, "YES: lead"), (UNSURE, 1, "NO: p is not below")):
+        write(tmp_path, made_up(leads))
+        assert main([str(tmp_path)]) == code
+        assert capsys.readouterr().out.startswith(words)
+
+
+def test_the_budgets_are_those_of_the_small_models_and_the_entry_of_the_page_keeps_one(tmp_path):
+    path = tmp_path / "arms.py"
+    path.write_text(re.search(r"```python\n(.*?)```", PAGE, re.S)[1])
+    laboratory = ["configs/compare/scratch_flops.py", str(path)]
+    for paths, budget in zip((laboratory, ["configs/scratch_flops.py"]), BUDGETS.items()):
+        for arm in load_arms(paths, ["--data_dir=data/sotu"], SMALL):
+            flops = pytest.approx(arm.plan.flops(), rel=0.0005)
+            assert (n_parameters(arm.plan.final), flops) == budget
+
+
+def test_the_records_are_those_of_their_runs():
+    lines = [line for line in PAGE.splitlines() if line.startswith("| 20")]
+    for line in lines:
+        name, folder = re.search(r"\[`\w+ (\w+)`\]\(\.\./(\S+)/table\.md\)", line).groups()
+        rows = read_csv(ROOT / folder / "runs.csv")
+        ours, theirs = (arms_of(rows)[arm] for arm in (name, SMALL))
+        loss, seconds = (mean(row[key] for row in ours.values()) for key in ("val_loss", "seconds"))
+        lead, p = -mean(paired(ours, theirs)), t_test(paired(ours, theirs))
+        wins, _ = verdict(rows, name)
+        numbers = f"| {loss:.4f} | {lead:+.4f} | {p:.2g} | {seconds:.0f} |"
+        assert numbers in line and wins == (f"{numbers} | " in line), line
+    assert len(lines) > 5
