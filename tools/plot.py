@@ -204,12 +204,13 @@ def draw_moment(panels, name: str, log: dict, states: dict[str, np.ndarray], now
     n, prunes = max(1, sum(x <= now)), [t for t in tokens(log["prune"]) if t <= now]
     phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
     title.set_title(name + CAPTIONS[phase], loc="left", fontsize=24, weight="bold")
-    kinds[0].set_title(f"{compact(log['step'][n - 1]['params'])} parameters", loc="right")
+    size = log["step"][min(n, len(x) - 1)]["params"]  # of the first line after a prune
+    kinds[0].set_title(f"{compact(size)} parameters", loc="right")
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
-    loss.set_title("loss", loc="left")
+    loss.set_title("loss (red: prunes)", loc="left")
     for e in (e for e in log["eval"] if e["tokens"] <= now):
-        loss.set_title(f"validation: {e['val_loss']:.2f}", loc="right")
+        loss.set_title(f"on new text: {e['val_loss']:.2f}", loc="right")
     rate.plot(x, lr, color=GREY)
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set_title("learning rate", loc="left")
