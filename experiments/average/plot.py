@@ -1,4 +1,4 @@
-"""Loss against the average size of a run, of all tables that have the small model on the same tokens.
+"""Loss and average size of all tables that have the small model on the same tokens.
 
 python -m experiments.average.plot results/*/ results/*/*/ --to results/average.png
 """
@@ -25,7 +25,7 @@ def main() -> None:
         if not small:
             continue
         tokens, flops = ({run[key] for run in small.values()} for key in ("tokens", "flops"))
-        points = {}  # arm -> average FLOPs of a token, small model = 1; loss minus the small model's
+        points = {}  # arm -> average FLOPs of a token, small model = 1; loss minus its loss
         for name, runs in arms.items():
             one = next(iter(runs.values()))
             if one["tokens"] in tokens and len(runs) > 1 and runs.keys() & small.keys():
