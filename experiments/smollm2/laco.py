@@ -16,20 +16,21 @@ from run.read_config import load_config
 from tools import command
 from tools.evaluate import judge_text
 
-drop_modules = prune.drop_modules  # main puts another in its place
+drop_blocks = prune.drop_blocks  # main puts another in its place
 
 
 @torch.no_grad()
-def fold_modules(model, optimizers: prune.Optimizers, group, removed: list[int]) -> None:
-    modules = model.get_submodule(group.name)
-    old = [[p.clone() for p in module.parameters()] for module in modules]
+def fold_blocks(model, optimizers: prune.Optimizers, group, keep) -> dict[str, str]:
+    blocks = model.get_submodule(group.name)
+    removed = (~keep).nonzero().squeeze(1).tolist()
+    old = [[p.clone() for p in block.parameters()] for block in blocks]
     for unit in removed:
         before = max((i for i in range(unit) if i not in removed), default=None)
         if before is not None:
-            for p, theirs, its in zip(modules[before].parameters(), old[unit], old[before]):
+            for p, theirs, its in zip(blocks[before].parameters(), old[unit], old[before]):
                 if p.dim() == 2:  # the matrices; norms stay
                     p += theirs - its
-    drop_modules(model, optimizers, group, removed)
+    return drop_blocks(model, optimizers, group, keep)
 
 
 @command
@@ -37,12 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     text, length = held_out_text(), load_config(str(CONFIG)).context_length
 
     def judge(trained) -> float:
-        trained.model.config = replace(trained.model.config, context_length=length)
+        trained.model.built_as = replace(trained.model.built_as, context_length=length)
         return judge_text(trained, text)["perplexity per token"]
 
     for n_layer in (24, 19):
-        for way in (drop_modules, fold_modules):
-            prune.drop_modules = way
+        for way in (drop_blocks, fold_blocks):
+            prune.drop_blocks = way
             cell = ("oneshot", {"n_layer": n_layer}, "sensitivity")
             result = run_cell(cell, CONFIG, ROOT / "out" / "smollm2" / "laco", judge)
             print(f"{n_layer} layers, {way.__name__}: perplexity {result['pruned']:.1f}, recovered "
