@@ -18,17 +18,18 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="results of tools.compare")
     parser.add_argument("--to", type=Path, required=True, help="folder of table.md, tokens.png")
     args = parser.parse_args()
-    found = []  # (final parameters, tokens for each, arm -> differences)
+    found = []  # (final parameters, text), tokens for each, arm -> differences
     for folder in args.folders:
         arms = arms_of(read_csv(folder / "runs.csv"))
         run = next(iter(arms["idea"].values()))
-        pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS}
-        found.append((run["params"], run["tokens"] / run["params"], pairs))
+        pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
+        text = "dictionary" if folder.name.startswith("dictionary") else "speeches"
+        found.append(((run["params"], text), run["tokens"] / run["params"], pairs))
     found.sort(key=lambda row: row[:2])
 
     lines = [
-        f"| final parameters | tokens for each | {' | '.join(ARMS.values())} |",
-        "| --- | --- | --- | --- |",
+        f"| final parameters | text | tokens for each | {' | '.join(ARMS.values())} |",
+        "| --- | --- | --- | --- | --- |",
     ]
     figure, axes = open_figure(1, 2, figsize=(9, 3.6), sharey=True)
     for panel, (arm, words) in zip(axes[0], ARMS.items()):
@@ -36,20 +37,24 @@ def main() -> None:
         panel.axhline(0, color="black", lw=0.8)
         panel.set_xscale("log")
         panel.set_xlabel("tokens for each final parameter")
-        for color, size in zip(("C0", "C3"), sorted({params for params, *_ in found})):
-            points = [(tokens, pairs[arm]) for params, tokens, pairs in found if params == size]
+        panel.axvline(1540, color="0.6", lw=0.8, ls="--")
+        panel.text(1500, 0, "the paper", rotation=90, ha="right", color="0.4")
+        for color, series in zip(("C0", "C2", "C3"), sorted({series for series, *_ in found})):
+            points = [(t, pairs[arm]) for s, t, pairs in found if s == series and arm in pairs]
+            if not points:
+                continue
             for tokens, pairs in points:
                 panel.plot([tokens] * len(pairs), pairs, "o", color=color, alpha=0.4, ms=4, mew=0)
             tokens, means = zip(*((tokens, mean(pairs)) for tokens, pairs in points))
-            panel.plot(tokens, means, "-", color=color, label=f"{size:,} parameters")
-        panel.set_xticks([16, 32, 64, 128], [16, 32, 64, 128])
+            panel.plot(tokens, means, "o-", color=color, label=f"{series[0]:,}, {series[1]}")
+        panel.set_xticks([16, 64, 256, 1024], [16, 64, 256, 1024])
         panel.minorticks_off()
     axes[0, 0].set_ylabel("its loss minus IDEA's, nats per token")
-    axes[0, 1].legend()
-    for params, tokens, pairs in found:
-        cells = [f"{params:,}", f"{tokens:.0f}"]
-        for d in (pairs[arm] for arm in ARMS):
-            cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})")
+    axes[0, 1].legend(title="final parameters, text")
+    for (params, text), tokens, pairs in found:
+        cells = [f"{params:,}", text, f"{tokens:.0f}"]
+        for d in (pairs.get(arm, []) for arm in ARMS):
+            cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})" if d else "")
         lines.append(f"| {' | '.join(cells)} |")
     (args.to / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
