@@ -27,8 +27,8 @@ from tools.results import RUN_COLUMNS, read_csv, report, write
 TRAIN = Path(__file__).parent.parent / "train.py"
 
 
-def is_done(out_dir: Path) -> bool:
-    return any(event["event"] == "done" for event in read_log(out_dir))
+def is_done(log: list[dict]) -> bool:
+    return bool(log) and log[-1]["event"] == "done"
 
 
 def check_same_arm(arm: Arm, folder: Path) -> None:
@@ -66,7 +66,7 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: i
     A signal to stop is passed on, and every run saves. Returns whether none has failed.
     """
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
-    todo = [(arm, seed, out_dir) for arm, seed, out_dir in every if not is_done(out_dir)]
+    todo = [(arm, seed, out_dir) for arm, seed, out_dir in every if not is_done(read_log(out_dir))]
     print(f"runs to do: {len(todo)}; their output: {folder}/ARM/SEED/output.txt", flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores SIGHUP, and so it stays
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -101,16 +101,15 @@ def collect(arms: list[Arm], folder: Path) -> list[dict]:
     """
     rows, precisions, data = [], {}, {}
     for arm in arms:
-        paths = [p for p in (folder / arm.name).glob("*") if p.name.isdigit() and is_done(p)]
+        paths = [p for p in (folder / arm.name).glob("*") if p.name.isdigit()]
         for out_dir in sorted(paths, key=lambda path: int(path.name)):
-            log = read_log(out_dir)
+            if not is_done(log := read_log(out_dir)):
+                continue
             precisions[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
             data[log[0].get("data", "")] = out_dir
-            done = next(e for e in log if e["event"] == "done")
-            row = {"arm": arm.name, "seed": int(out_dir.name)}
-            row |= {key: done[key] for key in RUN_COLUMNS[2:-1]}
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
-            rows.append(row | {"prune_cost": sum(rises)})
+            row = {"arm": arm.name, "seed": int(out_dir.name), "prune_cost": sum(rises)}
+            rows.append(row | {key: log[-1][key] for key in RUN_COLUMNS[2:-1]})
     for what, seen in (("precision", precisions), ("data", data)):
         if len(seen) > 1:
             which = "; ".join(f"{value[:8]} in {path}" for value, path in seen.items())
