@@ -1,10 +1,10 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE]
 
-Loss, widths and learning rate over training tokens, one colour a run; a run alone has its phases
-shaded. --units draws one run's prunes instead: what each one cost, and the scores that its units
-were chosen by. --animate shows all units that the runs prune, and loss and learning rate, as
-training goes on. The picture goes to the first OUT_DIR, as run.png, units.png or run.gif, unless
---to names another file: .png or .svg; with --animate .gif, or .png for the last moment alone.
+Loss, widths and learning rate over training tokens, one colour a run. --units draws one run's
+prunes instead: what each one cost, and the scores that its units were chosen by. --animate shows
+all units that the runs prune, and loss and learning rate, as training goes on. The picture goes to
+the first OUT_DIR, as run.png, units.png or run.gif, unless --to names another file: .png or .svg;
+with --animate .gif, or .png for the last moment alone.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from run.folder import read_log
 from run.report import compact
 from tools import command
 
-PHASES = {"enlarged": "#4c72b0", "prune": "#c44e52", "recover": "#55a868"}
 CAPTIONS = {"enlarged": "Train a large model", "prune": "Prune its weakest parts"}
 CAPTIONS["recover"] = "Train the rest"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
@@ -93,8 +92,6 @@ def draw(out_dirs: list[Path]):
             panel.plot(*widths(events, kind), drawstyle="steps-post", color=color)
             panel.set_ylabel(kind)
         lr.plot(tokens(steps), [e["lr"] for e in steps], color=color)
-    if len(logs) == 1:
-        shade_phases(axes[:, 0], logs[0]["step"])
     final = min(e["val_loss"] for events in logs for e in events["eval"])
     loss.set_ylim(final - 0.15, final + 1.6)
     loss.set_ylabel("loss, nats per token\n(dots: validation, dotted: prunes)")
@@ -103,18 +100,6 @@ def draw(out_dirs: list[Path]):
     for panel in (*rest, lr):
         panel.set_ylim(bottom=0)
     return figure
-
-
-def shade_phases(panels, steps: list[dict]) -> None:
-    start = 0
-    for phase, color in PHASES.items():
-        x = tokens([e for e in steps if e["phase"] == phase])
-        if x:
-            for panel in panels:
-                panel.axvspan(start, x[-1], color=color, alpha=0.08, lw=0)
-            panels[0].text((start + x[-1]) / 2, 0.03, phase, ha="center", color=color,
-                           transform=panels[0].get_xaxis_transform())  # fmt: skip
-            start = x[-1]
 
 
 def prunes_by_layer(log: dict[str, list[dict]]):
