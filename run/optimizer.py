@@ -16,20 +16,14 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
     matrices have weight decay. dtype: of Muon's products.
     """
-    for_muon = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    by_muon = [p for p in matrices if p in for_muon]
-    by_adamw = [p for p in matrices if p not in for_muon]
+    in_blocks = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
+    by_muon = [p for p in model.parameters() if p.dim() >= 2 and p in in_blocks]
+    by_adamw = [p for p in model.parameters() if p.dim() >= 2 and p not in in_blocks]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
-    groups = [
-        {"params": by_adamw, "weight_decay": decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": by_adamw, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
-    if not by_muon:
-        return [adamw]
-    return [Muon(by_muon, lr, decay, dtype), adamw]
+    return [Muon(by_muon, lr, decay, dtype), adamw] if by_muon else [adamw]
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,23 +43,22 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            for params in stacks(group["params"]):
-                self.update(params, **{k: group[k] for k in ("lr", "weight_decay", "momentum")})
-
-    def update(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        gradients = [p.grad for p in params]
-        averages = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's momentum
-        stack = torch.stack([wide(x).to(self.dtype) for x in ahead])
-        updates = orthogonalize(stack).to(params[0].dtype)
-        updates = [u if p.shape == u.shape else u.mT for p, u in zip(params, updates)]
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(params[0].shape)))
+        (group,) = self.param_groups
+        lr, momentum = group["lr"], group["momentum"]
+        for params in stacks(group["params"]):
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            gradients = [p.grad for p in params]
+            averages = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(averages, gradients, 1 - momentum)
+            ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's momentum
+            wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
+            stack = torch.stack([x.to(self.dtype) for x in wide])
+            updates = orthogonalize(stack).to(params[0].dtype)
+            updates = [u if p.shape == u.shape else u.mT for p, u in zip(params, updates)]
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(params[0].shape)))
 
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -77,10 +70,6 @@ def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
     for some in alike.values():
         n = max(1, STACK // some[0].numel())
         yield from (some[i : i + n] for i in range(0, len(some), n))
-
-
-def wide(x: Tensor) -> Tensor:
-    return x if x.shape[0] <= x.shape[1] else x.mT
 
 
 def orthogonalize(x: Tensor) -> Tensor:
