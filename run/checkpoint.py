@@ -88,7 +88,7 @@ def load_checkpoint(path: Path) -> dict:
 
 def is_folder_of_others(path: Path) -> bool:
     """Whether this is a Hugging Face folder, and not a checkpoint or a run's folder."""
-    return path.is_dir() and not (path / NAME).exists()
+    return path.is_dir() and not ((path / NAME).exists() or (path / "log.jsonl").exists())
 
 
 def load_weights(path: Path) -> dict:
