@@ -2,10 +2,10 @@
 
 A config is an arm; a table of arms, such as configs/ablations.py, is many; FILE.py:NAME is one of
 them. Every arm and seed is a run of train.py in --runs (out/NAME). What is done is not run again:
-after a stop, the same command goes on. The results (tools/results.py), runs.csv, table.md and a
-figure, go to --out. They are of every seed that is done: to give some arms more seeds, call it for
-these first, then for all. Any other --key=value is a knob for every arm; --shorter=8 shows how it
-works in runs that are eight times shorter, and proves nothing.
+after a stop, the same command goes on. The results (tools/results.py), runs.csv and table.md, go to
+--out. They are of every seed that is done: to give some arms more seeds, call it for these first,
+then for all. Any other --key=value is a knob for every arm; --shorter=8 shows how it works in runs
+that are eight times shorter, and proves nothing.
 """
 
 import argparse

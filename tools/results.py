@@ -1,4 +1,4 @@
-"""Table and figure of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]
+"""Table of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]
 
 runs.csv has a row a run. table.md comes out of it byte for byte.
 """
@@ -7,7 +7,6 @@ import argparse
 import csv
 import math
 import sys
-from bisect import bisect
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,7 +14,6 @@ import numpy as np
 
 from run import UserError
 from tools import command
-from tools.plot import open_figure
 
 # prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
@@ -61,13 +59,6 @@ def t_test(differences: list[float]) -> float:
     if deviation == 0:
         return 1.0 if middle == 0 else 0.0
     return two_sided(abs(middle) / deviation * math.sqrt(n), n - 1)
-
-
-def interval(differences: list[float]) -> float:
-    """Half the width of the mean's 95% confidence interval, for 2 differences or more."""
-    n = len(differences)
-    t = bisect(range(20_000), -0.05, key=lambda t: -two_sided(t / 1000, n - 1)) / 1000
-    return t * stdev(differences) / math.sqrt(n)
 
 
 def arms_of(rows: list[dict]) -> dict[str, dict[int, dict]]:
@@ -117,43 +108,14 @@ def table(rows: list[dict], reference: str) -> str:
     return "\n".join(text) + "\n"
 
 
-def draw(rows: list[dict], reference: str, folder: Path) -> None:
-    """differences.png: each arm's difference to the reference, a dot a seed, the mean with its 95%
-    interval. An arm of another final size is left out: the enlarged model would set the scale.
-    """
-    final_size = min(row["params"] for row in rows)
-    by_arm = arms_of([row for row in rows if row["params"] == final_size])
-    base = by_arm.pop(reference, {})
-    pairs_of = {arm: paired(runs, base) for arm, runs in by_arm.items()}
-    arms = [(arm, pairs) for arm, pairs in pairs_of.items() if pairs]
-    arms.sort(key=lambda arm: -mean(arm[1]))
-    figure, axes = open_figure(1, 1, figsize=(7, 1 + 0.3 * len(arms)))
-    panel = axes[0, 0]
-    for y, (_, pairs) in enumerate(arms):
-        panel.plot(pairs, [y] * len(pairs), "o", color="C0", alpha=0.5, ms=4, mew=0)
-        if len(pairs) > 1:
-            bar = {"fmt": "|", "color": "C3", "ms": 10, "capsize": 3, "lw": 1}
-            panel.errorbar(mean(pairs), y, xerr=interval(pairs), **bar)
-    panel.set_yticks(range(len(arms)), [arm for arm, _ in arms])
-    panel.set_ylim(-0.7, len(arms) - 0.3)
-    panel.axvline(0, color="black", lw=0.8)
-    panel.xaxis.set_major_formatter("{x:+.3f}")
-    panel.set_xlabel(f"loss minus that of {reference} on the same seed, nats per token")
-    figure.savefig(folder / "differences.png", dpi=130)
-
-
 def report(folder: Path, reference: str = "idea") -> None:
-    """table.md and, where matplotlib is installed, the figure, from runs.csv alone."""
+    """table.md from runs.csv alone."""
     rows = read_csv(folder / "runs.csv")
     if reference not in arms_of(rows):
         raise UserError(f"{folder}: has no arm {reference!r}; it has {', '.join(arms_of(rows))}")
     text = table(rows, reference)
     (folder / "table.md").write_text(text)
     print(text)
-    try:
-        draw(rows, reference, folder)
-    except UserError as error:  # no matplotlib: the table is what counts
-        print(error, file=sys.stderr)
 
 
 @command
