@@ -17,12 +17,15 @@ from torch import Tensor
 
 from data import DataError
 
+VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
+
 
 class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made.
 
     Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of the
-    files are checked at once, token ids against the vocabulary when they are read.
+    files are always checked. Their sha256 is checked if the split has at most 1 GiB: beyond that, a
+    start would take minutes. Token ids are checked against the vocabulary when they are read.
 
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of the number of bytes of each of its tokens. `digest` names the content of the folder,
@@ -42,7 +45,8 @@ class TokenDataset:
         self.digest = hashlib.sha256(content).hexdigest()
         try:
             meta = json.loads(content)
-            counts, files = meta[split], meta["files"]
+            counts, files = meta[split], dict(meta["files"])
+            shards = counts["shards"]
             self.tokens: int = counts["tokens"]
             self.bytes: int = counts["bytes"]
             self.vocab_size: int = meta["vocab_size"]
@@ -50,8 +54,10 @@ class TokenDataset:
             self.tokenizer: str = meta["tokenizer"]
             self.tokenizer_digest: str = files["token_bytes.bin"]
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-            self._paths = [self.data_dir / shard["file"] for shard in counts["shards"]]
-            self._sizes = np.array([shard["tokens"] for shard in counts["shards"]], dtype=np.int64)
+            self._paths = [self.data_dir / shard["file"] for shard in shards]
+            self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
+            if self.tokens * self._dtype.itemsize <= VERIFY_BYTES:
+                files |= {shard["file"]: shard["sha256"] for shard in shards}
         except (ValueError, LookupError, TypeError) as error:
             what = f"meta.json is of an older version or damaged ({error!r})"
             again = "remove the folder and make it again with: python -m data.prepare"
@@ -63,6 +69,10 @@ class TokenDataset:
         for path, size in zip(self._paths, self._sizes * self._dtype.itemsize):
             if not path.is_file() or path.stat().st_size != size:
                 raise DataError(f"{path}: should have {size:,} bytes; prepare the data again")
+        for name, sha256 in files.items():
+            path = self.data_dir / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+                raise DataError(f"{path}: is not what meta.json says; prepare the data again")
         # A process may have about a thousand files open.
         self._open = lru_cache(maxsize=256)(lambda shard: self._paths[shard].open("rb", 0))
 

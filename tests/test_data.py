@@ -423,6 +423,8 @@ def test_bigram_loss_is_that_of_counted_pairs(tmp_path):
     "file, content, problem",  # content: None if the file is removed
     [
         ("train_000.bin", bytes(100), "should have 400 bytes"),
+        ("train_000.bin", bytes(400), "not what meta.json says"),
+        (TOKEN_BYTES, None, "not what meta.json says"),
         ("meta.json", None, "python -m data.prepare"),
         ("meta.json", b"{}", "older version or damaged.*python -m data.prepare"),
     ],
