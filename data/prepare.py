@@ -70,6 +70,8 @@ def prepare(
 
     Raises DataError, also where `out` exists.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
+        raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     inputs = find_inputs(inputs)
@@ -200,11 +202,12 @@ def _write_tokens(inputs: list[Path], tokenizer: str, settings: dict, part: Path
         return state["train"]["tokens"] + state["val"]["tokens"]
 
     def write_oldest() -> None:
-        batch, encoded, record = running.popleft()
+        batch, encoded, record = running[0]
+        tokens_of = encoded.result()  # an error leaves the batch first in line, and all after it
         for name, text, ends_document in batch:
             state[name]["bytes"] += len(text)
             state[name]["documents"] += ends_document
-        for name, ids in encoded.result().items():
+        for name, ids in tokens_of.items():
             splits[name].write(ids.astype(dtype))
         if record:
             state.update(record)
@@ -212,6 +215,7 @@ def _write_tokens(inputs: list[Path], tokenizer: str, settings: dict, part: Path
         speed = (tokens() - before) / bar.format_dict["elapsed"]
         size = tokens() * dtype.itemsize * bar.total / max(1, bar.n) / 1e9
         bar.set_postfix_str(f"{speed:,.0f} tokens/s, {size:.2f} GB at the end", refresh=False)
+        running.popleft()
 
     before, total = tokens(), [path.stat().st_size for path in inputs]
     workers = min(os.cpu_count() or 1, 1 + sum(total) // WORKER_BYTES)
@@ -233,7 +237,7 @@ def _write_tokens(inputs: list[Path], tokenizer: str, settings: dict, part: Path
                 write_oldest()
             raise
         except BrokenProcessPool:
-            what = "a process that tokenizes was killed: is there enough memory?"
+            what = "a process that tokenizes has ended: is there enough memory?"
             raise DataError(f"{part}: {what} The same command goes on") from None
 
     if state["skipped"]:

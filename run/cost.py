@@ -98,6 +98,8 @@ def memory_of(
     taught = 0
     if teacher:  # its weights; its distribution, in float32
         taught = 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
+        inner = e * teacher.d_ff * (3 * tokens + teacher.d_model)  # of its FFN, and a cast matrix
+        passing = max(passing, inner - kept)  # before the model's own activations are there
     return {
         "weights": 4 * n,
         "gradients": 4 * n,

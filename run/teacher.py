@@ -18,16 +18,22 @@ from run.config import Config, padded_vocab
 class Teacher:
     """The model in `c.teacher`. It is never trained, pruned or saved.
 
-    `digest` names its weights. Raises UserError or DataError, also where its vocabulary is not that
-    of the data.
+    `digest` names its shape and weights. Raises UserError or DataError, also where its vocabulary
+    is not that of the data.
     """
 
     def __init__(self, c: Config, data: TokenDataset, device: torch.device):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
-        given, size = load_weights(path), padded_vocab(c, data.vocab_size)
+        if Path(c.out_dir).resolve() in (path.resolve(), path.resolve().parent):
+            raise UserError(f"{where}: the run would write over it; choose another out_dir")
+        try:
+            given, size = load_weights(path), padded_vocab(c, data.vocab_size)
+        except UserError as error:
+            raise UserError(f"{where}: {error}; if it has moved, name its new place") from error
         shape = replace(given["model_config"], context_length=c.context_length)
         if shape.vocab_size != size:
             what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
+            what += "; --round_vocab_to pads it"
             raise UserError(f"{where}: {what}")
         tokenizer = given.get("tokenizer")  # a Hugging Face folder holds the tokenizer itself
         if tokenizer is None:
@@ -36,8 +42,9 @@ class Teacher:
         if tokenizer != data.tokenizer_digest:
             raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
         self.model = load_model(given | {"model_config": shape}).to(device).eval()
-        self.weight, digest = c.teacher_weight, hashlib.sha256()
-        for name, weight in given["model"].items():
+        self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
+        self.weight, digest = c.teacher_weight, hashlib.sha256(repr(shape).encode())
+        for name, weight in sorted(given["model"].items()):
             digest.update(name.encode())
             digest.update(weight.contiguous().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()

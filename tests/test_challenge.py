@@ -40,6 +40,8 @@ def test_an_entry_that_leads_on_five_seeds_wins_at_both_sizes_or_with_fewer_flop
         (made_up(UNSURE), "p is not below 0.01: lead .0.0070 .* p = 0.4"),
         (made_up(seeds=(2, 3, 4, 5)), "entry has the seeds .2, 3, 4, 5., not .1, 2, 3, 4, 5."),
         (made_up([*AHEAD, 0.1], range(1, 7)), "entry has the seeds .1, 2, 3, 4, 5, 6., not"),
+        (made_up() + made_up()[:1], "a seed of an arm stands there twice"),
+        (made_up(entry={"flops": float("nan")}), "a loss or its FLOPs are no number"),
         (made_up()[:-1], "scratch_flops has the seeds .1, 2, 3, 4., not"),
         (made_up(entry={"arm": "idea"}), "entry has the seeds .., not"),
         (made_up(entry={"params": LARGER}), "another final shape: .* 57,504 and 250,432 param"),

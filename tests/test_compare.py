@@ -1,6 +1,7 @@
 """The comparison: which arms compare, how their runs come to be, what the table says of them."""
 
 import fcntl
+import json
 import math
 import shutil
 import signal
@@ -134,6 +135,9 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     (second / "log.jsonl").write_text(log.replace('"data": "', '"data": "of another text, '))
     refused(capsys, compare.main, *command, words="runs of different data do not compare")
     (second / "log.jsonl").write_text(log)
+    then = json.loads((first / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({"dtype": then["dtype"], "eval_tokens": 99}))
+    refused(capsys, compare.main, *command, words="eval_tokens=99 there|different eval_tokens")
     (second / "config.json").write_text('{"dtype": "float16"}')
     refused(capsys, compare.main, *command, words="runs of different precision do not compare")
     (second / "config.json").write_text('{"weight_decay": 0.2}')

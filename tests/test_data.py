@@ -2,6 +2,7 @@
 folders that appear as a whole, and one line for whatever is wrong."""
 
 import base64
+import contextlib
 import fcntl
 import gzip
 import hashlib
@@ -284,6 +285,40 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_bytes(tmp_path):
     assert stopped("workers", 3).returncode == -9
     assert stopped("workers", 0).returncode == 0
     assert contents(tmp_path / "workers") == contents(tmp_path / "whole")
+
+
+def test_an_error_of_a_worker_loses_no_text(tmp_path, monkeypatch):
+    """Whichever batch it comes to; the files behind it must not count as done."""
+    for i in range(3):
+        write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(40)])
+    monkeypatch.setattr(data.prepare, "BATCH_BYTES", 200)
+    prepare([tmp_path], "shipped", tmp_path / "whole")
+    encode, calls = data.prepare._encode, []
+
+    def failing(*arguments):
+        calls.append(None)
+        if len(calls) in (4, 9):
+            raise DataError("a worker cannot read the tokenizer")
+        return encode(*arguments)
+
+    monkeypatch.setattr(data.prepare, "_encode", failing)
+    while not (tmp_path / "out").exists():
+        with contextlib.suppress(DataError):
+            prepare([tmp_path], "shipped", tmp_path / "out")
+    assert len(calls) > 9 and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Each of its workers would run it again, and wait for itself."""
+    write_jsonl(tmp_path / "a.jsonl", [f"some text, {j}" for j in range(100)])
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.cpu_count = lambda: 2\n"
+        "import data.prepare as p; from pathlib import Path; p.WORKER_BYTES = 1\n"
+        f"here = Path({str(tmp_path)!r})\np.prepare([here / 'a.jsonl'], 'shipped', here / 'out')\n"
+    )
+    error = subprocess.run([sys.executable, script], capture_output=True, text=True).stderr
+    assert 'needs: if __name__ == "__main__":' in error
 
 
 def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path):

@@ -195,7 +195,8 @@ def test_without_its_standard_output_a_run_goes_on(forked, toy, undisturbed, tmp
     full = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
     head = "read, write = os.pipe(); os.close(read); os.dup2(write, 1)"
     for out, code in (("full", full), ("head", head)):
-        ended, _, error = forked(f"{code}; train.main()", toy, f"--out_dir={tmp_path / out}")
+        code += "; sys.exit(train.main())"
+        ended, _, error = forked(code, toy, f"--out_dir={tmp_path / out}")
         assert (ended, error) == (0, "")
     command = [sys.executable, "train.py", str(toy), f"--out_dir={tmp_path / 'closed'}"]
     result = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))

@@ -81,6 +81,10 @@ def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(
         "\n".join([*lines, f"{b64encode(b'of the unlikely').decode()} {last.split()[1]}"])
     )
     prepare([toy.with_name("text.jsonl")], str(ranks), tmp_path / "data")
+    words = "the run would write over it"
+    refused(capsys, train.main, toy, f"--out_dir={undisturbed}", "--overwrite", teach, words=words)
+    gone = f"teacher='{tmp_path}/gone': .*no such checkpoint; if it has moved, name its new place"
+    refused(capsys, train.main, toy, out, f"--teacher={tmp_path / 'gone'}", words=gone)
     words = "teacher=.*: its tokenizer is not that of data_dir="
     refused(capsys, train.main, toy, out, teach, f"--data_dir={tmp_path / 'data'}", words=words)
 

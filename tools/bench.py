@@ -38,7 +38,7 @@ class Step:
         self, c: Config, shape: GPTConfig, device: torch.device, teacher=None, compile_for=None
     ):
         torch.manual_seed(1)
-        self.teacher = GPT(teacher).to(device).eval() if teacher else None
+        self.teacher = GPT(teacher).to(device).eval().requires_grad_(False) if teacher else None
         self.forward = self.model = GPT(shape).to(device)
         self.dtype = machine.choose_dtype(c, device)
         self.optimizers = make_optimizers(self.model, c, self.dtype)

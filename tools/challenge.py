@@ -6,6 +6,7 @@ or 1.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from statistics import mean
@@ -23,6 +24,10 @@ LEVEL = 0.01
 def verdict(rows: list[dict], entry: str = "entry") -> tuple[bool, str]:
     """Whether the arm `entry` of a runs.csv wins, and the first reason why not, or the numbers."""
     arms = arms_of(rows)
+    if len(rows) > sum(map(len, arms.values())):
+        return False, "a seed of an arm stands there twice"
+    if not all(math.isfinite(x) for row in rows for x in (row["val_loss"], row["flops"])):
+        return False, "a loss or its FLOPs are no number"
     for arm in (entry, SMALL):
         seeds = sorted(arms.get(arm, ()))
         if seeds != SEEDS:

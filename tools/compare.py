@@ -97,22 +97,24 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: i
 def collect(arms: list[Arm], folder: Path) -> list[dict]:
     """The rows of runs.csv, of these arms and every seed that is done.
 
-    Raises UserError where runs had different precisions or data.
+    Raises UserError where runs had different precisions or data, or were validated on other text.
     """
-    rows, precisions, data = [], {}, {}
+    rows, seen = [], {"precision": {}, "data": {}, "eval_tokens": {}}
     for arm in arms:
         paths = [p for p in (folder / arm.name).glob("*") if p.name.isdigit()]
         for out_dir in sorted(paths, key=lambda path: int(path.name)):
             if not is_done(log := read_log(out_dir)):
                 continue
-            precisions[json.loads((out_dir / "config.json").read_text())["dtype"]] = out_dir
-            data[log[0].get("data", "")] = out_dir
+            config = json.loads((out_dir / "config.json").read_text())
+            seen["precision"][config["dtype"]] = out_dir
+            seen["data"][log[0].get("data", "")] = out_dir
+            seen["eval_tokens"][str(config.get("eval_tokens"))] = out_dir
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
             row = {"arm": arm.name, "seed": int(out_dir.name), "prune_cost": sum(rises)}
             rows.append(row | {key: log[-1][key] for key in RUN_COLUMNS[2:-1]})
-    for what, seen in (("precision", precisions), ("data", data)):
-        if len(seen) > 1:
-            which = "; ".join(f"{value[:8]} in {path}" for value, path in seen.items())
+    for what, values in seen.items():
+        if len(values) > 1:
+            which = "; ".join(f"{value[:8]} in {path}" for value, path in values.items())
             raise UserError(f"runs of different {what} do not compare: {which}")
     return rows
 

@@ -8,6 +8,7 @@ data is not there yet, GPT-2's vocabulary is assumed.
 
 import argparse
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -68,10 +69,11 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
+    ratio = plan.flops() / (last * tokens * flops_per_token(plan.final))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
     scratch = [last * of(plan.final) * (name not in taught) for name, of in work.items()]
+    plan = replace(plan, teacher=None)
     table += row("scratch, same tokens", last, scratch, plan.final)
-    ratio = plan.flops() / scratch[0]
     what = "Training FLOPs" + (", with the teacher's" if taught else "")
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "

@@ -189,7 +189,8 @@ def draw_moment(panels, name: str, log: dict, states: dict[str, np.ndarray], now
     n, prunes = max(1, sum(x <= now)), [t for t in tokens(log["prune"]) if t <= now]
     phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
     title.set_title(name + CAPTIONS[phase], loc="left", fontsize=24, weight="bold")
-    size = log["step"][min(n, len(x) - 1)]["params"]  # of the first line after a prune
+    after = min(n, len(x) - 1) if now in prunes else n - 1  # after a prune, the next line has it
+    size = log["step"][after]["params"]
     kinds[0].set_title(f"{compact(size)} parameters", loc="right")
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
