@@ -83,7 +83,7 @@ def prepare(
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         settings = {"shard_tokens": shard_tokens, "key": key, "val_fraction": val_fraction}
         with _lock(part, out):
-            meta = _write_tokens(inputs, tokenizer, settings | sha256, part)
+            meta = _write_tokens(inputs, tokenizer, encoding, settings | sha256, part)
             meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
             files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
             for name, content in files.items():
@@ -185,9 +185,11 @@ def _end_with_main() -> None:
     threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
-def _write_tokens(inputs: list[Path], tokenizer: str, settings: dict, part: Path) -> dict:
-    """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer."""
-    encoding = load_tokenizer(tokenizer)
+def _write_tokens(
+    inputs: list[Path], tokenizer: str, encoding: Encoding, settings: dict, part: Path
+) -> dict:
+    """Reads, tokenizes on all cores and writes. Returns the meta without the tokenizer. encoding:
+    that of `tokenizer`, which the workers load themselves."""
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     known = fingerprints(settings, inputs)
     state = read_state(part / "state.json", known)

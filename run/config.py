@@ -50,8 +50,7 @@ class Config:
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Teacher
-    teacher: str = ""  # a trained model to learn from, too: a run's folder, a checkpoint.pt or a
-    # Hugging Face folder
+    teacher: str = ""  # a model to learn from, too: a run, a checkpoint.pt or a Hugging Face folder
     teacher_weight: float = 0.5  # of the teacher's distribution; the token that came has the rest
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned

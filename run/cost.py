@@ -169,6 +169,7 @@ class Plan:
 
 
 def make_plan(c: Config, vocab_size: int, teacher: GPTConfig | None = None) -> Plan:
-    """vocab_size: that of the data. teacher: its shape."""
+    """vocab_size: that of the data. teacher: its shape, for any context."""
+    teacher = teacher and replace(teacher, context_length=c.context_length)
     tokens_per_step = c.batch_size * c.context_length
     return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size), teacher)

@@ -1,6 +1,6 @@
 """What a run left, and what a run would do, for the tools that look at them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,8 +57,6 @@ def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
     if shape:
         missing = missing and shape.vocab_size
-    if teacher:
-        teacher = replace(teacher, context_length=c.context_length)
     if not missing or (Path(c.data_dir) / "meta.json").exists():
         missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
     c = take_shape(c, shape, missing) if shape else c

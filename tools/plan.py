@@ -69,10 +69,10 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
-    ratio = plan.flops() / (last * tokens * flops_per_token(plan.final))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
-    scratch = [last * of(plan.final) * (name not in taught) for name, of in work.items()]
-    plan = replace(plan, teacher=None)
+    flops, plan = plan.flops(), replace(plan, teacher=None)  # scratch learns from no teacher
+    scratch = [last * of(plan.final) for of in work.values()]
+    ratio = flops / scratch[0]
     table += row("scratch, same tokens", last, scratch, plan.final)
     what = "Training FLOPs" + (", with the teacher's" if taught else "")
     return (
