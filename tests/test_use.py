@@ -12,7 +12,7 @@ from test_model import large
 
 from model import KINDS
 from run.folder import read_log
-from tools import plot, sample
+from tools import figures, film, plot, sample
 from tools.load import Trained, load_trained
 
 
@@ -77,8 +77,8 @@ def test_a_seed_gives_the_same_samples_again(trained, monkeypatch, capsys):
 
 def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):
     steps = events(undisturbed, "step")
-    few = plot.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
-    width, trained = dict(zip(*plot.widths(few, "n_kv_head"))), 0
+    few = figures.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
+    width, trained = dict(zip(*figures.widths(few, "n_kv_head"))), 0
     for step in steps:
         assert step["n_kv_head"] == width[max(x for x in width if x <= trained)]
         trained = step["tokens"]
@@ -127,7 +127,7 @@ def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
     log["prune"] = [{"width_after": e["width_before"] - 1} | e for e in log["prune"]]
     shown = {
         moment: [" ".join("".join(".-x#"[i] for i in row) for row in u) for u in kinds.values()]
-        for moment, kinds in plot.unit_states(log).items()
+        for moment, kinds in film.unit_states(log).items()
     }
     assert shown[0, 0] == ["#### ####", "###", "##"]  # neurons of layers 0 and 1, channels, layers
     assert shown[10, 0] == shown[10, 1] == ["#x## ###x", "x##", "##"]

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from statistics import mean
 
-from tools.plot import open_figure
+from tools.figures import open_figure
 from tools.results import arms_of, paired, read_csv
 
 

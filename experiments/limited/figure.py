@@ -9,7 +9,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from tools.plot import open_figure
+from tools.figures import open_figure
 
 
 def main() -> None:

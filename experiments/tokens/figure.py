@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from tools.plot import open_figure
+from tools.figures import open_figure
 from tools.results import arms_of, paired, read_csv, t_test
 
 ARMS = {"scratch": "on the same tokens", "scratch_flops": "on the same FLOPs"}
