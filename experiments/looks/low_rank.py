@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 
 import train
+from prune import check_optimizers
 from run import UserError
 from tools import command
 
@@ -52,15 +53,15 @@ class Merge:
                 usual = nn.Linear(*product.weight.shape[::-1], bias=False)
                 usual.weight.copy_(product.weight)
                 setattr(block.ffn, name, usual)
+                merged = {product.inner.weight, product.outer.weight}
                 for optimizer in self.optimizers:
                     for group in optimizer.param_groups:
-                        group["params"] = [
-                            usual.weight if p is product.inner.weight else p
-                            for p in group["params"]
-                            if p is not product.outer.weight
-                        ]
-        held = {p for o in self.optimizers for g in o.param_groups for p in g["params"]}
-        assert held == set(self.model.parameters())
+                        if merged & set(group["params"]):
+                            left = [p for p in group["params"] if p not in merged]
+                            group["params"] = [*left, usual.weight]
+                    for p in merged:
+                        optimizer.state.pop(p, None)
+        check_optimizers(self.model, self.optimizers)
 
 
 @command
