@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="folder of table.md, tokens.png")
     args = parser.parse_args()
     found = []  # (final parameters, text), tokens for each, arm -> differences
-    for folder in args.folders:
+    for folder in (f for f in args.folders if (f / "runs.csv").exists()):  # some have a search only
         arms = arms_of(read_csv(folder / "runs.csv"))
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
