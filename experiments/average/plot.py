@@ -27,6 +27,8 @@ def main() -> None:
         tokens, flops = ({run[key] for run in small.values()} for key in ("tokens", "flops"))
         points = {}  # arm -> average FLOPs of a token, small model = 1; loss minus its loss
         for name, runs in arms.items():
+            if "taught" in name:  # its FLOPs hold the teacher's
+                continue
             one = next(iter(runs.values()))
             if one["tokens"] in tokens and len(runs) > 1 and runs.keys() & small.keys():
                 points[name] = one["flops"] / max(flops), mean(paired(runs, small))
