@@ -5,6 +5,7 @@ python -m experiments.tokens.repeats out/dictionary_568 --to results/tokens/dict
 
 import argparse
 from pathlib import Path
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from data.loader import TokenDataset
 from run.folder import read_log
 from tools.compare import is_done
 from tools.load import load_trained
+from tools.results import arms_of, read_csv, t_test
 
 TOKENS = 100_000  # of the validation split
 
@@ -51,6 +53,11 @@ def main() -> None:
             lines.append(",".join([folder.parent.name, folder.name, *(f"{x:.4f}" for x in cells)]))
     (args.to / "repeats.csv").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+    arms = arms_of(read_csv(args.to / "repeats.csv"))
+    small, idea = arms["scratch_flops"], arms["idea"]
+    for key in ("val_loss", "repeated", "others"):
+        pairs = [small[seed][key] - idea[seed][key] for seed in small if seed in idea]
+        print(f"{key}: small model minus IDEA {mean(pairs):+.4f} (p = {t_test(pairs):.2g})")
 
 
 if __name__ == "__main__":
