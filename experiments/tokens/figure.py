@@ -26,6 +26,7 @@ def main() -> None:
         text = "dictionary" if folder.name.startswith("dictionary") else "speeches"
         found.append(((run["params"], text), run["tokens"] / run["params"], pairs))
     found.sort(key=lambda row: row[:2])
+    colors = dict(zip(dict.fromkeys(series for series, *_ in found), ("C0", "C2", "C1", "C3")))
 
     lines = [
         f"| final parameters | text | tokens for each | {' | '.join(ARMS.values())} |",
@@ -38,8 +39,11 @@ def main() -> None:
         panel.set_xscale("log")
         panel.set_xlabel("tokens for each final parameter")
         panel.axvline(1540, color="0.6", lw=0.8, ls="--")
-        panel.text(1500, 0, "the paper", rotation=90, ha="right", color="0.4")
-        for color, series in zip(("C0", "C2", "C3"), sorted({series for series, *_ in found})):
+        panel.text(
+            1480, 0.02, "the paper", rotation=90, ha="right", color="0.4",
+            transform=panel.get_xaxis_transform(),
+        )  # fmt: skip
+        for series, color in colors.items():
             points = [(t, pairs[arm]) for s, t, pairs in found if s == series and arm in pairs]
             if not points:
                 continue
