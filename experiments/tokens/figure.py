@@ -26,7 +26,6 @@ def main() -> None:
         text = "dictionary" if folder.name.startswith("dictionary") else "speeches"
         found.append(((run["params"], text), run["tokens"] / run["params"], pairs))
     found.sort(key=lambda row: row[:2])
-    colors = dict(zip(dict.fromkeys(series for series, *_ in found), ("C0", "C2", "C1", "C3")))
 
     lines = [
         f"| final parameters | text | tokens for each | {' | '.join(ARMS.values())} |",
@@ -43,14 +42,14 @@ def main() -> None:
             1480, 0.02, "the paper", rotation=90, ha="right", color="0.4",
             transform=panel.get_xaxis_transform(),
         )  # fmt: skip
-        for series, color in colors.items():
+        for i, series in enumerate(sorted({series for series, *_ in found})):
             points = [(t, pairs[arm]) for s, t, pairs in found if s == series and arm in pairs]
             if not points:
                 continue
             for tokens, pairs in points:
-                panel.plot([tokens] * len(pairs), pairs, "o", color=color, alpha=0.4, ms=4, mew=0)
+                panel.plot([tokens] * len(pairs), pairs, "o", color=f"C{i}", alpha=0.4, ms=4, mew=0)
             tokens, means = zip(*((tokens, mean(pairs)) for tokens, pairs in points))
-            panel.plot(tokens, means, "o-", color=color, label=f"{series[0]:,}, {series[1]}")
+            panel.plot(tokens, means, "o-", color=f"C{i}", label=f"{series[0]:,}, {series[1]}")
         panel.set_xticks([16, 64, 256, 1024], [16, 64, 256, 1024])
         panel.minorticks_off()
     axes[0, 0].set_ylabel("its loss minus IDEA's, nats per token")
