@@ -6,7 +6,8 @@ takes all prunable widths from the shapes of the weights, so a pruned model need
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
 share it, a channel of the residual stream, or a block. A block is a module; all other units are
 slices of several weights. A *group* is all units of one kind in one place, such as the neurons of a
-layer. Its *width* is the number of its units. All layers are equally wide.
+layer. Its *width* is the number of its units. All layers are equally wide: the plan of a run, its
+checkpoints and the export rely on it.
 """
 
 from dataclasses import dataclass, replace
@@ -167,8 +168,10 @@ class GPT(nn.Module):
 
     @property
     def config(self) -> GPTConfig:
-        """The shape of the model as it is now. All layers are equally wide: the last one tells."""
-        return replace(self.built_as, **{group.kind: group.width for group in self.groups()})
+        """The shape of the model as it is now."""
+        widths = {(group.kind, group.width) for group in self.groups()}
+        assert len(widths) == len(KINDS), "layers of different widths"
+        return replace(self.built_as, **dict(widths))
 
     def init_weights(self, n_layer: int) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in

@@ -5,8 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 trains for an eighth of the steps. The method (IDEA
-Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
+on with the run in that folder. --shorter=8 divides all numbers of steps by eight, also those that
+the command line gives. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune,
+forward and backward, score, update.
 """
 
 import inspect

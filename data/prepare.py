@@ -74,6 +74,8 @@ def prepare(
         raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
+    if not out.name:
+        raise DataError(f"--out {out}: give the name of a new folder")
     inputs = find_inputs(inputs)
     encoding = load_tokenizer(tokenizer)
     part = out.with_name(f".{out.name}.part")
@@ -248,7 +250,8 @@ def _write_tokens(
         if not state[name]["tokens"]:
             shutil.rmtree(part, ignore_errors=True)  # soon read again
             what = f"the {name} split would be empty with --val-fraction {settings['val_fraction']}"
-            raise DataError(f"{what}; give more documents, or another fraction")
+            way = "give more text, or another fraction, such as 0.2"
+            raise DataError(f"{what}, as parts of a .txt file count as documents; {way}")
     vocabulary = {"vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     return {"dtype": dtype.name} | vocabulary | {name: splits[name].meta() for name in splits}
 

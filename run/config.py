@@ -5,6 +5,7 @@ run/read_config.py.
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from model import KINDS, GPTConfig
 from prune import CRITERIA
@@ -16,7 +17,7 @@ from schedule import make_schedule
 class Config:
     # The run
     out_dir: str = ""  # the run owns this folder; empty: out/ and the config file's name
-    resume: bool = False  # go on from out_dir's checkpoint; start afresh where there is none
+    resume: bool = False  # go on from out_dir's checkpoint; start afresh where nothing was saved
     overwrite: bool = False  # replace the run that out_dir holds
     seed: int = 1  # of the initial weights and of the order of the data
     device: str = "auto"  # auto, cpu, cuda or mps
@@ -98,19 +99,24 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         if not ok:
             raise UserError(f"{key}={getattr(c, key)!r}: {remedy}")
 
-    for key, value in vars(c).items():
-        if type(value) in (int, float):
-            need(0 <= value < math.inf, key, "must be 0 or more, and finite")
-    need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
     for key in POSITIVE.split():
         need(getattr(c, key) > 0, key, "must be greater than 0")
+    for key, value in vars(c).items():
+        if type(value) in (int, float):
+            need(0 <= value < 2**63, key, "must be 0 or more, and less than 2^63")
+    need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
+    for key in ("init_from", "teacher"):
+        path = Path(getattr(c, key)).resolve()
+        apart = Path(c.out_dir).resolve() not in (path, path.parent)
+        need(not getattr(c, key) or apart, key, "the run would write over it; set another out_dir")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
+    for key in ("min_lr_fraction", "teacher_weight"):
+        need(getattr(c, key) <= 1, key, "must be at most 1")
     for key, choices in CHOICES.items():
         need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim % 2 == 0, "head_dim", "must be even")
-    need(c.teacher_weight <= 1, "teacher_weight", "must be at most 1")
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
     need(c.head_dim or c.d_model % (2 * c.n_head) == 0, "d_model", even)
     need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,12 +33,16 @@ class Folder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = open(self.path / "lock", "w")  # noqa: SIM115
+            except OSError as error:
+                raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
+            try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 what = "another process is running there; choose another"
                 raise UserError(f"out_dir={out_dir}: {what}") from error
-            except OSError as error:
-                raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
+            except OSError:  # some network disks have none
+                what = "its disk has no locks; start no second run there"
+                print(f"out_dir={out_dir}: {what}", file=sys.stderr)
 
     def find_start(self, c: Config, data: TokenDataset, teacher: str) -> tuple[Config, dict | None]:
         """The config, with the shape of the weights found, and what the run goes on from: the
@@ -47,7 +52,7 @@ class Folder:
         Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
         or one of another config, of other data or with another teacher. Waits for all ranks.
         """
-        path, saved = self.path / NAME, None
+        path, saved, log = self.path / NAME, None, read_log(self.path) if c.resume else []
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}
         if c.resume and (path.exists() or path.with_name(PREVIOUS).exists()):
             saved = load_checkpoint(path)
@@ -57,6 +62,9 @@ class Folder:
         elif any((self.path / f).exists() for f in RUN_FILES) and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
+        elif any(e["event"] == "save" and "error" not in e for e in log):
+            what = "holds a run whose checkpoint is gone; --overwrite begins again"
+            raise UserError(f"out_dir={c.out_dir}: {what}")
         elif c.init_from:
             given = load_weights(Path(c.init_from))
             c = take_shape(c, given["model_config"], data.vocab_size)
@@ -93,9 +101,10 @@ class Folder:
 def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
     """Raises UserError where the config, the data or the teacher contradict the checkpoint."""
     now, then, path = vars(c), saved["config"], Path(c.out_dir) / NAME
-    changed = [key for key in now if key not in MAY_CHANGE and now[key] != then.get(key)]
+    then = vars(Config()) | then  # a knob that came later had its default
+    changed = [key for key in now if key not in MAY_CHANGE and now[key] != then[key]]
     if changed:
-        what = ", ".join(f"{k}={then.get(k)!r} there, {now[k]!r} here" for k in changed)
+        what = ", ".join(f"{k}={then[k]!r} there, {now[k]!r} here" for k in changed)
         raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
     for key, where in (("data", "data_dir"), ("teacher", "teacher")):
         if saved[key] != digests[key]:
@@ -105,7 +114,12 @@ def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
 
 def read_log(folder: Path) -> list[dict]:
     """The events of a run so far, in order; [] where there is no log. A kill may have cut the last
-    line: it is left out."""
-    path = folder / "log.jsonl"
+    line: it is left out. Raises UserError for another that is damaged."""
+    path, events = folder / "log.jsonl", []
     text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}); remove it") from error
+    return events

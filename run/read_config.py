@@ -28,6 +28,7 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
     if key not in hints:
         near = difflib.get_close_matches(key.lower(), hints, n=1)
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
+        way += "; in a config file, a name of your own starts with _"
         raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
     if hints[key] is float and type(value) is int:
         value = float(value)
@@ -64,7 +65,7 @@ def read_file(path: str) -> dict:
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
-    the whole run N times shorter. Raises UserError.
+    the whole run N times shorter, also what the command line says of its steps. Raises UserError.
     """
     values, hints, shorter = {}, get_type_hints(Config) | {"shorter": int}, 1
     for key, value in read_file(path).items():

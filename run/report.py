@@ -168,6 +168,8 @@ class Report:
             if must:
                 raise UserError(f"step {step}: {error}", 1) from error
             self.say(f"save       step {step}: {error}; trying again at the next save")
+        if must:  # torchrun ends all ranks once one has left: none may, before rank 0 has saved
+            self.folder.ranks.means(0.0)
 
     def diverged(self, step: int, loss: float, norm: float, lr: float) -> UserError:
         what = f"step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}: not finite"

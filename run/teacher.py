@@ -24,8 +24,6 @@ class Teacher:
 
     def __init__(self, c: Config, data: TokenDataset, device: torch.device):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
-        if Path(c.out_dir).resolve() in (path.resolve(), path.resolve().parent):
-            raise UserError(f"{where}: the run would write over it; choose another out_dir")
         try:
             given, size = load_weights(path), padded_vocab(c, data.vocab_size)
         except UserError as error:

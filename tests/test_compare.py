@@ -66,6 +66,8 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
     for argument, words in ((f"{path}:a", "no arm 'a'; it has oneshot"), (idea, "a second arm")):
         with pytest.raises(UserError, match=words):
             load_arms([idea, argument], [], "idea")
+    with pytest.raises(UserError, match="a table of arms needs base"):
+        load_arms([idea, table(idea, other=3)], [], "idea")
 
 
 def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):

@@ -71,6 +71,9 @@ BAD = {
     "no room for one data window": (["--context_length=9000000"], ["context_length"]),
     "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
     "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),
+    "larger than any seed": (["--seed=100000000000000000000"], ["seed", "2^63"]),
+    "negative rate": (["--learning_rate=-1"], ["learning_rate=-1.0", "greater than 0"]),
+    "a floor above the peak": (["--min_lr_fraction=5"], ["min_lr_fraction=5.0", "at most 1"]),
     "occupied by a file": (["--out_dir=README.md"], ["README.md"]),
 }  # fmt: skip
 

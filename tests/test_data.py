@@ -170,7 +170,7 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
 GOOD = b'{"text": "good"}\n' * 20
 BAD = [  # file, content, words of the message or a wrong argument
     ("a.csv", b"text", "a.csv: no such file, or none that ends in one of .txt"),
-    ("a.jsonl", GOOD[:50], "give more documents, or another fraction"),
+    ("a.jsonl", GOOD[:50], "give more text, or another fraction"),
     ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "line 22: should be"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "to its end"),
     ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 99, "to its end"),
@@ -181,6 +181,7 @@ BAD = [  # file, content, words of the message or a wrong argument
     ("a.jsonl", GOOD, "--tokenizer=gpt5"),
     ("a.jsonl", GOOD, "--out=a.jsonl/out"),
     ("a.jsonl", GOOD, "--val-fraction=nan"),
+    ("a.jsonl", GOOD, "--out=."),
 ]
 
 

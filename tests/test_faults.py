@@ -141,6 +141,35 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
     assert_same_as(undisturbed, out)
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_by_resume(
+    toy, undisturbed, tmp_path, capsys
+):
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    log = (out / "log.jsonl").read_text()
+    for path in out.glob("*.pt"):
+        path.unlink()
+    resume = (toy, f"--out_dir={out}", "--resume")
+    refused(capsys, train.main, *resume, words="holds a run whose checkpoint is gone; --overwrite")
+    assert (out / "log.jsonl").read_text() == log
+    (out / "log.jsonl").write_text("{bad\n" + log)
+    refused(capsys, train.main, *resume, words="log.jsonl: line 1 is damaged .*; remove it")
+    (out / "log.jsonl").write_text(log.replace('"event": "save"', '"event": "save", "error": ""'))
+    assert run(toy, out, "--resume") == 0  # nothing was saved: it starts afresh
+    assert_same_as(undisturbed, out)
+
+
+def test_no_run_writes_over_the_weights_it_starts_from(toy, undisturbed, capsys):
+    for path in (undisturbed, undisturbed / "checkpoint.pt"):
+        knobs = (f"--out_dir={undisturbed}", f"--init_from={path}", "--overwrite")
+        refused(capsys, train.main, toy, *knobs, words="init_from=.*: the run would write over it")
+
+
+def test_a_disk_without_locks_is_named_and_used(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("no locks available")))
+    assert run(toy, tmp_path / "run", "--stop_after=1") == 0
+    assert "its disk has no locks" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_cannot_be_read_now_does_not_count_as_damaged(
     toy, undisturbed, tmp_path, monkeypatch, capsys
 ):

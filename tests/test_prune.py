@@ -190,6 +190,14 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
         torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-12)
 
 
+def test_layers_of_different_widths_are_noticed():
+    model, optimizer = make()
+    group = of_kind(model, "d_ff")[0]
+    slice_group(model, [optimizer], group, some_of(group.width))
+    with pytest.raises(AssertionError, match="different widths"):
+        print(model.config)
+
+
 def test_an_optimizer_that_holds_a_dead_or_not_every_parameter_is_noticed():
     for change in (lambda held: held.append(torch.zeros(2)), lambda held: held.pop()):
         model, optimizer = make()

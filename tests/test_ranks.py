@@ -161,6 +161,20 @@ train.Report.save = save
     assert [e["resumed"] for e in events(tmp_path / "run", "start")] == [False, True]
 
 
+def test_no_rank_leaves_a_stopped_run_before_the_first_has_saved(run_ranks, toy, tmp_path):
+    """torchrun would end the first in the middle of its save."""
+    slow = """
+import time
+from run import report
+def save(*arguments, save=report.save_checkpoint):
+    time.sleep(1)
+    save(*arguments)
+report.save_checkpoint = save
+"""
+    saved = "assert os.path.exists(os.path.join(train.sys.argv[2][10:], 'checkpoint.pt'))"
+    run_ranks(toy, tmp_path / "run", "--stop_after=3", before=slow, after=saved)
+
+
 def test_a_number_of_ranks_alone_is_one_line(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = f"--out_dir={tmp_path}"

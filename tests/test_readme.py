@@ -48,7 +48,8 @@ def test_the_files_to_read_have_as_many_lines_as_the_readme_says():
     rows = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", README)
     assert len(rows) == 4
     for file, lines in rows:
-        assert len((ROOT / file).read_text().splitlines()) == int(lines)
+        has = len((ROOT / file).read_text().splitlines())
+        assert has == int(lines), f"{file} has {has} lines now; change the number in README.md"
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
@@ -58,6 +59,6 @@ def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
     for file, diff in re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", text, re.S):
         quotes += [(line, file) for line in re.findall(r"^ *-(.*)$", diff, re.M)]
     for line, file in quotes:
-        assert line in (ROOT / file).read_text(), (file, line)
+        assert line in (ROOT / file).read_text(), f"{page.name} quotes a line of {file}: {line}"
     for path in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (page.parent / path).exists(), path

@@ -21,8 +21,10 @@ import train as train_module
 from data.loader import TokenDataset
 from data.tokenizer import load_tokenizer
 from model import GPT, KINDS
+from run import UserError
 from run.checkpoint import FORMAT, load_checkpoint, load_model
-from run.folder import Folder
+from run.config import Config
+from run.folder import Folder, check_same_run
 from run.optimizer import Muon
 from run.ranks import Ranks
 
@@ -251,6 +253,13 @@ def test_resume_with_another_config_or_other_data_is_refused(toy, tmp_path, caps
     words = f"{out}/checkpoint.pt: data_dir={data} is not the data that the run began with"
     refused(capsys, train_module.main, *arguments, words=words)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
+
+
+def test_a_knob_that_came_after_a_checkpoint_counts_as_its_default():
+    digests = {"data": "", "teacher": ""}
+    check_same_run(Config(), {"config": {}} | digests, digests)
+    with pytest.raises(UserError, match="seed=1 there, 2 here"):
+        check_same_run(Config(seed=2), {"config": {}} | digests, digests)
 
 
 def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys, monkeypatch):

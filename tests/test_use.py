@@ -73,6 +73,9 @@ def test_a_seed_gives_the_same_samples_again(trained, monkeypatch, capsys):
     assert two.startswith(one) and two.count("The sum") == 2 and two[len(one) :].strip("-\n") != one
     assert said("--seed=4") != one
     assert said("--prompt=")  # the empty one follows <|endoftext|>
+    for wrong in ("--temperature=nan", "--seed=99999999999999999999"):
+        with pytest.raises(SystemExit, match="2"):
+            said(wrong)
 
 
 def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):

@@ -31,7 +31,8 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     if "arms" not in table and not colon:
         return {Path(path).stem: (path, [])}
     base, arms = table.get("base"), table.get("arms")
-    if not (isinstance(base, str) and isinstance(arms, dict)):
+    tables = arms.values() if isinstance(arms, dict) else [arms]
+    if not (isinstance(base, str) and all(isinstance(knobs, dict) for knobs in tables)):
         raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
     if colon and name not in arms:
         raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")

@@ -68,6 +68,8 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int, threads: i
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
     todo = [(arm, seed, out_dir) for arm, seed, out_dir in every if not is_done(read_log(out_dir))]
     print(f"runs to do: {len(todo)}; their output: {folder}/ARM/SEED/output.txt", flush=True)
+    if done := len(every) - len(todo):
+        print(f"done before: {done}; if code has changed since, --runs=F runs them again, in F")
     for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores SIGHUP, and so it stays
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)  # like Ctrl-C

@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
+    texts = [file.read_bytes() for file in args.text]
+    if b"" in texts:
+        raise DataError(f"--text {args.text[texts.index(b'')]}: is empty")
     trained = load_trained(args.out_dir)
     print("| text | bytes | metric | value |\n| --- | --- | --- | --- |")
-    for file in args.text:
-        text = file.read_bytes()
-        if not text:
-            raise DataError(f"--text {file}: is empty")
+    for file, text in zip(args.text, texts):
         for metric, value in judge_text(trained, text).items():
             print(f"| {file.name} | {len(text):,} | {metric} | {value:.4f} |")
 

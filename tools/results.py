@@ -5,6 +5,7 @@ runs.csv has a row a run. table.md comes out of it byte for byte.
 
 import argparse
 import csv
+import io
 import math
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from statistics import mean, stdev
 import numpy as np
 
 from run import UserError
+from run.files import write_text
 from tools import command
 
 # prune_cost: the rise of the loss on the same batches, summed over the run's prunes
@@ -23,10 +25,11 @@ RUN_COLUMNS += ["prune_cost"]
 def write(folder: Path, rows: list[dict]) -> None:
     """runs.csv in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "runs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "runs.csv", file.getvalue())
 
 
 def read_csv(path: Path) -> list[dict]:

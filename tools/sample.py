@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=50, help="0: all tokens")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if min(args.tokens, args.temperature, args.top_k, args.seed) < 0:
-        parser.error("--tokens, --temperature, --top_k and --seed must not be negative")
+    for name in ("tokens", "temperature", "top_k", "seed"):
+        if not 0 <= getattr(args, name) < 2**63:
+            parser.error(f"--{name} must be 0 or more, and less than 2^63")
     trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
     tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]
