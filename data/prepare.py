@@ -250,8 +250,8 @@ def _write_tokens(
         if not state[name]["tokens"]:
             shutil.rmtree(part, ignore_errors=True)  # soon read again
             what = f"the {name} split would be empty with --val-fraction {settings['val_fraction']}"
-            way = "give more text, or another fraction, such as 0.2"
-            raise DataError(f"{what}, as parts of a .txt file count as documents; {way}")
+            few = "too few documents (32 KiB of a .txt file count as one)"
+            raise DataError(f"{what}: {few}; give more text, or another fraction")
     vocabulary = {"vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     return {"dtype": dtype.name} | vocabulary | {name: splits[name].meta() for name in splits}
 

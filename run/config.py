@@ -5,7 +5,6 @@ run/read_config.py.
 import math
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from model import KINDS, GPTConfig
 from prune import CRITERIA
@@ -105,10 +104,6 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         if type(value) in (int, float):
             need(0 <= value < 2**63, key, "must be 0 or more, and less than 2^63")
     need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
-    for key in ("init_from", "teacher"):
-        path = Path(getattr(c, key)).resolve()
-        apart = Path(c.out_dir).resolve() not in (path, path.parent)
-        need(not getattr(c, key) or apart, key, "the run would write over it; set another out_dir")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
     for key in ("min_lr_fraction", "teacher_weight"):

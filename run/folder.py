@@ -37,7 +37,7 @@ class Folder:
                 raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            except (BlockingIOError, PermissionError) as error:
                 what = "another process is running there; choose another"
                 raise UserError(f"out_dir={out_dir}: {what}") from error
             except OSError:  # some network disks have none
@@ -50,8 +50,14 @@ class Folder:
         the run is new. teacher: its digest, or nothing.
 
         Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
-        or one of another config, of other data or with another teacher. Waits for all ranks.
+        or one of another config, of other data or with another teacher, or the weights that the run
+        learns from. Waits for all ranks.
         """
+        own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
+        for key in ("init_from", "teacher"):
+            if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
+                what = "the run would write over it; choose another out_dir"
+                raise UserError(f"{key}={getattr(c, key)!r}: {what}")
         path, saved, log = self.path / NAME, None, read_log(self.path) if c.resume else []
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}
         if c.resume and (path.exists() or path.with_name(PREVIOUS).exists()):
@@ -63,7 +69,7 @@ class Folder:
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
         elif any(e["event"] == "save" and "error" not in e for e in log):
-            what = "holds a run whose checkpoint is gone; --overwrite begins again"
+            what = "holds a run whose checkpoint is gone; remove the folder to begin again"
             raise UserError(f"out_dir={c.out_dir}: {what}")
         elif c.init_from:
             given = load_weights(Path(c.init_from))
@@ -81,7 +87,7 @@ class Folder:
         if not self.main:
             return
         if step == 0:
-            for name in (NAME, PREVIOUS):
+            for name in (NAME, PREVIOUS, "log.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
         events = read_log(self.path) if step else []
@@ -116,8 +122,8 @@ def read_log(folder: Path) -> list[dict]:
     """The events of a run so far, in order; [] where there is no log. A kill may have cut the last
     line: it is left out. Raises UserError for another that is damaged."""
     path, events = folder / "log.jsonl", []
-    text = path.read_text() if path.exists() else ""
-    for number, line in enumerate(text.split("\n")[:-1], 1):
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             events.append(json.loads(line))
         except ValueError as error:

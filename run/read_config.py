@@ -28,7 +28,8 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
     if key not in hints:
         near = difflib.get_close_matches(key.lower(), hints, n=1)
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
-        way += "; in a config file, a name of your own starts with _"
+        if where != "command line":
+            way += "; a name of your own starts with _"
         raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
     if hints[key] is float and type(value) is int:
         value = float(value)

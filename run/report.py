@@ -168,7 +168,7 @@ class Report:
             if must:
                 raise UserError(f"step {step}: {error}", 1) from error
             self.say(f"save       step {step}: {error}; trying again at the next save")
-        if must:  # torchrun ends all ranks once one has left: none may, before rank 0 has saved
+        if must:  # wait for rank 0: once a rank has left as after a signal, torchrun ends all
             self.folder.ranks.means(0.0)
 
     def diverged(self, step: int, loss: float, norm: float, lr: float) -> UserError:

@@ -138,11 +138,11 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     refused(capsys, compare.main, *command, words="runs of different data do not compare")
     (second / "log.jsonl").write_text(log)
     then = json.loads((first / "config.json").read_text())
-    (second / "config.json").write_text(json.dumps({"dtype": then["dtype"], "eval_tokens": 99}))
+    (second / "config.json").write_text(json.dumps(then | {"eval_tokens": 99}))
     refused(capsys, compare.main, *command, words="eval_tokens=99 there|different eval_tokens")
-    (second / "config.json").write_text('{"dtype": "float16"}')
+    (second / "config.json").write_text(json.dumps(then | {"dtype": "float16"}))
     refused(capsys, compare.main, *command, words="runs of different precision do not compare")
-    (second / "config.json").write_text('{"weight_decay": 0.2}')
+    (second / "config.json").write_text(json.dumps(then | {"weight_decay": 0.2}))
     refused(capsys, compare.main, *command, words="idea/2: made by another .*=0.2 there, 0.1 in ")
 
 

@@ -149,12 +149,23 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_by_resume(
     for path in out.glob("*.pt"):
         path.unlink()
     resume = (toy, f"--out_dir={out}", "--resume")
-    refused(capsys, train.main, *resume, words="holds a run whose checkpoint is gone; --overwrite")
+    refused(capsys, train.main, *resume, words="holds a run whose checkpoint is gone; remove")
     assert (out / "log.jsonl").read_text() == log
-    (out / "log.jsonl").write_text("{bad\n" + log)
+    (out / "log.jsonl").write_bytes(b"\xff\n" + log.encode())
     refused(capsys, train.main, *resume, words="log.jsonl: line 1 is damaged .*; remove it")
     (out / "log.jsonl").write_text(log.replace('"event": "save"', '"event": "save", "error": ""'))
     assert run(toy, out, "--resume") == 0  # nothing was saved: it starts afresh
+    assert_same_as(undisturbed, out)
+
+
+def test_after_an_overwrite_that_failed_at_its_start_resume_begins_afresh(
+    toy, undisturbed, tmp_path, monkeypatch
+):
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr("run.folder.write_text", Mock(side_effect=OSError))
+        assert run(toy, out, "--overwrite") == 1
+    assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
 
 

@@ -162,7 +162,7 @@ train.Report.save = save
 
 
 def test_no_rank_leaves_a_stopped_run_before_the_first_has_saved(run_ranks, toy, tmp_path):
-    """torchrun would end the first in the middle of its save."""
+    """After a signal, torchrun would end the first in the middle of its save."""
     slow = """
 import time
 from run import report

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from run import UserError
-from run.config import NOT_SAVED
+from run.config import NOT_SAVED, Config
 from run.folder import read_log
 from tools import command, positive
 from tools.arms import Arm, load_arms
@@ -35,9 +35,9 @@ def check_same_arm(arm: Arm, folder: Path) -> None:
     """Raises UserError where an arm has runs that other knobs made: an arm edited since."""
     own = NOT_SAVED | {"seed", "device", "compile"}  # the machine's, or of one run
     for path in (folder / arm.name).glob("*/config.json"):
-        then = json.loads(path.read_text())
+        then = vars(Config()) | json.loads(path.read_text())  # a newer knob had its default
         for key, value in vars(arm.config).items():
-            if key not in own and value not in ("auto", then.get(key, value)):
+            if key not in own and value not in ("auto", then[key]):
                 what = f"{key}={then[key]!r} there, {value!r} in {arm.name}"
                 way = "remove it, or give another --runs"
                 raise UserError(f"{path.parent}: made by another config ({what}); {way}")
