@@ -190,6 +190,12 @@ def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
             compare.check_complete(tmp_path, rows)
 
 
+def test_a_row_that_is_no_row_of_numbers_is_named(tmp_path, capsys):
+    for row in ("idea,1,much", "idea,1", "idea,1,2,3"):
+        (tmp_path / "runs.csv").write_text(f"arm,seed,val_loss\n{row}\n")
+        refused(capsys, results.main, tmp_path, words="runs.csv: line 2: ")
+
+
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
     paths = list((ROOT / "results").rglob("runs.csv"))
     for path in paths:

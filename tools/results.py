@@ -33,12 +33,16 @@ def write(folder: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """The rows. All but the arm's name are numbers: int where they were written as one."""
+    """The rows. All but the arm's name are numbers: int where they were written as one. Raises
+    UserError for another."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in rows:
-        for key in row.keys() - {"arm"}:
-            row[key] = int(row[key]) if row[key].isdigit() else float(row[key])
+    for number, row in enumerate(rows, 2):
+        try:
+            for key in row.keys() - {"arm"}:
+                row[key] = int(row[key]) if row[key].isdigit() else float(row[key])
+        except (ValueError, AttributeError) as error:  # a text; too few or too many columns
+            raise UserError(f"{path}: line {number}: {error}") from error
     return rows
 
 
