@@ -58,7 +58,7 @@ class Folder:
             if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
-        path, saved, log = self.path / NAME, None, read_log(self.path) if c.resume else []
+        path, saved = self.path / NAME, None
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}
         if c.resume and (path.exists() or path.with_name(PREVIOUS).exists()):
             saved = load_checkpoint(path)
@@ -68,7 +68,9 @@ class Folder:
         elif any((self.path / f).exists() for f in RUN_FILES) and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
-        elif any(e["event"] == "save" and "error" not in e for e in log):
+        elif c.resume and any(
+            e["event"] == "save" and "error" not in e for e in read_log(self.path)
+        ):
             what = "holds a run whose checkpoint is gone; remove the folder to begin again"
             raise UserError(f"out_dir={c.out_dir}: {what}")
         elif c.init_from:
