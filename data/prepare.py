@@ -119,7 +119,7 @@ def _lock(part: Path, out: Path) -> TextIO:
     lock = (part / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # the latter on SMB
         print(f"{out}: waiting, as another process makes it", file=sys.stderr)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():

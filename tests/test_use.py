@@ -30,6 +30,7 @@ def trained(undisturbed) -> Trained:
     "choice, expected",
     [
         ({"temperature": 0.5}, [x / 86 for x in (4, 64, 1, 16, 1)]),  # squares, up to a factor
+        ({"temperature": 1e-320}, [0, 1, 0, 0, 0]),
         ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3, 0]),
     ],
     ids=str,

@@ -25,7 +25,7 @@ def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
     if temperature == 0:
         return int(logits.argmax())
     values, tokens = logits.topk(min(top_k or len(logits), len(logits)))
-    p = torch.softmax(values.double() / temperature, dim=-1)
+    p = torch.softmax((values.double() - values[0]) / temperature, dim=-1)
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
 
