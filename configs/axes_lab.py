@@ -1,5 +1,5 @@
 # Which axis? As configs/axes.py, with 70k final parameters and 59 tokens for each. The rates were
-# chosen on one or two seeds (results/axes_lab/sweep.csv).
+# chosen on seeds 11 and 12, for some arms on 11 alone (results/axes_lab/sweep.csv).
 # python -m tools.compare configs/axes_lab.py --out results/mine
 base = "configs/idea.py"
 
