@@ -19,7 +19,7 @@ class Teacher:
     """The model in `c.teacher`. It is never trained, pruned or saved.
 
     `digest` names its shape and weights. Raises UserError or DataError, also where its vocabulary
-    is not that of the data.
+    is not that of the data. Tokenizers are compared by the length of each of their tokens.
     """
 
     def __init__(self, c: Config, data: TokenDataset, device: torch.device):

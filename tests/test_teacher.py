@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import events, refused, run
+from test_bench import rows
 from test_ranks import assert_close
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +21,8 @@ from model import GPT
 from run.cost import make_plan
 from run.read_config import load_config
 from run.teacher import Teacher
-from tools import export
+from tools import export, plan
+from tools.load import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,26 @@ def test_a_taught_run_resumes_to_the_same_bytes_and_by_its_teacher_alone(
     assert_close(tmp_path / "other", taught, 1e-4)
 
 
+def test_the_logged_training_loss_is_the_mixed_one_and_validation_is_plain(
+    toy, taught, undisturbed, tmp_path
+):
+    c = load_config(str(toy), [f"--teacher={undisturbed}"])
+    train_split, val = (TokenDataset(c.data_dir, s, c.context_length) for s in ("train", "val"))
+    torch.manual_seed(c.seed)
+    model = GPT(make_plan(c, val.vocab_size).enlarged)
+    x, y = train_split.batch(1, c.batch_size, c.seed)
+    mixed = model(x, Teacher(c, val, torch.device("cpu")).targets(x, y)).item()
+    in_bfloat16 = [f"--teacher={undisturbed}", "--dtype=bfloat16", "--stop_after=1"]
+    assert run(toy, tmp_path / "bfloat16", *in_bfloat16) == 0
+    for out, tolerance in ((taught, 1e-5), (tmp_path / "bfloat16", 0.01)):
+        assert events(out, "step")[0]["loss"] == pytest.approx(mixed, abs=tolerance)
+    model, plain, tokens = load_trained(taught).model, 0.0, 0
+    for x, y in val.in_order(c.batch_size, c.eval_tokens):
+        plain += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+        tokens += y.numel()
+    assert events(taught, "done")[0]["val_loss"] == pytest.approx(plain / tokens, abs=1e-5)
+
+
 def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, taught, tmp_path):
     pytest.importorskip("transformers")
     assert export.main([str(undisturbed), f"--to={tmp_path / 'hf'}"]) == 0
@@ -89,7 +112,7 @@ def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(
     refused(capsys, train.main, toy, out, teach, f"--data_dir={tmp_path / 'data'}", words=words)
 
 
-def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
+def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught, capsys):
     c = load_config(str(toy), [f"--teacher={undisturbed}"])
     data = TokenDataset(c.data_dir, "train", c.context_length)
     teacher, (x, y) = Teacher(c, data, torch.device("cpu")), data.batch(1, c.batch_size, seed=1)
@@ -97,3 +120,7 @@ def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
         teacher.targets(x, y)
     with_teacher, alone = (events(out, "done")[0]["flops"] for out in (taught, undisturbed))
     assert with_teacher - alone == c.max_steps * counter.get_total_flops()
+    assert not plan.main([str(toy), f"--teacher={undisturbed}", "--gpus=1"])
+    table = rows(capsys.readouterr().out)
+    planned = dict(zip(table["phase"], table["the run"]))["teacher FLOPs"]
+    assert float(planned) == pytest.approx(with_teacher - alone, rel=0.01)
