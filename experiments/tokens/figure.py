@@ -1,6 +1,6 @@
 """Small model minus IDEA, by tokens per final parameter: a table and a figure of comparisons.
 
-python -m experiments.tokens.figure results/{default,lab,tokens/*}/ --to results/tokens
+python -m experiments.tokens.figure results/{default,lab,gcide,gcide_default_142,tokens/*}/ --to results/tokens
 """
 
 import argparse
@@ -11,6 +11,7 @@ from tools.figures import open_figure
 from tools.results import arms_of, paired, read_csv, t_test
 
 ARMS = {"scratch": "on the same tokens", "scratch_flops": "on the same FLOPs"}
+TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
 
 
 def main() -> None:
@@ -23,13 +24,13 @@ def main() -> None:
         arms = arms_of(read_csv(folder / "runs.csv"))
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
-        text = "dictionary" if folder.name.startswith("dictionary") else "speeches"
+        text = "dictionary" if folder.name.startswith(("dictionary", "gcide")) else "speeches"
         found.append(((run["params"], text), run["tokens"] / run["params"], pairs))
     found.sort(key=lambda row: row[:2])
 
     lines = [
-        f"| final parameters | text | tokens for each | {' | '.join(ARMS.values())} |",
-        "| --- | --- | --- | --- | --- |",
+        f"| final parameters | text | tokens for each | epochs | {' | '.join(ARMS.values())} |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     figure, axes = open_figure(1, 2, figsize=(9, 3.6), sharey=True)
     for panel, (arm, words) in zip(axes[0], ARMS.items()):
@@ -55,7 +56,7 @@ def main() -> None:
     axes[0, 0].set_ylabel("its loss minus IDEA's, nats per token")
     axes[0, 1].legend(title="final parameters, text")
     for (params, text), tokens, pairs in found:
-        cells = [f"{params:,}", text, f"{tokens:.0f}"]
+        cells = [f"{params:,}", text, f"{tokens:.0f}", f"{tokens * params / TRAIN[text]:.1f}"]
         for d in (pairs.get(arm, []) for arm in ARMS):
             cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})" if d else "")
         lines.append(f"| {' | '.join(cells)} |")
