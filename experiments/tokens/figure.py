@@ -1,6 +1,7 @@
 """Small model minus IDEA, by tokens per final parameter: a table and a figure of comparisons.
 
-python -m experiments.tokens.figure results/{default,lab,gcide{,_default_142},tokens/*}/ --to results/tokens
+python -m experiments.tokens.figure results/{default,lab,gcide{,_default_142},tokens/*}/ \\
+    --to results/tokens
 """
 
 import argparse
