@@ -51,15 +51,16 @@ class Folder:
 
         Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
         or one of another config, of other data or with another teacher, or the weights that the run
-        learns from, or a Hugging Face model. Waits for all ranks.
+        learns from, or a config.json of another program. Waits for all ranks.
         """
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
             if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
-        if any(self.path.glob("*.safetensors")):  # its config.json is not a run's
-            what = "holds a Hugging Face model; choose another folder"
+        config = self.path / "config.json"
+        if config.exists() and b'"max_steps"' not in config.read_bytes():  # a Hugging Face folder
+            what = "its config.json is not a run's; choose another out_dir"
             raise UserError(f"out_dir={c.out_dir}: {what}")
         path, saved = self.path / NAME, None
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}

@@ -75,16 +75,17 @@ def test_all_kinds_are_pruned_as_on_the_cpu(device, toy, undisturbed, tmp_path):
 
 
 @pytest.mark.usefixtures("full_float32")
+@pytest.mark.parametrize("taught", [False, True])
 @on_each_device
-def test_a_compiled_run_with_a_teacher_has_one_graph_and_resumes_to_the_same_end(
-    device, toy, undisturbed, tmp_path, monkeypatch
+def test_a_compiled_run_has_one_graph_and_resumes_to_the_same_end(
+    device, taught, toy, undisturbed, tmp_path, monkeypatch
 ):
     if device == "cpu":  # no C++ compiler is needed
         monkeypatch.setenv("CXX", sys.executable)
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     counters = torch._dynamo.utils.counters
     knobs = (f"--device={device}", "--compile=on", "--n_kv_head_target=2")
-    knobs += (f"--teacher={undisturbed}",)
+    knobs += (f"--teacher={undisturbed}",) if taught else ()
     for out, more in (("whole", ""), ("cut", "--stop_after=16"), ("cut", "--resume")):
         torch._dynamo.reset()  # what another process would know
         counters.clear()
