@@ -113,7 +113,8 @@ def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(run_ranks, toy
 
 def test_two_ranks_learn_from_a_teacher_like_one(run_ranks, toy, undisturbed, tmp_path):
     knob = f"--teacher={undisturbed}"
-    run_ranks(toy, tmp_path / "two", knob)
+    for more in ("--stop_after=17", "--resume"):
+        run_ranks(toy, tmp_path / "two", knob, more)
     assert run(toy, tmp_path / "one", knob) == 0
     assert_close(tmp_path / "one", tmp_path / "two")
 
