@@ -28,9 +28,9 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -109,24 +109,25 @@ def prepare_shipped(data_dir: str) -> None:
                 raise
 
 
-def _lock(part: Path, out: Path) -> TextIO:
-    """Waits until no other process makes `out`. Others wait until the file is closed, or until this
-    process ends. Raises DataError if `out` exists."""
-    exists = DataError(f"{out}: exists; remove it, or give another --out")
+@contextmanager
+def _lock(part: Path, out: Path) -> Iterator[None]:
+    """Waits until no other process makes `out`, and has others wait. Raises DataError if `out`
+    exists."""
+    exists = f"{out}: exists; remove it, or give another --out"
     if out.exists():
-        raise exists
+        raise DataError(exists)
     part.mkdir(parents=True, exist_ok=True)
-    lock = (part / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the latter on SMB
-        print(f"{out}: waiting, as another process makes it", file=sys.stderr)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if out.exists():
-            raise exists from None
-    except OSError:
-        pass  # some network disks have no locks
-    return lock
+    with (part / "lock").open("w") as lock:  # closing it releases the lock, also after an error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # the latter on SMB
+            print(f"{out}: waiting, as another process makes it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if out.exists():
+                raise DataError(exists) from None
+        except OSError:
+            pass  # some network disks have no locks
+        yield
 
 
 Batch = list[tuple[str, bytes, bool]]  # split, text, whether a document ends here

@@ -176,6 +176,16 @@ report.save_checkpoint = save
     run_ranks(toy, tmp_path / "run", "--stop_after=3", before=slow, after=saved)
 
 
+def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(run_ranks, toy, tmp_path):
+    """One makes it. The others wait for it, and none of them keeps the others waiting."""
+    data = tmp_path / "data"
+    elsewhere = f"import data.prepare as prepare; prepare.SHIPPED_FOLDER = {str(data)!r}"
+    knobs = (f"--data_dir={data}", "--stop_after=1")
+    error = run_ranks(toy, tmp_path / "run", *knobs, ranks=4, before=elsewhere)
+    assert "waiting, as another process makes it" in error
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
+
+
 def test_a_number_of_ranks_alone_is_one_line(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = f"--out_dir={tmp_path}"
