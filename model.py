@@ -153,7 +153,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.built_as = config
+        self.initial_config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -171,7 +171,7 @@ class GPT(nn.Module):
         """The shape of the model as it is now."""
         widths = {(group.kind, group.width) for group in self.groups()}
         assert len(widths) == len(KINDS), "layers of different widths"
-        return replace(self.built_as, **dict(widths))
+        return replace(self.initial_config, **dict(widths))
 
     def init_weights(self, n_layer: int) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 class Widths:
     """How many units of a kind there are."""
 
-    full: int  # before the first prune
+    enlarged: int  # before the first prune
     target: int  # after the last one
     grid: int  # widths in between are multiples of this
 
@@ -61,13 +61,13 @@ class Schedule:
     def width(self, step: int, kind: str) -> int:
         """How many units of this kind each group has during `step`.
 
-        In the window: target + (full - target) (1 - p)^3, p from 0 to 1 (Zhu & Gupta, 1710.01878).
-        This is fast while many units are redundant, and slow at the end. Between two prunes the
-        width stays as it is. It is rounded up to the grid.
+        In the window: target + (enlarged - target) (1 - p)^3, p from 0 to 1 (Zhu & Gupta,
+        1710.01878). This is fast while many units are redundant, and slow at the end. Between two
+        prunes the width stays as it is. It is rounded up to the grid.
         """
-        full, target = self.widths[kind].full, self.widths[kind].target
+        enlarged, target = self.widths[kind].enlarged, self.widths[kind].target
         if self.window is None or step < self.window[0]:
-            return full
+            return enlarged
         opens, closes = self.window
         if step >= closes:
             return target
@@ -75,9 +75,9 @@ class Schedule:
         since_opening = (step - opens) // self.prune_every * self.prune_every
         progress = since_opening / (closes - opens)
         left = (1 - progress) ** 3
-        exact = target + (full - target) * left
+        exact = target + (enlarged - target) * left
         on_grid = math.ceil(exact / self.widths[kind].grid) * self.widths[kind].grid
-        return min(full, max(target, on_grid))  # full itself may be off the grid
+        return min(enlarged, max(target, on_grid))  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:
         """Kind of unit -> new width, for each kind that is pruned just before this step."""
@@ -148,14 +148,14 @@ def pruned_widths(c) -> dict[str, Widths]:
     """By kind of unit, of those that the run prunes: whose knob KIND_target is less than KIND."""
     widths = {}
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
-        full, target = getattr(c, kind), getattr(c, f"{kind}_target")
+        enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
         grid = c.round_to if kind.startswith("d_") else 1  # heads and layers (n_...) have no grid
-        need(target <= full, c, f"{kind}_target", f"is more than {kind}={full}")
-        if 0 < target < full:
+        need(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
+        if 0 < target < enlarged:
             near = max(1, round(target / grid)) * grid
             remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
             need(target % grid == 0, c, f"{kind}_target", remedy)
-            widths[kind] = Widths(full, target, grid)
+            widths[kind] = Widths(enlarged, target, grid)
     return widths
 
 

@@ -180,7 +180,9 @@ def train(c: Config) -> int:
             val_loss = validate(c.eval_tokens)
             report.eval(step, val_loss)
         if step % c.save_every == 0 or step == last or stopping:
-            report.save(step, model, optimizers, pruner.scores, must=step == last or stopping)
+            report.save_checkpoint(
+                step, model, optimizers, pruner.scores, must=step == last or stopping
+            )
         if stopping:
             break
 

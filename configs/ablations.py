@@ -1,7 +1,7 @@
-# One thing changed in configs/compare/idea.py, many times. All end in the same shape.
-# python -m tools.compare configs/compare/idea.py configs/ablations.py --seeds 1 --out results/mine
+# One thing changed in configs/lab/idea.py, many times. All end in the same shape.
+# python -m tools.compare configs/lab/idea.py configs/ablations.py --seeds 1 --out results/mine
 # configs/ablations.py:magnitude is one of them.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 arms = {
     # When: the window, as fractions of the run

@@ -1,7 +1,7 @@
-# The arms of configs/compare/ at sixteen times the final size, for a GPU and text of your own (130M
+# The arms of configs/lab/ at sixteen times the final size, for a GPU and text of your own (130M
 # tokens or more): python -m data.prepare --tokenizer shipped --input ... --out data/fineweb
 # python -m tools.compare configs/compare_gpu.py --seeds 5 --out results/mine
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 idea = {
     "data_dir": "data/fineweb",
@@ -23,7 +23,7 @@ arms = {
     "idea": idea,
     "scratch": scratch,  # the final shape from the start, on the same tokens
     "scratch_flops": scratch | {"max_steps": 9192},  # on as many FLOPs as idea
-    # Two cosines, the second with a fresh optimizer; 10% was best in configs/compare/
+    # Two cosines, the second with a fresh optimizer; 10% was best in configs/lab/
     "naive": oneshot | {"lr_restart": True, "prune_start": 0.1},
     "oneshot": oneshot,  # one prune under the single cosine
     "enlarged": idea | {"d_ff_target": 0},  # never pruned: the ceiling

@@ -26,7 +26,7 @@ FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
-def save_checkpoint(
+def write_checkpoint(
     c: Config,
     step: int,
     model: GPT,
@@ -57,8 +57,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> dict:
-    """What save_checkpoint saved, on the CPU; `config` is a dict, `model_config` a GPTConfig. Never
-    runs code of the file.
+    """What write_checkpoint saved, on the CPU; `config` is a dict, `model_config` a GPTConfig.
+    Never runs code of the file.
 
     Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
     read just now.
@@ -86,7 +86,7 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(what + way) from error
 
 
-def is_folder_of_others(path: Path) -> bool:
+def is_hugging_face(path: Path) -> bool:
     """Whether this is a Hugging Face folder, and not a checkpoint or a run's folder."""
     return path.is_dir() and not ((path / NAME).exists() or (path / "log.jsonl").exists())
 
@@ -94,14 +94,14 @@ def is_folder_of_others(path: Path) -> bool:
 def load_weights(path: Path) -> dict:
     """At least `model` and `model_config` of a run's folder, a checkpoint or a Hugging Face folder.
     Raises UserError, OSError."""
-    if is_folder_of_others(path):
+    if is_hugging_face(path):
         return load_folder(path)
     return load_checkpoint(path / NAME if path.is_dir() else path)
 
 
 def load_shape(path: Path) -> GPTConfig:
     """The shape of what load_weights would load."""
-    return read_shape(path) if is_folder_of_others(path) else load_weights(path)["model_config"]
+    return read_shape(path) if is_hugging_face(path) else load_weights(path)["model_config"]
 
 
 def load_model(saved: dict) -> GPT:

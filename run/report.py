@@ -12,7 +12,7 @@ from data.bigram import bigram_loss
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
-from run.checkpoint import save_checkpoint
+from run.checkpoint import write_checkpoint
 from run.config import Config
 from run.cost import Plan, n_parameters
 from run.files import drop_output
@@ -92,7 +92,7 @@ class Report:
         seen, prune = min(self.val.tokens, c.eval_tokens), {}
         compute = f"{plan.flops():.3g} training FLOPs"
         if schedule.window:
-            ways = [f"{k} {w.full} -> {w.target}" for k, w in schedule.widths.items()]
+            ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
             steps = schedule.prune_steps()
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
@@ -123,9 +123,9 @@ class Report:
         """before, after: loss on the same batches."""
         was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
         losses = {"loss_before": before, "loss_after": after}
-        self.write("prune", step, group=kind, width_before=was, width_after=now, **losses, **record)
+        self.write("prune", step, kind=kind, width_before=was, width_after=now, **losses, **record)
         line = f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}"
-        bar = "#" * round(16 * now / self.plan.schedule.widths[kind].full)
+        bar = "#" * round(16 * now / self.plan.schedule.widths[kind].enlarged)
         self.say(f"{line:<62} {bar:.<16}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
@@ -156,12 +156,12 @@ class Report:
         """Bits per byte of the validation text."""
         return nats_per_token / math.log(2) / self.bytes_per_token
 
-    def save(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
+    def save_checkpoint(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
         last save `must` succeed. Raises UserError."""
         try:
             if self.folder.main:
-                save_checkpoint(self.c, step, model, optimizers, scores, self.folder.digests)
+                write_checkpoint(self.c, step, model, optimizers, scores, self.folder.digests)
             self.write("save", step)
         except OSError as error:
             self.write("save", step, error=str(error))

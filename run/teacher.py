@@ -48,11 +48,11 @@ class Teacher:
         self.digest = digest.hexdigest()
 
     def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
-        return mix(self.model, self.weight, tokens, came)
+        return blend(self.model, self.weight, tokens, came)
 
 
 @torch.no_grad()
-def mix(teacher: GPT, weight: float, tokens: Tensor, came: Tensor) -> Tensor:
+def blend(teacher: GPT, weight: float, tokens: Tensor, came: Tensor) -> Tensor:
     """(B, T, vocab_size), float32: `weight` times the teacher's distribution over the next token,
     and the rest on the token that came. tokens, came: (B, T)."""
     mixed = teacher(tokens).float().softmax(-1) * weight

@@ -104,7 +104,7 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(die_at, toy, undist
     ):
         assert die_at(place, nth, toy, out, number=number) == -number
         assert {path.name for path in out.iterdir()} == left
-        whole = [(e["event"], e["step"], e.get("group")) for e in read_log(out)]
+        whole = [(e["event"], e["step"], e.get("kind")) for e in read_log(out)]
         assert whole[-1:] == last
     assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
@@ -206,7 +206,7 @@ def test_a_flipped_bit_of_a_weight_is_found(undisturbed, tmp_path):
 def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
     toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    out, save = tmp_path / "run", report.save_checkpoint
+    out, save = tmp_path / "run", report.write_checkpoint
 
     def full(full: bool) -> None:  # as far as a process can tell: no file may grow
         limit = 1 if full else resource.RLIM_INFINITY
@@ -217,7 +217,7 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
         save(c, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(report, "save_checkpoint", save_on_a_small_disk)
+        patched.setattr(report, "write_checkpoint", save_on_a_small_disk)
         try:
             assert run(toy, out) == 1
         finally:

@@ -91,7 +91,7 @@ def test_a_compiled_run_has_one_graph_and_resumes_to_the_same_end(
         counters.clear()
         assert run(toy, tmp_path / out, *knobs, *more.split()) == 0
         assert counters["stats"]["unique_graphs"] == 1
-    prunes = [(e["step"], e["group"]) for e in events(tmp_path / "cut", "prune")]
+    prunes = [(e["step"], e["kind"]) for e in events(tmp_path / "cut", "prune")]
     assert {kind for step, kind in prunes if step > 16} == set(KINDS)
     assert_same_end(tmp_path / "cut", tmp_path / "whole", device)
 

@@ -150,11 +150,11 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(run_ranks, toy, t
 
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(toy, pair, tmp_path):
     dies_once = """
-def save(self, step, *arguments, save=train.Report.save, **others):
+def save(self, step, *arguments, save=train.Report.save_checkpoint, **others):
     if step == 15 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), 9)
     save(self, step, *arguments, **others)
-train.Report.save = save
+train.Report.save_checkpoint = save
 """
     error = torchrun(toy, tmp_path / "run", *PAIR, "--resume", ranks=2, before=dies_once)
     assert "error: another rank no longer answers; --resume goes on" in error
@@ -167,10 +167,10 @@ def test_no_rank_leaves_a_stopped_run_before_the_first_has_saved(run_ranks, toy,
     slow = """
 import time
 from run import report
-def save(*arguments, save=report.save_checkpoint):
+def save(*arguments, save=report.write_checkpoint):
     time.sleep(1)
     save(*arguments)
-report.save_checkpoint = save
+report.write_checkpoint = save
 """
     saved = "assert os.path.exists(os.path.join(train.sys.argv[2][10:], 'checkpoint.pt'))"
     run_ranks(toy, tmp_path / "run", "--stop_after=3", before=slow, after=saved)

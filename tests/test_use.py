@@ -106,7 +106,7 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     drawn = {}  # layer, by its number at first -> how many prunes of d_ff it has seen
     for line in plot.draw_units(undisturbed).axes[1].lines:
         drawn[line.get_label()] = len(line.get_xdata())
-    gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["group"] == "n_layer"]
+    gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["kind"] == "n_layer"]
     left = [layer for layer in range(4) if layer != gone[0]]
     seen = {f"layer {layer}": 4 for layer in left} | {f"layer {gone[0]}": 2}
     assert drawn == seen and len(gone) == 2
@@ -122,7 +122,7 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
 
 def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
     def prune(tokens: int, kind: str, width: int, *removed: list[int]) -> dict:
-        return {"tokens": tokens, "group": kind, "width_before": width, "removed": removed}
+        return {"tokens": tokens, "kind": kind, "width_before": width, "removed": removed}
 
     first = [prune(10, "d_ff", 4, [1], [3]), prune(10, "d_model", 3, [0])]
     second = [prune(20, "d_ff", 3, [0], [2]), prune(20, "n_layer", 2, [0])]

@@ -24,7 +24,7 @@ from run.cost import Plan, memory_of
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from run.read_config import load_config
-from run.teacher import mix
+from run.teacher import blend
 from tools import command, positive
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS
@@ -55,7 +55,7 @@ class Step:
             with torch.autocast(kind, self.dtype, enabled=lower):
                 tokens, targets = self.batch
                 if self.teacher:
-                    targets = mix(self.teacher, 0.5, tokens, targets)
+                    targets = blend(self.teacher, 0.5, tokens, targets)
                 loss = self.forward(tokens, targets)
             loss.backward()
         for optimizer in self.optimizers:

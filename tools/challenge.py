@@ -15,7 +15,7 @@ from tools import command
 from tools.results import arms_of, paired, read_csv, t_test
 
 SMALL, SEEDS = "scratch_flops", [1, 2, 3, 4, 5]
-# Final parameters -> FLOPs, of configs/compare/scratch_flops.py and of configs/scratch_flops.py
+# Final parameters -> FLOPs, of configs/lab/scratch_flops.py and of configs/scratch_flops.py
 BUDGETS = {57_504: 3_914_694_918_144, 250_432: 8_882_730_565_632}
 ROUNDING = 0.002  # of the FLOPs: tools.compare lets a step and a half of 1000 differ
 LEVEL = 0.01

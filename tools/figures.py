@@ -24,7 +24,7 @@ def tokens(events: list[dict]) -> list[int]:
 
 def widths(events: dict[str, list[dict]], kind: str) -> tuple[list[int], list[int]]:
     """The tokens from which on each width of this kind holds, and the width; the run's end last."""
-    prunes = [e for e in events["prune"] if e["group"] == kind]
+    prunes = [e for e in events["prune"] if e["kind"] == kind]
     first = prunes[0]["width_before"] if prunes else events["step"][0][kind]
     y = [first, *(e["width_after"] for e in prunes)]
     return [0, *tokens(prunes), events["step"][-1]["tokens"]], [*y, y[-1]]
@@ -56,7 +56,7 @@ def prunes_by_layer(log: dict[str, list[dict]]):
     layers = list(range(widths(log, "n_layer")[1][0]))
     in_layers: dict[str, bool] = {}  # kind -> whether each layer has a group of it
     for e in log["prune"]:
-        in_layers.setdefault(e["group"], len(e["removed"]) == len(layers))
-        gone = [layers[i] for i in e["removed"][0]] if e["group"] == "n_layer" else []
-        yield e, layers if in_layers[e["group"]] else [0], gone
+        in_layers.setdefault(e["kind"], len(e["removed"]) == len(layers))
+        gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
+        yield e, layers if in_layers[e["kind"]] else [0], gone
         layers = [layer for layer in layers if layer not in gone]

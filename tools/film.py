@@ -22,13 +22,13 @@ def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, n
     n_layer, states = widths(log, "n_layer")[1][0], {}
     for e, layers, _ in prunes_by_layer(log):
         shape = 1 if layers == [0] else n_layer, e["width_before"]
-        states.setdefault(e["group"], np.full(shape, USED))
+        states.setdefault(e["kind"], np.full(shape, USED))
     moments = {(0, 0): states}
     for now, prunes in groupby(prunes_by_layer(log), lambda prune: prune[0]["tokens"]):
         states = {kind: units.copy() for kind, units in states.items()}
         for e, layers, gone in prunes:
             for layer, removed in zip(layers, e["removed"]):
-                states[e["group"]][layer, removed] = CHOSEN
+                states[e["kind"]][layer, removed] = CHOSEN
             for units in (u for u in states.values() if len(u) > 1):
                 units[gone] = np.minimum(units[gone], CHOSEN)  # a layer goes with its units
         for stage, state in enumerate((CHOSEN, CHOSEN, FADING, GONE)):

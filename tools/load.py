@@ -10,7 +10,7 @@ from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
-from run.checkpoint import NAME, is_folder_of_others, load_checkpoint, load_model, load_shape
+from run.checkpoint import NAME, is_hugging_face, load_checkpoint, load_model, load_shape
 from run.config import Config, take_shape
 from run.cost import Plan, make_plan
 from run.hugging_face import load_folder
@@ -34,7 +34,7 @@ def load_trained(path: Path) -> Trained:
 
     Raises UserError; DataError, where the data that it was trained on is gone or damaged.
     """
-    if is_folder_of_others(path):
+    if is_hugging_face(path):
         state, name = load_folder(path), str(path)
         tokenizer = load_tokenizer(name)
         about = (tokenizer, name, tokenizer.n_vocab, tokenizer.eot_token)

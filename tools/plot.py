@@ -22,7 +22,7 @@ from tools.film import draw_film
 def draw(out_dirs: list[Path]):
     """A figure with the curves of runs. Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
-    kinds = list(dict.fromkeys(e["group"] for events in logs for e in events["prune"]))
+    kinds = list(dict.fromkeys(e["kind"] for events in logs for e in events["prune"]))
     heights = (3, *[1.2] * len(kinds), 1.2)
     size = (8, 1.1 * sum(heights))
     figure, axes = open_figure(len(heights), 1, figsize=size, height_ratios=heights)
@@ -58,14 +58,14 @@ def draw_units(out_dir: Path):
     n_layer = widths(log, "n_layer")[1][0]
     curves: dict[str, dict[int, list]] = {}  # kind -> layer -> a point for each prune
     for e, layers, _ in prunes_by_layer(log):
-        curve = curves.setdefault(e["group"], {})
+        curve = curves.setdefault(e["kind"], {})
         for layer, quantiles in zip(layers, e["scores"]):
             curve.setdefault(layer, []).append([e["tokens"], *quantiles])
     figure, rows = open_figure(len(curves), 2, figsize=(11, 3.4 * len(curves)))
     from matplotlib import colormaps
 
     for kind, (cost, score) in zip(curves, rows):
-        prunes = [e for e in log["prune"] if e["group"] == kind]
+        prunes = [e for e in log["prune"] if e["kind"] == kind]
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
         cost.stem(tokens(prunes), rises, basefmt="k-")
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")

@@ -1,5 +1,5 @@
 # Little text, read many times: 172,512 tokens, 3 for each final parameter, in 47 epochs.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 common = {
     "data_dir": "data/sotu_3", "learning_rate": 3.2e-2, "weight_decay": 0.3, "eval_every": 1000,

@@ -1,6 +1,6 @@
 # Ideas that need no code: other windows, other sizes of the start; each with the FLOPs of IDEA in
 # the laboratory, to one step.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 arms = {
     "idea": {},

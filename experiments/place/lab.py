@@ -1,6 +1,6 @@
-# The single prune at other places than in configs/compare/oneshot.py and configs/compare/naive.py.
+# The single prune at other places than in configs/lab/oneshot.py and configs/lab/naive.py.
 # One shot at 10% is in configs/ablations.py.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 once = {"prune_schedule": "oneshot"}
 naive = once | {"lr_restart": True}

@@ -13,7 +13,7 @@ from run import machine
 from tools.bench import race
 
 SHAPES = [  # sequences, heads, tokens, head_dim
-    (16, 4, 128, 8),  # configs/compare/idea.py
+    (16, 4, 128, 8),  # configs/lab/idea.py
     (12, 4, 64, 32),  # nanoGPT's CPU recipe
     (32, 4, 128, 16),  # configs/idea.py
     (16, 6, 256, 64),  # 12M parameters

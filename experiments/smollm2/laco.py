@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     text, length = held_out_text(), load_config(str(CONFIG)).context_length
 
     def judge(trained) -> float:
-        trained.model.built_as = replace(trained.model.built_as, context_length=length)
+        trained.model.initial_config = replace(trained.model.initial_config, context_length=length)
         return judge_text(trained, text)["perplexity per token"]
 
     for n_layer in (24, 19):

@@ -74,8 +74,8 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, trained: Trained) -> dict[str, float]:
-        shape = trained.model.built_as
-        trained.model.built_as = replace(shape, context_length=self.context_length)
+        shape = trained.model.initial_config
+        trained.model.initial_config = replace(shape, context_length=self.context_length)
         with torch.autocast("cpu", torch.bfloat16):
             perplexity = judge_text(trained, self.text)["perplexity per token"]
             return {"perplexity": perplexity, "lambada": accuracy(trained, self.documents)}

@@ -2,7 +2,7 @@
 # steps. The rate and the window are those of 568.
 from experiments.tokens.dictionary_568 import arms as shorter
 
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 longer = {"max_steps": 43240, "warmup_steps": 1080, "prune_every": 1080, "eval_every": 50000}
 

@@ -1,5 +1,5 @@
 # The laboratory on 568 tokens for each final parameter: four times its steps.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 idea = {
     "max_steps": 16000, "warmup_steps": 400, "prune_every": 400, "learning_rate": 1.13e-2,

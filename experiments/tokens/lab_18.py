@@ -1,5 +1,5 @@
 # 18 tokens for each final parameter, in an eighth of the laboratory's steps (--shorter=8).
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 
 scratch = {"d_ff": 96, "d_ff_target": 0, "learning_rate": 4.5e-2}
 

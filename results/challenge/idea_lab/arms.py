@@ -1,3 +1,3 @@
 # IDEA at the laboratory's size, as it is.
-base = "configs/compare/idea.py"
+base = "configs/lab/idea.py"
 arms = {"entry": {}}

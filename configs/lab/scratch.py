@@ -1,5 +1,5 @@
 # The final shape from the start, on the same tokens.
-from configs.compare.idea import *
+from configs.lab.idea import *
 
 d_ff = d_ff_target
 d_ff_target = 0

@@ -1,4 +1,4 @@
 # The enlarged model, never pruned: the ceiling.
-from configs.compare.idea import *
+from configs.lab.idea import *
 
 d_ff_target = 0
