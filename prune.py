@@ -6,9 +6,8 @@ from top to bottom: score, choose, slice, then the Pruner, which does all three.
 it serves one criterion alone, which is no part of the method.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from model import GPT, UnitGroup
 
-if TYPE_CHECKING:
-    from run.ranks import Ranks  # the processes that train together
-
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
+Batches = list[tuple[Tensor, Tensor]]  # tokens and next tokens, (B, T) each
+OverRanks = Callable[[Tensor], Tensor]  # of processes that train together; of one: the identity
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -126,30 +124,22 @@ def drop_blocks(
     return dict(zip(left, (g.name for g in model.groups())))
 
 
-def check_optimizers(model: GPT, optimizers: Optimizers) -> None:
-    """An invariant: together, the optimizers hold each parameter of the model once and no other,
-    and their state has the parameters' shapes."""
-    held = [p for o in optimizers for param_group in o.param_groups for p in param_group["params"]]
-    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
-    for optimizer in optimizers:
-        own = {p for param_group in optimizer.param_groups for p in param_group["params"]}
-        assert set(optimizer.state) <= own
-        for parameter, state in optimizer.state.items():
-            assert all(x.dim() == 0 or x.shape == parameter.shape for x in state.values())
-
-
 class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
-    kinds: the kinds of unit that the run prunes. Raises ValueError for an unknown criterion.
+    kinds: the kinds of unit that the run prunes. agree: gives every rank the mask of the first one,
+    so that all prune the same units. mean: the average of a tensor over the ranks. Raises
+    ValueError for an unknown criterion.
     """
 
     def __init__(
-        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, ranks: "Ranks"
-    ):
+        self, criterion: str, beta: float, kinds: Iterable[str], seed: int,
+        agree: OverRanks, mean: OverRanks,
+    ):  # fmt: skip
         if criterion not in CRITERIA:
             raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
-        self.criterion, self.beta, self.kinds, self.ranks = criterion, beta, set(kinds), ranks
+        self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
+        self.agree, self.mean = agree, mean
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
@@ -174,12 +164,7 @@ class Pruner:
 
     @torch.no_grad()
     def prune(
-        self,
-        model: GPT,
-        optimizers: Optimizers,
-        kind: str,
-        new_width: int,
-        batches: list[tuple[Tensor, Tensor]],
+        self, model: GPT, optimizers: Optimizers, kind: str, new_width: int, batches: Batches
     ) -> dict[str, list[list]]:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
 
@@ -189,11 +174,11 @@ class Pruner:
         """
         groups = [group for group in model.groups() if group.kind == kind]
         if self.criterion == "activation":
-            self.scores |= activation_scores(model, groups, batches, self.ranks)
+            self.scores |= activation_scores(model, groups, batches, self.mean)
         record: dict[str, list[list]] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]
-            keep = self.ranks.from_first(choose(scores, new_width))
+            keep = self.agree(choose(scores, new_width))
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
             self.scores[group.name] = scores[keep]
@@ -202,13 +187,11 @@ class Pruner:
                 self.scores = {names[old]: s for old, s in self.scores.items() if old in names}
             else:
                 slice_group(model, optimizers, group, keep)
-        check_optimizers(model, optimizers)
-        self.ranks.check(model)
         return record
 
 
 def activation_scores(
-    model: GPT, groups: list[UnitGroup], batches: list[tuple[Tensor, Tensor]], ranks: "Ranks"
+    model: GPT, groups: list[UnitGroup], batches: Batches, mean: OverRanks
 ) -> dict[str, Tensor]:
     """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
 
@@ -217,7 +200,7 @@ def activation_scores(
     weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
     2403.03853).
 
-    batches: pairs of tokens, (B, T), and targets. Computed in float32, and averaged over batches.
+    Computed in float32, and averaged over batches.
     """
     device = next(model.parameters()).device
     scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
@@ -250,4 +233,4 @@ def activation_scores(
     model.train()
     for hook in hooks:
         hook.remove()
-    return {name: ranks.mean(score) / len(batches) for name, score in scores.items()}
+    return {name: mean(score) / len(batches) for name, score in scores.items()}

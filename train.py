@@ -46,16 +46,16 @@ def evaluate(
     model: GPT, data: TokenDataset, max_tokens: int, batch_size: int, autocast, ranks: Ranks
 ) -> float:
     """Mean loss, in nats per token, over the first `max_tokens` tokens of a split."""
-    losses, sizes = [torch.zeros((), device=ranks.device)], [0]  # a rank may get no batch
     model.eval()
+    losses = []  # of a batch, and how many tokens it has
     for i, (x, y) in enumerate(data.in_order(batch_size, max_tokens)):
         if i % ranks.size == ranks.rank:  # the ranks share the batches out
             with autocast():
-                losses.append(model(machine.send(x, ranks.device), machine.send(y, ranks.device)))
-            sizes.append(y.numel())
+                loss = model(machine.send(x, ranks.device), machine.send(y, ranks.device))
+            losses.append((loss, y.numel()))
     model.train()
-    nats = sum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes))
-    nats, tokens = ranks.mean(torch.tensor([nats, sum(sizes)], dtype=torch.float64)).tolist()
+    nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
+    nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
     return nats / tokens
 
 
@@ -94,22 +94,30 @@ def train(c: Config) -> int:
     model = load_model(saved) if saved else GPT(plan.enlarged)
     model.to(device)
     optimizers = make_optimizers(model, c, dtype)
-    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks)
+    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree, ranks.mean)
     if saved:
         load_optimizers(optimizers, model, saved)
         pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
     del saved  # as large as the model and its moments
-    ranks.check(model)
+    ranks.check_weights(model)
     compiled = machine.choose_compile(c, device, plan.flops())
     if compiled:
         machine.compile_blocks(model, schedule.widths)
     if c.recompute:
         machine.recompute_blocks(model)
-    forward = ranks.wrap(model)  # for training steps: DistributedDataParallel, if there are several
     micro_batch_size = micro_batch(c, ranks.size)
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def pass_of_nothing(forward: torch.nn.Module) -> None:
+        """Forward and backward of a step, for 0 times the loss of any tokens."""
+        tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
+        with autocast():
+            loss = forward(tokens, tokens)
+        (0 * loss).backward()
+
+    forward = ranks.wrap(model, pass_of_nothing)  # for training steps: DDP, if there are ranks
 
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
@@ -143,8 +151,9 @@ def train(c: Config) -> int:
                 after = validate(plan.tokens_per_step)
                 report.prune(step, kind, before, after, record)
                 before = after
+            ranks.check_weights(model)
             del forward  # DDP, with the old parameters and their gradients
-            forward = ranks.wrap(model)
+            forward = ranks.wrap(model, pass_of_nothing)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
         loss = torch.zeros((), device=device)

@@ -83,7 +83,9 @@ class Folder:
             shape = replace(given["model_config"], context_length=c.context_length)
             saved = {"step": 0, "model": given["model"], "model_config": shape}
             saved |= {"optimizer": {}, "scores": {}}
-        self.ranks.check_start(saved["step"] if saved else 0)  # all have read, and rank 0 may write
+        settings = {"data": data.digest, "teacher": teacher, "dtype": c.dtype}
+        step = saved["step"] if saved else 0
+        self.ranks.check_start(step, settings)  # all have read, and rank 0 may write
         return c, saved
 
     def open_log(self, c: Config, step: int) -> None:

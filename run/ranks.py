@@ -1,8 +1,10 @@
 """The processes that train together, and how they agree."""
 
 import datetime
+import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,12 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from run import UserError
 
+WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
+FIRST_WAIT = datetime.timedelta(minutes=2)  # for the first sum, when all ranks are there
+ABORT = datetime.timedelta(minutes=3)  # after so long, torch itself gives the first sum up
+
 
 class Ranks:
     """The processes that train together: one, unless torchrun started more.
 
     Where one of them dies, the others end within half an hour at the latest: with gloo by a
-    RuntimeError, with NCCL by its watchdog, which aborts the process.
+    RuntimeError, with NCCL by its watchdog, which aborts the process. Raises UserError where
+    torchrun's variables are missing, or the ranks find each other but get no answer.
     """
 
     def __init__(self, device: torch.device):
@@ -25,21 +32,37 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.launched = "WORLD_SIZE" in os.environ  # by torchrun; also where it starts one process
-        if self.launched:
-            # Import this before the group exists. Otherwise it keeps the group, and gloo's threads,
-            # until the interpreter ends, and may crash it
-            from torch.distributed import nn as late  # noqa: F401
+        if not self.launched:
+            return
+        # Import this before the group exists. Otherwise it keeps the group, and gloo's threads,
+        # until the interpreter ends, and may crash it
+        from torch.distributed import nn as late  # noqa: F401
 
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            wait = datetime.timedelta(minutes=30)
-            try:
-                store, rank, size = next(dist.rendezvous("env://", timeout=wait))
-            except ValueError as error:  # WORLD_SIZE alone is set
-                raise UserError(f"{error}; torchrun sets all that ranks need") from error
-            # torchrun keeps its store when it starts dead ranks again, with their old addresses
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"attempt {attempt}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+        nccl = device.type == "cuda" and dist.is_nccl_available()  # not on Windows
+        try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=WAIT))
+        except ValueError as error:  # WORLD_SIZE alone is set
+            raise UserError(f"{error}; torchrun sets all that ranks need") from error
+        # torchrun keeps its store when it starts dead ranks again, with their old addresses
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        backend = "nccl" if nccl else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ABORT)
+        try:
+            dist.all_reduce(torch.zeros(1, device=device), async_op=True).wait(FIRST_WAIT)
+            dist.distributed_c10d._set_pg_timeout(WAIT)
+        except RuntimeError as error:  # or a hang between GPUs would last half an hour
+            what = f"found the other ranks, but a first sum with them failed ({error})"
+            way = "between GPUs, try NCCL_P2P_DISABLE=1, or between machines NCCL_IB_DISABLE=1"
+            raise UserError(f"{what}; {way} in the environment", 1) from error
+
+    def agree(self, mask: Tensor) -> Tensor:
+        """Overwrite the mask with that of rank 0."""
+        if self.launched:
+            byte = mask.byte()
+            dist.broadcast(byte, src=0)
+            mask.copy_(byte)
+        return mask
 
     def mean(self, x: Tensor) -> Tensor:
         """The average of x over the ranks."""
@@ -55,13 +78,14 @@ class Ranks:
         x = torch.stack([n if isinstance(n, Tensor) else full(n) for n in numbers])
         return self.mean(x).tolist()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, first_pass: Callable[[nn.Module], None]) -> nn.Module:
         """The model; under torchrun, in a DistributedDataParallel, whose backward pass averages the
         gradients over the ranks. Wrap it anew after a prune: DDP holds the parameters of now.
 
-        A resumed run must add the ranks' numbers in the same order. So DDP may not sort its buckets
-        anew after the first step, which it does unless it looks for unused parameters. And all
-        gradients lie in the buckets from the first step on, as DDP rounds where it copies one in.
+        first_pass: a forward and a backward pass through what it is given. After a first backward
+        pass, DDP sorts its buckets by the order in which gradients came. Then a resumed run adds
+        the ranks' numbers in the same order as one that never stopped. All gradients lie in the
+        buckets from then on: DDP rounds where it copies one in.
         """
         if not self.launched:
             return model
@@ -70,40 +94,42 @@ class Ranks:
             p.grad = torch.zeros_like(p)
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 model,
                 broadcast_buffers=False,  # the model's buffers are constants
-                init_sync=False,  # all ranks have the same weights: see check()
+                init_sync=False,  # all ranks have the same weights: see check_weights()
                 gradient_as_bucket_view=True,
-                find_unused_parameters=True,
             )
+        first_pass(wrapped)
+        model.zero_grad(set_to_none=False)
+        return wrapped
 
-    def from_first(self, mask: Tensor) -> Tensor:
-        """Overwrite the mask with that of rank 0, so that all ranks prune the same units."""
-        if self.launched:
-            byte = mask.byte()
-            dist.broadcast(byte, src=0)
-            mask.copy_(byte)
-        return mask
-
-    def alike(self, x: Tensor) -> bool:
-        """Whether x, integers of one shape everywhere, is the same on all ranks."""
+    def alike(self, x: Tensor) -> Tensor:
+        """For each of some integers, whether it is the same on all ranks."""
         lowest, highest = x.clone(), x.clone()
         if self.launched:
             dist.all_reduce(lowest, dist.ReduceOp.MIN)
             dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return torch.equal(lowest, highest)
+        return lowest == highest
 
-    def check_start(self, steps: int) -> None:
-        """Raises UserError if ranks have done different numbers of steps. Waits for all ranks."""
-        if not self.alike(torch.tensor(steps, device=self.device)):
+    def check_start(self, steps: int, settings: dict[str, str]) -> None:
+        """Raises UserError where the ranks have done different numbers of steps, or one of the
+        settings differs. Waits for all ranks."""
+        all_of = {"steps": str(steps)} | settings
+        hashes = [hashlib.sha256(value.encode()).digest()[:7] for value in all_of.values()]
+        numbers = torch.tensor([int.from_bytes(h, "big") for h in hashes], device=self.device)
+        differing = [name for name, same in zip(all_of, self.alike(numbers)) if not same]
+        if "steps" in differing:
             way = "give all of them one out_dir, on a disk that they share"
             raise UserError(f"this rank starts after step {steps}, another elsewhere; {way}", 1)
+        if differing:
+            way = "give all of them the same files and the same command"
+            raise UserError(f"the ranks differ in: {', '.join(differing)}; {way}", 1)
 
-    def check(self, model: nn.Module) -> None:
+    def check_weights(self, model: nn.Module) -> None:
         """Raises UserError if the ranks' weights differ: they would train no model at all."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
-        if self.launched and not self.alike(torch.stack(bits)):
+        if self.launched and not self.alike(torch.stack(bits)).all():
             way = "--resume goes on from the last checkpoint"
             cause = "Should it happen again, a GPU or the network may be faulty"
             raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)

@@ -19,8 +19,9 @@ from helpers import ROOT, TOY, run  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
-if sys.platform == "linux":  # an orphan, such as a rank without torchrun, becomes our child
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+if os.name == "posix":  # on Linux, an orphan, such as a rank without torchrun, becomes our child
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def children() -> set[int]:
@@ -40,7 +41,7 @@ def no_process_left():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it
     while left := children() - others:
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             os.waitpid(pid, 0)
 
 
@@ -56,39 +57,61 @@ import json, os, sys
 import torch._dynamo  # the first optimizer would import it
 import train
 for line in sys.stdin:
-    code, arguments, environment, output = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.environ.update(environment)
-        sys.argv[1:] = arguments
-        for stream, file in zip((1, 2), output):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        exec(code)
-        sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    code, arguments, environments, output = json.loads(line)
+    pids = []
+    for environment in environments:
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            os.environ.update(environment)
+            sys.argv[1:] = arguments
+            for stream, file in zip((1, 2), output):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
+            exec(code)
+            sys.exit()
+    print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
 """
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory):
-    """Runs Python code, with arguments and variables of the environment, in a process of its own
-    that has imported train. Returns its exit code, its output and its errors."""
-    files = [tmp_path_factory.mktemp("forked") / name for name in ("stdout", "stderr")]
-    server = subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def together(tmp_path_factory):
+    """Runs Python code, with arguments, in processes of their own that have imported train, one for
+    each dict of variables. Returns their exit codes, their output and their errors."""
+    files = [tmp_path_factory.mktemp("together") / name for name in ("stdout", "stderr")]
+    to_forks = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    forks = hasattr(os, "fork") and subprocess.Popen([sys.executable, "-c", FORKS], **to_forks)
 
-    def run_code(code: str, *arguments, **environment: str) -> tuple[int, str, str]:
-        job = [code, list(map(str, arguments)), environment, list(map(str, files))]
-        print(json.dumps(job), file=server.stdin, flush=True)
-        return int(server.stdout.readline()), *(file.read_text() for file in files)
+    def in_forks(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
+        job = [code, arguments, environments, list(map(str, files))]
+        print(json.dumps(job), file=forks.stdin, flush=True)
+        return json.loads(forks.stdout.readline())
+
+    def in_new(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
+        command = [sys.executable, "-c", "import os, sys, train\n" + code, *arguments]
+        with open(files[0], "a") as out, open(files[1], "a") as err:
+            to_files = {"stdout": out, "stderr": err, "cwd": ROOT}
+            new = [subprocess.Popen(command, env=os.environ | e, **to_files) for e in environments]
+            return [process.wait() for process in new]
+
+    def run_code(code: str, *arguments, environments: list[dict]) -> tuple[list[int], str, str]:
+        for file in files:
+            file.write_text("")
+        codes = (in_forks if forks else in_new)(code, list(map(str, arguments)), environments)
+        return codes, *(file.read_text() for file in files)
 
     yield run_code
-    server.communicate()
+    if forks:
+        forks.communicate()
+
+
+@pytest.fixture(scope="session")
+def forked(together):
+    """The same for one process."""
+
+    def run_code(code: str, *arguments) -> tuple[int, str, str]:
+        (ended,), output, error = together(code, *arguments, environments=[{}])
+        return ended, output, error
+
+    return run_code
 
 
 @pytest.fixture(scope="session")

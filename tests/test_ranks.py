@@ -10,31 +10,18 @@ import torch
 from helpers import ROOT, events, refused, run, same_end
 
 import train
+from data.prepare import prepare
 from run.checkpoint import load_checkpoint
 
-# As train.py, with something done before and after. It is one rank, and forks the others; torchrun
-# takes longer, and gives each rank its own process
+# As train.py, with something done before and after
 SCRIPT = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 import train
 from run.ranks import Ranks
-forks = "RANK" not in os.environ
-if forks:
-    os.environ["RANK"] = "0"
-    for rank in range(1, int(os.environ["WORLD_SIZE"])):
-        if os.fork() == 0:
-            os.environ["RANK"] = str(rank)
-            break
 {before}
 code = train.main()
 {after}
-while forks and os.environ["RANK"] == "0":
-    try:
-        status = os.wait()[1]
-    except ChildProcessError:
-        break
-    code = code or os.waitstatus_to_exitcode(status)
 sys.exit(code)
 """
 PAIR = ("--micro_batch_size=2", "--recompute")
@@ -48,16 +35,18 @@ train.Pruner.score = upside_down
 
 
 @pytest.fixture(scope="module")
-def run_ranks(forked):
+def run_ranks(together):
     """Runs the ranks to their end, and returns the errors."""
 
-    def run_ranks(config, out, *arguments, ranks=2, before="", after="", code=0) -> str:
+    def run_ranks(config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
         with socket.create_server(("localhost", 0)) as free:
             port = str(free.getsockname()[1])
         address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        environments = [address | {"RANK": str(rank)} for rank in range(ranks)]
         script = SCRIPT.format(before=before, after=after)
-        ended, _, error = forked(script, config, f"--out_dir={out}", *arguments, **address)
-        assert ended == code, error
+        arguments = (config, f"--out_dir={out}", *arguments)
+        ended, _, error = together(script, *arguments, environments=environments)
+        assert ended == (codes or [0] * ranks), error
         return error
 
     return run_ranks
@@ -88,7 +77,8 @@ def pair(run_ranks, toy, tmp_path_factory) -> Path:
     """No thread of gloo is left at its end: it might abort the process."""
     out = tmp_path_factory.mktemp("pair") / "run"
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
-    run_ranks(toy, out, *PAIR, after=f"assert 'gloo' not in str({threads})")
+    none = f"assert not os.path.exists('/proc/self/task') or 'gloo' not in str({threads})"
+    run_ranks(toy, out, *PAIR, after=none)
     return out
 
 
@@ -99,13 +89,27 @@ def test_two_ranks_train_like_one(undisturbed, pair):
     assert_close(undisturbed, pair)
 
 
+SMALL_BUCKETS = """
+import run.ranks
+def wrap(*arguments, wrap=run.ranks.DistributedDataParallel, **others):
+    run.ranks.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
+    global ddp
+    ddp = wrap(*arguments, bucket_cap_mb=0.0005, **others)
+    return ddp
+run.ranks.DistributedDataParallel = wrap
+"""
+
+
 def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(run_ranks, toy, tmp_path):
     """With two, the order of a sum cannot differ. The activations, too, are those of all ranks."""
-    knobs = ["--batch_size=12", "--micro_batch_size=2"]
+    knobs = ["--batch_size=12", "--micro_batch_size=2", "--recompute"]
     knobs += ["--optimizer=muon", "--criterion=activation"]
-    run_ranks(toy, tmp_path / "whole", *knobs, ranks=3)
+    sizes = "ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')"
+    several = f"assert len({sizes}) >= 4"
+    ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
+    run_ranks(toy, tmp_path / "whole", *knobs, **ranks)
     for more in ("--stop_after=17", "--resume"):
-        run_ranks(toy, tmp_path / "cut", *knobs, more, ranks=3)
+        run_ranks(toy, tmp_path / "cut", *knobs, more, **ranks)
     assert same_end(tmp_path / "cut", tmp_path / "whole")
     assert run(toy, tmp_path / "one", *knobs) == 0
     assert_close(tmp_path / "one", tmp_path / "cut")
@@ -134,8 +138,8 @@ def test_all_ranks_prune_what_the_first_chose_and_stop_if_they_differ(
 ):
     run_ranks(toy, tmp_path / "run", *PAIR, before=UPSIDE_DOWN)
     assert same_end(tmp_path / "run", pair)
-    each_its_own = UPSIDE_DOWN + "Ranks.from_first = lambda self, mask: mask"
-    error = run_ranks(toy, tmp_path / "other", before=each_its_own, code=1)
+    each_its_own = UPSIDE_DOWN + "Ranks.agree = lambda self, mask: mask"
+    error = run_ranks(toy, tmp_path / "other", before=each_its_own, codes=[1, 1])
     assert "error: the ranks hold different weights" in error
     assert events(tmp_path / "other", "step")[-1]["step"] == 14
 
@@ -144,8 +148,40 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(run_ranks, toy, t
     """As on two machines whose out_dir is not the same disk."""
     assert run(toy, tmp_path / "run0", "--stop_after=8") == 0
     own_disk = "sys.argv[2] += os.environ['RANK']"
-    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, code=1)
+    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, codes=[1, 1])
     assert "error: this rank starts after step 8, another elsewhere" in error
+
+
+def test_ranks_on_other_data_are_stopped(run_ranks, toy, tmp_path):
+    """As on two machines whose data_dir is not the same disk."""
+    prepare([toy.with_name("text.jsonl")], "shipped", tmp_path / "1", val_fraction=0.2)
+    (tmp_path / "0").symlink_to(toy.with_name("data"))
+    own_disk = f"sys.argv.append('--data_dir={tmp_path}/' + os.environ['RANK'])"
+    error = run_ranks(toy, tmp_path / "run", before=own_disk, codes=[1, 1])
+    assert "error: the ranks differ in: data; give all of them the same files" in error
+
+
+def test_a_rank_that_never_answers_is_noticed_at_the_start(run_ranks, toy, tmp_path):
+    """As where GPUs see each other, and cannot talk."""
+    silent = f"""
+import datetime, run.ranks, time
+run.ranks.FIRST_WAIT = datetime.timedelta(seconds=1)
+ended = {str(tmp_path / "ended")!r}
+def end():  # not by torch, which goes on for minutes
+    os.mkdir(ended)
+    os._exit(1)
+def wait_for_its_end(*_, **__):
+    while not os.path.exists(ended):
+        time.sleep(0.05)
+    os._exit(0)
+if os.environ["RANK"] == "0":
+    run.ranks.dist.destroy_process_group = end
+else:
+    run.ranks.dist.all_reduce = wait_for_its_end
+"""
+    error = run_ranks(toy, tmp_path / "run", before=silent, codes=[1, 0])
+    assert "error: found the other ranks, but a first sum with them failed" in error
+    assert "NCCL_P2P_DISABLE=1" in error and not (tmp_path / "run").exists()
 
 
 def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(toy, pair, tmp_path):
