@@ -24,14 +24,14 @@ SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
 LABORATORY = [f"configs/lab/{name}.py" for name in SIX]
 DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
 SHIPPED = {
-    "laboratory": [*LABORATORY, "configs/ablations.py", "experiments/place/lab.py"],
-    "default": [*DEFAULT, "experiments/place/default.py"],
-    "gpu": ["configs/compare_gpu.py"],
-    "axes": ["configs/axes.py"],
-    "axes_lab": ["configs/axes_lab.py"],
-    "limited": ["experiments/limited/arms.py"],
-    "tokens, laboratory": ["experiments/tokens/lab_18.py"],
-    "tokens, default": ["experiments/tokens/default_65.py"],
+    "laboratory": [*LABORATORY, "studies/lab/ablations.py", "studies/lab/place.py"],
+    "default": [*DEFAULT, "studies/default/place.py"],
+    "gpu": ["studies/lab/gpu.py"],
+    "axes": ["studies/units/axes.py"],
+    "axes_lab": ["studies/units/axes_lab.py"],
+    "limited": ["studies/limited/arms.py"],
+    "tokens, laboratory": ["studies/tokens/lab_18.py"],
+    "tokens, default": ["studies/tokens/default_65.py"],
 }
 
 
@@ -197,7 +197,7 @@ def test_a_row_that_is_no_row_of_numbers_is_named(tmp_path, capsys):
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
-    paths = list((ROOT / "results").rglob("runs.csv"))
+    paths = list((ROOT / "studies").rglob("runs.csv"))
     for path in paths:
         committed = path.with_name("table.md").read_text()
         reference = "scratch_flops" if "challenge" in path.parts else "idea"

@@ -1,7 +1,8 @@
 """Weights to start from, as a checkpoint of step 0: normal, std 0.5 / sqrt(inputs), but 0 for the
 matrices that write to the residual stream, and 0.02 for the embeddings.
 
-python -m studies.optimizer.start CONFIG SEED FILE; then train.py CONFIG --seed=SEED --init_from=FILE
+python -m studies.optimizer.start CONFIG SEED FILE
+python train.py CONFIG --seed=SEED --init_from=FILE
 """
 
 import json
