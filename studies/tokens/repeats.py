@@ -1,9 +1,11 @@
 """Has a run learned to copy? Its loss where this token and the next stood together before.
 
-python -m studies.tokens.repeats out/dictionary_568 --to studies/tokens/dictionary_568
+python -m studies.tokens.repeats out/dictionary_142 out/dictionary_568 out/dictionary_1540
+
+The folders are of runs of tools.compare; all must be done. Writes studies/tokens/repeats.csv.
 """
 
-import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
@@ -13,9 +15,8 @@ from torch import Tensor
 
 from data.loader import TokenDataset
 from run.folder import read_log
-from tools.compare import is_done
 from tools.load import load_trained
-from tools.results import arms_of, read_csv, t_test
+from tools.results import t_test
 
 TOKENS = 100_000  # of the validation split
 
@@ -42,22 +43,22 @@ def losses(folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", type=Path, help="folder of the runs of a comparison")
-    parser.add_argument("--to", type=Path, required=True, help="folder of repeats.csv")
-    args = parser.parse_args()
-    lines = ["arm,seed,val_loss,repeated,others"]
-    for folder in sorted(args.runs.glob("*/*"), key=lambda p: (p.parent.name, int(p.name))):
-        if is_done(log := read_log(folder)):
-            cells = (log[-1]["val_loss"], *losses(folder))
-            lines.append(",".join([folder.parent.name, folder.name, *(f"{x:.4f}" for x in cells)]))
-    (args.to / "repeats.csv").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    arms = arms_of(read_csv(args.to / "repeats.csv"))
-    small, idea = arms["scratch_flops"], arms["idea"]
-    for key in ("val_loss", "repeated", "others"):
-        pairs = [small[seed][key] - idea[seed][key] for seed in small if seed in idea]
-        print(f"{key}: small model minus IDEA {mean(pairs):+.4f} (p = {t_test(pairs):.2g})")
+    lines = ["runs,arm,seed,val_loss,repeated,others"]
+    for runs in map(Path, sys.argv[1:]):
+        found = {}  # (arm, seed) -> losses
+        for folder in sorted(runs.glob("*/*"), key=lambda p: (p.parent.name, int(p.name))):
+            name = folder.parent.name, folder.name
+            found[name] = read_log(folder)[-1]["val_loss"], *losses(folder)
+            cells = [runs.name, *name, *(f"{x:.4f}" for x in found[name])]
+            lines.append(",".join(cells))
+        for i, what in enumerate(("val_loss", "repeated", "others")):
+            ideas = {seed: of[i] for (arm, seed), of in found.items() if arm == "idea"}
+            small = {seed: of[i] for (arm, seed), of in found.items() if arm == "scratch_flops"}
+            pairs = [small[seed] - ideas[seed] for seed in small.keys() & ideas.keys()]
+            print(
+                f"{runs}, {what}: small model minus IDEA {mean(pairs):+.4f} ({t_test(pairs):.2g})"
+            )
+    Path(__file__).with_name("repeats.csv").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
