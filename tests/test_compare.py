@@ -197,9 +197,10 @@ def test_a_row_that_is_no_row_of_numbers_is_named(tmp_path, capsys):
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
-    paths = list((ROOT / "studies").rglob("runs.csv"))
+    tables = {path.with_name("runs.csv"): path for path in (ROOT / "studies").rglob("table.md")}
+    paths = [path for path in tables if path.exists()]
     for path in paths:
-        committed = path.with_name("table.md").read_text()
+        committed = tables[path].read_text()
         reference = "scratch_flops" if "challenge" in path.parts else "idea"
         assert results.table(results.read_csv(path), reference) == committed, path
     assert len(paths) > 10
