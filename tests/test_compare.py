@@ -21,16 +21,16 @@ from tools.results import RUN_COLUMNS
 SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
-LABORATORY = [f"configs/lab/{name}.py" for name in SIX]
+LAB = [f"configs/lab/{name}.py" for name in SIX]
 DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
 SHIPPED = {
-    "laboratory": [*LABORATORY, "studies/lab/ablations.py", "studies/lab/place.py"],
+    "lab": [*LAB, "studies/lab/ablations.py", "studies/lab/place.py"],
     "default": [*DEFAULT, "studies/default/place.py"],
     "gpu": ["studies/lab/gpu.py"],
     "axes": ["studies/units/axes.py"],
     "axes_lab": ["studies/units/axes_lab.py"],
     "limited": ["studies/limited/arms.py"],
-    "tokens, laboratory": ["studies/tokens/lab_18.py"],
+    "tokens, lab": ["studies/tokens/lab_18.py"],
     "tokens, default": ["studies/tokens/default_65.py"],
 }
 

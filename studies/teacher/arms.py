@@ -1,4 +1,4 @@
-# The laboratory, alone and with the never-pruned enlarged model as its teacher.
+# The lab, alone and with the never-pruned enlarged model as its teacher.
 base = "configs/lab/idea.py"
 
 scratch = {"d_ff": 96, "d_ff_target": 0, "learning_rate": 3.2e-2}

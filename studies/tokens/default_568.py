@@ -1,6 +1,6 @@
 # The default size on 568 tokens for each final parameter, on the dictionary. The window is the
-# laboratory's best with as many tokens. The rate is not tuned: it is about a third of the default
-# one, as the laboratory's best fell by as much from 18 to 568.
+# lab's best with as many tokens. The rate is not tuned: it is about a third of the default
+# one, as the lab's best fell by as much from 18 to 568.
 base = "configs/idea.py"
 
 idea = {

@@ -1,4 +1,4 @@
-# The laboratory on 1,540 tokens for each final parameter, as many as in the paper: 10.8 times its
+# The lab on 1,540 tokens for each final parameter, as many as in the paper: 10.8 times its
 # steps. The rate and the window are those of 568.
 from studies.tokens.dictionary_568 import arms as shorter
 

@@ -1,4 +1,4 @@
-# The laboratory on 568 tokens for each final parameter: four times its steps.
+# The lab on 568 tokens for each final parameter: four times its steps.
 base = "configs/lab/idea.py"
 
 idea = {

@@ -1,4 +1,4 @@
-# 18 tokens for each final parameter, in an eighth of the laboratory's steps (--shorter=8).
+# 18 tokens for each final parameter, in an eighth of the lab's steps (--shorter=8).
 base = "configs/lab/idea.py"
 
 scratch = {"d_ff": 96, "d_ff_target": 0, "learning_rate": 4.5e-2}

@@ -1,3 +1,3 @@
-# IDEA at the laboratory's size, as it is.
+# IDEA at the lab's size, as it is.
 base = "configs/lab/idea.py"
 arms = {"entry": {}}
