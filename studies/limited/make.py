@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     part = np.concatenate([documents[i] for i in order])[: args.tokens]
 
     shutil.copytree(args.folder, args.to)
-    part.tofile(args.to / "train_000.bin")
-    shard = {"file": "train_000.bin", "tokens": len(part)}
-    shard["sha256"] = hashlib.sha256(part).hexdigest()
     count = int((part == train.end_of_text).sum())
     size = round(len(part) * train.bytes / train.tokens)  # about
+    (args.to / "train_000.bin").write_bytes(part)
+    shard = {"file": "train_000.bin", "tokens": len(part)}
+    shard["sha256"] = hashlib.sha256(part).hexdigest()
     counts = {"tokens": len(part), "bytes": size, "documents": count}
     meta["train"] = counts | {"shards": [shard]}
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
