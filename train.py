@@ -17,7 +17,7 @@ import signal
 import sys
 from dataclasses import replace
 
-# Threads that wait for each other soon leave the core to other programs (results/speed.md)
+# Threads that wait for each other soon leave the core to other programs (studies/speed/README.md)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # read when torch is imported
 

@@ -65,8 +65,8 @@ def test_the_command_says_yes_or_no(tmp_path, capsys):
 def test_the_budgets_are_those_of_the_small_models_and_the_entry_of_the_page_keeps_one(tmp_path):
     path = tmp_path / "arms.py"
     path.write_text(re.search(r"```python\n(.*?)```", PAGE, re.S)[1])
-    laboratory = ["configs/lab/scratch_flops.py", str(path)]
-    for paths, budget in zip((laboratory, ["configs/scratch_flops.py"]), BUDGETS.items()):
+    lab = ["configs/lab/scratch_flops.py", str(path)]
+    for paths, budget in zip((lab, ["configs/scratch_flops.py"]), BUDGETS.items()):
         for arm in load_arms(paths, ["--data_dir=data/sotu"], SMALL):
             flops = pytest.approx(arm.plan.flops(), rel=0.0005)
             assert (n_parameters(arm.plan.final), flops) == budget

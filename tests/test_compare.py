@@ -21,17 +21,17 @@ from tools.results import RUN_COLUMNS
 SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
-LABORATORY = [f"configs/lab/{name}.py" for name in SIX]
+LAB = [f"configs/lab/{name}.py" for name in SIX]
 DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
 SHIPPED = {
-    "laboratory": [*LABORATORY, "configs/ablations.py", "experiments/place/lab.py"],
-    "default": [*DEFAULT, "experiments/place/default.py"],
-    "gpu": ["configs/compare_gpu.py"],
-    "axes": ["configs/axes.py"],
-    "axes_lab": ["configs/axes_lab.py"],
-    "limited": ["experiments/limited/arms.py"],
-    "tokens, laboratory": ["experiments/tokens/lab_18.py"],
-    "tokens, default": ["experiments/tokens/default_65.py"],
+    "lab": [*LAB, "studies/lab/ablations.py", "studies/lab/place.py"],
+    "default": [*DEFAULT, "studies/default/place.py"],
+    "gpu": ["studies/lab/gpu.py"],
+    "axes": ["studies/units/axes.py"],
+    "axes_lab": ["studies/units/axes_lab.py"],
+    "limited": ["studies/limited/arms.py"],
+    "tokens, lab": ["studies/tokens/lab_18.py"],
+    "tokens, default": ["studies/tokens/default_65.py"],
 }
 
 
@@ -197,9 +197,10 @@ def test_a_row_that_is_no_row_of_numbers_is_named(tmp_path, capsys):
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
-    paths = list((ROOT / "results").rglob("runs.csv"))
+    tables = {path.with_name("runs.csv"): path for path in (ROOT / "studies").rglob("table.md")}
+    paths = [path for path in tables if path.exists()]
     for path in paths:
-        committed = path.with_name("table.md").read_text()
+        committed = tables[path].read_text()
         reference = "scratch_flops" if "challenge" in path.parts else "idea"
         assert results.table(results.read_csv(path), reference) == committed, path
     assert len(paths) > 10

@@ -41,7 +41,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
         code = main([*arguments, *SHORTER.get(program, [])])
         assert code == 0, (command, capsys.readouterr().err)
     made = ("out/idea/checkpoint.pt", "out/idea/units.png", "out/idea-hf/config.json")
-    assert all((tmp_path / path).exists() for path in (*made, "results/mine/table.md"))
+    assert all((tmp_path / path).exists() for path in (*made, "studies/mine/table.md"))
 
 
 def test_the_files_to_read_have_as_many_lines_as_the_readme_says():

@@ -22,7 +22,7 @@ class Arm:
 def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     """Name -> (config file, knobs), of the arms that an argument of the command line names.
 
-    A config file is one arm. A table of arms, such as configs/ablations.py, assigns `base`, a
+    A config file is one arm. A table of arms, such as studies/lab/ablations.py, assigns `base`, a
     config file, and `arms`, name -> {key: value}; FILE.py:NAME is one of them. Raises UserError.
     """
     path, colon, name = argument.partition(".py:")

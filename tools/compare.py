@@ -1,6 +1,6 @@
-"""Compare configs over seeds: python -m tools.compare CONFIG ... --out results/NAME
+"""Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
-A config is an arm; a table of arms, such as configs/ablations.py, is many; FILE.py:NAME is one of
+A config is an arm; a table of arms, as studies/lab/ablations.py, is many; FILE.py:NAME is one of
 them. Every arm and seed is a run of train.py in --runs (out/NAME). What is done is not run again:
 after a stop, the same command goes on. The results (tools/results.py), runs.csv and table.md, go to
 --out. They are of every seed that is done: to give some arms more seeds, call it for these first,

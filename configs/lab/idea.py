@@ -1,4 +1,4 @@
-# The laboratory: IDEA at a size of which a core trains 25 or more an hour, 142 tokens per final
+# The lab: IDEA at a size of which a core trains 25 or more an hour, 142 tokens per final
 # parameter. The other arms of configs/lab/ start from these lines.
 from configs.idea import *
 

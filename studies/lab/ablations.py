@@ -1,0 +1,38 @@
+# One thing changed in configs/lab/idea.py, many times. All end in the same shape.
+# python -m tools.compare configs/lab/idea.py studies/lab/ablations.py --seeds 1 --out studies/mine
+# studies/lab/ablations.py:magnitude is one of them.
+base = "configs/lab/idea.py"
+
+arms = {
+    # When: the window, as fractions of the run
+    "paper": {"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
+    "window_5_30": {"prune_start": 0.05, "prune_end": 0.3},  # earlier
+    "window_25_50": {"prune_start": 0.25, "prune_end": 0.5},  # later
+    "window_10_20": {"prune_end": 0.2},  # shorter
+    "window_10_60": {"prune_end": 0.6},  # longer
+    "oneshot_10": {"prune_schedule": "oneshot"},  # one prune, where the window opens
+    # How often
+    "interval_25": {"prune_every": 25},  # 10 prunes instead of 7
+    "interval_400": {"prune_every": 400},  # 3 prunes
+    # Which: what units are judged by
+    "magnitude": {"criterion": "magnitude"},  # the size of the weights
+    "activation": {"criterion": "activation"},  # the size of the output
+    "random": {"criterion": "random"},  # nothing
+    "beta_0": {"score_beta": 0.0},  # the scores of one step
+    "beta_98": {"score_beta": 0.98},  # scores averaged over fifty steps
+    # What: the enlarged shape
+    "enlarged_1_3": {"d_ff": 128},  # 1.3 times the target
+    "enlarged_5_3": {"d_ff": 512},  # 5.3 times the target
+    "attention": {"n_head": 8, "n_kv_head": 4, "head_dim": 8, "n_kv_head_target": 2},  # heads too
+    "heads": {  # heads instead of neurons
+        "d_ff": 96, "d_ff_target": 0, "n_head": 8, "n_kv_head": 4, "head_dim": 8,
+        "n_kv_head_target": 2,
+    },
+    "hidden": {  # channels instead of neurons
+        "d_ff": 96, "d_ff_target": 0, "d_model": 64, "d_model_target": 32, "head_dim": 8,
+    },
+    # The learning rate
+    "restart": {"lr_restart": True},  # it restarts where the window opens; pruning stays gradual
+    "floor_10": {"min_lr_fraction": 0.1},  # it ends at a tenth of its peak
+    "rate_32": {"learning_rate": 3.2e-2},  # a higher peak
+}  # fmt: skip
