@@ -1,6 +1,7 @@
 """The processes that train together, and how they agree."""
 
 import datetime
+import hashlib
 import os
 import warnings
 from functools import partial
@@ -94,11 +95,17 @@ class Ranks:
             dist.all_reduce(highest, dist.ReduceOp.MAX)
         return torch.equal(lowest, highest)
 
-    def check_start(self, steps: int) -> None:
-        """Raises UserError if ranks have done different numbers of steps. Waits for all ranks."""
+    def check_start(self, steps: int, settings: dict[str, object]) -> None:
+        """Raises UserError if ranks have done different numbers of steps, or differ in a setting:
+        they would train no model at all. Waits for all ranks."""
         if not self.alike(torch.tensor(steps, device=self.device)):
             way = "give all of them one out_dir, on a disk that they share"
             raise UserError(f"this rank starts after step {steps}, another elsewhere; {way}", 1)
+        for name, value in settings.items():
+            bits = int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:7], "big")
+            if not self.alike(torch.tensor(bits, device=self.device)):
+                way = "give all of them one command, the same data and the same teacher"
+                raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
 
     def check(self, model: nn.Module) -> None:
         """Raises UserError if the ranks' weights differ: they would train no model at all."""
