@@ -26,7 +26,7 @@ from schedule import make_schedule
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
-# What a checkpoint of step 0 may leave out: it need not hold more than weights.
+# What a checkpoint may leave out that is only there to start from.
 EMPTY = {"config": "{}", "data": "", "tokenizer": "", "teacher": "", "optimizer": {}, "scores": {}}
 
 
@@ -73,10 +73,9 @@ def load_checkpoint(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
                 raise ValueError(f"{damaged} is damaged")
-        saved = {**torch.load(path, map_location="cpu", weights_only=True)}
+        saved = {**EMPTY, **torch.load(path, map_location="cpu", weights_only=True)}
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        saved = (EMPTY if saved["step"] == 0 else {}) | saved
         saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs
         saved["model_config"] = check_shape(GPTConfig(**json.loads(saved["model_config"])))
         check_content(saved)

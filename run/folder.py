@@ -97,7 +97,8 @@ class Folder:
             shape = replace(given["model_config"], context_length=c.context_length)
             saved = {"step": 0, "model": given["model"], "model_config": shape}
             saved |= {"optimizer": {}, "scores": {}}
-        settings = {key: value for key, value in vars(c).items() if key not in PATHS} | self.digests
+        settings = {key: repr(value) for key, value in vars(c).items() if key not in PATHS}
+        settings |= self.digests  # names may differ on each machine
         # Then all have read, and rank 0 may write
         self.ranks.check_start(saved["step"] if saved else 0, settings)
         return c, saved
@@ -133,7 +134,7 @@ def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
     if changed:
         what = ", ".join(f"{k}={then[k]!r} there, {now[k]!r} here" for k in changed)
         raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
-    for key, where in (("data", "data_dir"), ("teacher", "teacher")):
+    for key, where in (("data", "data_dir"), ("tokenizer", "data_dir"), ("teacher", "teacher")):
         if saved[key] != digests[key]:
             what = f"{where}={getattr(c, where)} is not the {key} that the run began with"
             raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
