@@ -28,7 +28,7 @@ from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
 from run import machine
-from run.checkpoint import load_model, load_optimizers
+from run.checkpoint import load_model, load_optimizers, load_start
 from run.config import Config, micro_batch
 from run.cost import check_memory, make_plan
 from run.errors import print_error
@@ -77,12 +77,18 @@ def train(c: Config) -> int:
     val = TokenDataset(c.data_dir, "val", c.context_length)
     teacher = Teacher(c, data, device) if c.teacher else None
 
-    # Plan: the whole run is known before step 1
-    folder = Folder(c.out_dir, ranks)  # this run's alone, from here on
-    # saved: the checkpoint in out_dir; or the weights of init_from, as if saved at step 0, and c
-    # gets their shape; or None
-    c, saved = folder.find_start(c, data, teacher.digest if teacher else "")
+    # Start: from the run's own checkpoint, from other weights, or from new ones
+    folder = Folder(c.out_dir, ranks, data, teacher)  # this run's alone, from here on
+    if folder.resumes(c):  # --resume, and a checkpoint is there
+        c, saved = folder.load(c)
+    elif c.init_from:
+        c, saved = load_start(c, data.vocab_size)  # as if saved at step 0; c gets their shape
+    else:
+        saved = None
     done = saved["step"] if saved else 0  # how many steps were taken
+    ranks.check_start(c, done, folder.digests)  # all have read; now rank 0 may write
+
+    # Plan: the whole run is known before step 1
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     if done == 0:

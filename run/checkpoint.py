@@ -5,10 +5,11 @@ aside, flushed and renamed: a kill at any moment leaves a whole one. The one bef
 Nothing in it depends on the clock, so equal runs leave equal bytes.
 """
 
+import contextlib
 import json
 import sys
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +18,16 @@ from torch import Tensor
 from model import GPT, GPTConfig
 from prune import Optimizers
 from run import UserError
-from run.config import NOT_SAVED, Config
+from run.config import NOT_SAVED, Config, check_shape, take_shape
 from run.errors import out_of_memory
 from run.files import write_whole
 from run.hugging_face import load_folder, read_shape
+from schedule import make_schedule
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+# What a checkpoint may leave out that is only there to start from.
+EMPTY = {"config": "{}", "data": "", "tokenizer": "", "teacher": "", "optimizer": {}, "scores": {}}
 
 
 def write_checkpoint(
@@ -57,25 +61,24 @@ def write_checkpoint(
 
 
 def load_checkpoint(path: Path) -> dict:
-    """What write_checkpoint saved, on the CPU; `config` is a dict, `model_config` a GPTConfig.
-    Never runs code of the file.
+    """What write_checkpoint saved, on the CPU; `config` is a dict of all knobs, `model_config` a
+    GPTConfig. Never runs code of the file.
 
     Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
     read just now.
     """
-    before = path.with_name(PREVIOUS)
-    way = f"; to go back to the one before it: mv {before} {path}" if before.exists() else ""
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{way}")
+        raise UserError(f"{path}: no such checkpoint{way_back(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
                 raise ValueError(f"{damaged} is damaged")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = {**EMPTY, **torch.load(path, map_location="cpu", weights_only=True)}
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        saved["config"] = json.loads(saved["config"])
-        saved["model_config"] = GPTConfig(**json.loads(saved["model_config"]))
+        saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs
+        saved["model_config"] = check_shape(GPTConfig(**json.loads(saved["model_config"])))
+        check_content(saved)
         return saved
     except OSError as error:
         raise OSError(f"cannot read {path}: {error}") from error
@@ -83,7 +86,55 @@ def load_checkpoint(path: Path) -> dict:
         if out_of_memory(error):
             raise OSError(f"cannot read {path}: out of memory") from error
         what = f"{path}: damaged, or not a checkpoint of this version of train.py ({FORMAT})"
-        raise UserError(what + way) from error
+        raise UserError(what + way_back(path)) from error
+
+
+def way_back(path: Path) -> str:
+    """What to do where a run's checkpoint cannot be used. Nothing, unless the one before it can."""
+    before = path.with_name(PREVIOUS)
+    with contextlib.suppress(UserError, OSError):
+        if path.name == NAME and load_checkpoint(before):
+            return f"; to go back to the one before it: mv {before} {path}"
+    return ""
+
+
+def check_content(saved: dict) -> None:
+    """Raises an error where the content contradicts itself, and builds nothing of a size that the
+    file only claims."""
+    shape, step, knobs = saved["model_config"], saved["step"], saved["config"]
+    for found, sample in ((knobs, vars(Config())), (saved, EMPTY | {"config": {}, "step": 0})):
+        for key, value in sample.items():
+            if type(found[key]) is not type(value):
+                raise ValueError(f"{key} is of type {type(found[key])}")
+    if not 0 <= step <= knobs["max_steps"] or len(saved["model"]) != 3 + 9 * shape.n_layer:
+        raise ValueError(f"step {step}, {len(saved['model'])} weights in {shape.n_layer} layers")
+    with torch.device("meta"):  # tensors without numbers
+        model = GPT(shape)
+    moments, scored = {}, set(saved["scores"])
+    if step:
+        for name, p in model.named_parameters():
+            by_muon = knobs["optimizer"] == "muon" and name.startswith("blocks.") and p.dim() == 2
+            adamw = {"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+            moments[name] = {"momentum_buffer": p.shape} if by_muon else adamw
+        schedule = make_schedule(Config(**knobs))
+        if schedule.scoring(step) and knobs["criterion"] != "activation":  # it has them at prunes
+            scored |= {group.name for group in model.groups() if group.kind in schedule.widths}
+    widths = {group.name: (group.width,) for group in model.groups()}
+    wanted = {
+        "model": {name: weight.shape for name, weight in model.state_dict().items()},
+        "optimizer": moments,
+        "scores": {name: widths[name] for name in scored},
+    }
+    if shapes({key: saved[key] for key in wanted}) != wanted:
+        raise ValueError("its tensors have other names, shapes or types")
+
+
+def shapes(x: dict | Tensor) -> dict | tuple | None:
+    """The same with shapes in place of tensors. None: a tensor that no run saves."""
+    if isinstance(x, dict):
+        return {key: shapes(value) for key, value in x.items()}
+    sound = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+    return x.shape if sound else None
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -102,6 +153,16 @@ def load_weights(path: Path) -> dict:
 def load_shape(path: Path) -> GPTConfig:
     """The shape of what load_weights would load."""
     return read_shape(path) if is_hugging_face(path) else load_weights(path)["model_config"]
+
+
+def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
+    """The config with the shape of the weights in `c.init_from`, and these as if saved at step 0.
+    vocab_size: that of the data. Raises UserError, OSError."""
+    given = load_weights(Path(c.init_from))
+    c = take_shape(c, given["model_config"], vocab_size)
+    shape = replace(given["model_config"], context_length=c.context_length)
+    saved = {"step": 0, "model": given["model"], "model_config": shape}
+    return c, saved | {"optimizer": {}, "scores": {}}
 
 
 def load_model(saved: dict) -> GPT:

@@ -11,15 +11,19 @@ from data import DataError
 from run import UserError
 from run.config import Config, micro_batch
 
+# What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
+NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
+
 
 def out_of_memory(error: Exception) -> bool:
-    on_cpu = "can't allocate memory" in str(error)  # torch has no class for it
-    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    said = any(text in str(error) for text in NO_MEMORY)
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def print_error(error: Exception, c: Config | None) -> int:
     """Print an error in one line, above a progress bar, and return the exit code. A bug is raised
-    again. c: None while the config is read, when each rank has the same error; then rank 0 speaks.
+    again. c: None while the config is read, when all ranks of a machine have the same error; then
+    one of them speaks.
     """
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
@@ -37,6 +41,6 @@ def print_error(error: Exception, c: Config | None) -> int:
         line = f"another rank no longer answers; {way} ({line})"
     elif not isinstance(error, OSError):
         raise error
-    if rank == 0 or c:
+    if c or os.environ.get("LOCAL_RANK", "0") == "0":
         tqdm.write(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
     return code

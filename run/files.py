@@ -27,9 +27,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
     except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError, in an OSError
         aside.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # now the rename is durable
-    os.close(folder)
+    if os.name == "posix":  # elsewhere, a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # now the rename is durable
+        os.close(folder)
 
 
 def drop_output() -> None:

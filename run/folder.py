@@ -1,19 +1,23 @@
 """What a run leaves in its out_dir (config.json, log.jsonl, checkpoint.pt), and where it starts."""
 
 import contextlib
-import fcntl
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
+
 from data.loader import TokenDataset
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, load_checkpoint, load_weights
-from run.config import NOT_SAVED, SHAPE, Config, take_shape
+from run.checkpoint import NAME, PREVIOUS, load_checkpoint
+from run.config import NOT_SAVED, SHAPE, Config, check_config
+from run.cost import make_plan
 from run.files import write_text
 from run.ranks import Ranks
+from run.teacher import Teacher
 
+NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
 RUN_FILES = ("config.json", "log.jsonl", NAME, PREVIOUS)
 # Knobs that a resumed run may change: they change the weights by rounding at most.
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
@@ -27,65 +31,67 @@ class Folder:
     another process runs there, or nothing can be written.
     """
 
-    def __init__(self, out_dir: str, ranks: Ranks):
+    def __init__(self, out_dir: str, ranks: Ranks, data: TokenDataset, teacher: Teacher | None):
         self.path, self.ranks, self.main = Path(out_dir), ranks, ranks.rank == 0
-        if self.main:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self.lock = open(self.path / "lock", "w")  # noqa: SIM115
-            except OSError as error:
-                raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                what = "another process is running there; choose another"
-                raise UserError(f"out_dir={out_dir}: {what}") from error
-            except OSError:  # some network disks have none
-                what = "its disk has no locks; start no second run there"
-                print(f"out_dir={out_dir}: {what}", file=sys.stderr)
+        self.vocab_size = data.vocab_size
+        self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
+        self.digests["teacher"] = teacher.digest if teacher else ""
+        if not self.main:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.path / "lock", "ab")  # noqa: SIM115 (also a file of the user's)
+        except OSError as error:
+            raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
+        try:
+            ours = lock_descriptor(self.lock.fileno(), blocking=False)
+        except OSError:  # some network disks have none
+            ours, what = True, "its disk has no locks; start no second run there"
+            print(f"out_dir={out_dir}: {what}", file=sys.stderr)
+        if not ours:
+            what = "another process is running there; choose another"
+            raise UserError(f"out_dir={out_dir}: {what}")
 
-    def find_start(self, c: Config, data: TokenDataset, teacher: str) -> tuple[Config, dict | None]:
-        """The config, with the shape of the weights found, and what the run goes on from: the
-        checkpoint in out_dir, or the weights of `init_from` in the form of one of step 0; None if
-        the run is new. teacher: its digest, or nothing.
+    def resumes(self, c: Config) -> bool:
+        """Whether the run goes on from a checkpoint that is here.
 
-        Raises UserError where out_dir holds a run that the config neither resumes nor overwrites,
-        or one of another config, of other data or with another teacher, or the weights that the run
-        learns from, or a config.json of another program. Waits for all ranks.
+        Raises UserError where the run would write over what it may not: a run that the config
+        neither resumes nor overwrites, the weights that it learns from, files of another program
+        under our names.
         """
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
             if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
-        config = self.path / "config.json"
-        if config.exists() and b'"max_steps"' not in config.read_bytes():  # a Hugging Face folder
-            what = "its config.json is not a run's; choose another out_dir"
-            raise UserError(f"out_dir={c.out_dir}: {what}")
-        path, saved = self.path / NAME, None
-        self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest, "teacher": teacher}
-        if c.resume and (path.exists() or path.with_name(PREVIOUS).exists()):
-            saved = load_checkpoint(path)
-            if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
-                c = replace(c, **{key: saved["config"][key] for key in SHAPE})
-            check_same_run(c, saved, self.digests)
-        elif any((self.path / f).exists() for f in RUN_FILES) and not (c.overwrite or c.resume):
+        found, what = [name for name in RUN_FILES if (self.path / name).exists()], ""
+        config = self.path / "config.json"  # a run writes it before all else, and never removes it
+        saves = NAME in found or PREVIOUS in found
+        if found and not (config.exists() and b'"max_steps"' in config.read_bytes()):
+            what = f"holds {found[0]}, but no config.json of a run; choose another out_dir"
+        elif found and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
-            raise UserError(f"out_dir={c.out_dir}: holds a run; {way}")
-        elif c.resume and any(
-            e["event"] == "save" and "error" not in e for e in read_log(self.path)
-        ):
-            what = "holds a run whose checkpoint is gone; remove the folder to begin again"
+            what = f"holds a run; {way}"
+        elif c.resume and not saves:
+            log = read_log(self.path)
+            if any(e["event"] == "save" and "error" not in e for e in log):
+                what = "holds a run whose checkpoint is gone; remove the folder to begin again"
+        if what:
             raise UserError(f"out_dir={c.out_dir}: {what}")
-        elif c.init_from:
-            given = load_weights(Path(c.init_from))
-            c = take_shape(c, given["model_config"], data.vocab_size)
-            shape = replace(given["model_config"], context_length=c.context_length)
-            saved = {"step": 0, "model": given["model"], "model_config": shape}
-            saved |= {"optimizer": {}, "scores": {}}
-        settings = {"data": data.digest, "teacher": teacher, "dtype": c.dtype}
-        step = saved["step"] if saved else 0
-        self.ranks.check_start(step, settings)  # all have read, and rank 0 may write
+        return c.resume and saves
+
+    def load(self, c: Config) -> tuple[Config, dict]:
+        """The config, with the shape that the run began with, and the checkpoint. Raises UserError
+        where that is of another config, of other data or with another teacher."""
+        path = self.path / NAME
+        saved = load_checkpoint(path)
+        if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
+            c = replace(c, **{key: saved["config"][key] for key in SHAPE})
+            check_config(c)
+        check_same_run(c, saved, self.digests)
+        shape, planned = saved["model_config"], make_plan(c, self.vocab_size).shape(saved["step"])
+        if shape != replace(planned, rope_theta=shape.rope_theta, norm_eps=shape.norm_eps):
+            raise UserError(f"{path}: its shape is not that of step {saved['step']}")
         return c, saved
 
     def open_log(self, c: Config, step: int) -> None:
@@ -115,12 +121,11 @@ class Folder:
 def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
     """Raises UserError where the config, the data or the teacher contradict the checkpoint."""
     now, then, path = vars(c), saved["config"], Path(c.out_dir) / NAME
-    then = vars(Config()) | then  # a knob that came later had its default
     changed = [key for key in now if key not in MAY_CHANGE and now[key] != then[key]]
     if changed:
         what = ", ".join(f"{k}={then[k]!r} there, {now[k]!r} here" for k in changed)
         raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
-    for key, where in (("data", "data_dir"), ("teacher", "teacher")):
+    for key, where in (("data", "data_dir"), ("tokenizer", "data_dir"), ("teacher", "teacher")):
         if saved[key] != digests[key]:
             what = f"{where}={getattr(c, where)} is not the {key} that the run began with"
             raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
@@ -128,12 +133,15 @@ def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
 
 def read_log(folder: Path) -> list[dict]:
     """The events of a run so far, in order; [] where there is no log. A kill may have cut the last
-    line: it is left out. Raises UserError for another that is damaged."""
+    line: it is left out. Raises UserError for another that is no event."""
     path, events = folder / "log.jsonl", []
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             events.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); remove it") from error
+            kinds = {key: type(events[-1][key]) for key in ("event", *NUMBERS)}
+        except (ValueError, LookupError, TypeError, RecursionError):
+            kinds = {}
+        if kinds.pop("event", None) is not str or not set(kinds.values()) <= {int, float}:
+            raise UserError(f"{path}: line {number} is damaged, or no event of a run; remove it")
     return events

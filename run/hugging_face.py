@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model import GPTConfig
 from run import UserError
+from run.config import check_shape
 from run.cost import n_parameters
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
@@ -27,15 +28,23 @@ BLOCK_NAMES = {
     "ffn.down": "mlp.down_proj",
 }
 
-# Keys of config.json that would change the computation, and the value that does not: null and a
-# key that is not there mean the same.
+# Sizes: ours -> the key of config.json. `n_head` is no field of GPTConfig, but follows from them.
+SIZES = {
+    "vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers", "d_model": "hidden_size", "d_ff": "intermediate_size",
+    "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "head_dim": "head_dim",
+    "tie_embeddings": "tie_word_embeddings", "rope_theta": "rope_theta", "norm_eps": "rms_norm_eps",
+}  # fmt: skip
+# What a LlamaForCausalLM has where config.json says nothing, or null.
+DEFAULTS = {
+    "max_position_embeddings": 2048, "tie_word_embeddings": False, "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+}  # fmt: skip
+# Keys that would change the computation, and the value that does not.
 SUPPORTED = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
+    "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     "quantization_config": None,
-}
+}  # fmt: skip
 MAX_CONTEXT = 2**17  # a folder may name any number of positions, and each takes memory
 
 
@@ -63,19 +72,8 @@ def need_transformers():
 
 def llama_config(shape: GPTConfig):
     """The LlamaConfig of a shape."""
-    config = need_transformers().LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.n_layer,
-        num_attention_heads=shape.n_head,
-        num_key_value_heads=shape.n_kv_head,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.context_length,
-        rms_norm_eps=shape.norm_eps,
-        rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tie_embeddings,
-    )
+    sizes = {theirs: getattr(shape, ours) for ours, theirs in SIZES.items()}
+    config = need_transformers().LlamaConfig(**sizes)
     config.rope_theta = shape.rope_theta  # 5 writes it elsewhere only, where 4 does not look
     return config
 
@@ -119,31 +117,21 @@ def read_shape(folder: Path) -> GPTConfig:
     missing or not supported."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_bytes())
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # in 5, in 4
+        said = {k: v for k, v in json.loads(path.read_bytes()).items() if v is not None}
+        rope = said.get("rope_parameters") or said.get("rope_scaling") or {}  # in 5, in 4
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
         for key, value in SUPPORTED.items():
-            if config.get(key) not in (None, value):
-                raise ValueError(f"{key}={config[key]!r} is not supported, only {value!r} is")
-        n_head = config["num_attention_heads"]
-        n_kv_head = config.get("num_key_value_heads") or n_head
-        shape = GPTConfig(
-            vocab_size=config["vocab_size"],
-            context_length=min(config.get("max_position_embeddings", 2048), MAX_CONTEXT),
-            n_layer=config["num_hidden_layers"],
-            d_model=config["hidden_size"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // n_head,
-            queries_per_kv=n_head // n_kv_head,
-            n_kv_head=n_kv_head,
-            d_ff=config["intermediate_size"],
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        )
-        if n_parameters(shape) <= 0:  # or an error, where a size is no number
-            raise ValueError("its sizes are those of no model")
-        return shape
+            if said.get(key, value) != value:
+                raise ValueError(f"{key}={said[key]!r} is not supported, only {value!r} is")
+        n_head = said["num_attention_heads"]
+        given = {"num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head}
+        given |= DEFAULTS | said | rope  # which may hold theta
+        sizes = {ours: given[theirs] for ours, theirs in SIZES.items()}
+        sizes["context_length"] = min(sizes["context_length"], MAX_CONTEXT)
+        sizes["queries_per_kv"] = sizes.pop("n_head") // sizes["n_kv_head"]
+        sizes |= {key: float(sizes[key]) for key in ("rope_theta", "norm_eps")}
+        return check_shape(GPTConfig(**sizes))
     except Exception as error:  # whatever a foreign file leads to
         what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path}: {what}") from error

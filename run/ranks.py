@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from run import UserError
+from run.config import PATHS, Config
 
 WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
 FIRST_WAIT = datetime.timedelta(minutes=2)  # for the first sum, when all ranks are there
@@ -112,19 +113,17 @@ class Ranks:
             dist.all_reduce(highest, dist.ReduceOp.MAX)
         return lowest == highest
 
-    def check_start(self, steps: int, settings: dict[str, str]) -> None:
-        """Raises UserError where the ranks have done different numbers of steps, or one of the
-        settings differs. Waits for all ranks."""
-        all_of = {"steps": str(steps)} | settings
-        hashes = [hashlib.sha256(value.encode()).digest()[:7] for value in all_of.values()]
-        numbers = torch.tensor([int.from_bytes(h, "big") for h in hashes], device=self.device)
-        differing = [name for name, same in zip(all_of, self.alike(numbers)) if not same]
-        if "steps" in differing:
-            way = "give all of them one out_dir, on a disk that they share"
-            raise UserError(f"this rank starts after step {steps}, another elsewhere; {way}", 1)
-        if differing:
-            way = "give all of them the same files and the same command"
-            raise UserError(f"the ranks differ in: {', '.join(differing)}; {way}", 1)
+    def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
+        """Raises UserError where the ranks would not do the same run. Waits for all of them.
+        steps: done before. digests: of the data, its tokenizer and the teacher."""
+        settings = {"step": steps} | digests  # paths may have other names on each machine
+        settings |= {key: value for key, value in vars(c).items() if key not in PATHS}
+        hashes = [hashlib.sha256(repr(x).encode()).digest()[:7] for x in settings.values()]
+        numbers = torch.tensor([int.from_bytes(x, "big") for x in hashes], device=self.device)
+        for (name, value), same in zip(settings.items(), self.alike(numbers).tolist()):
+            if not same:
+                way = "give all of them one command, and out_dir, data and teacher that they share"
+                raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
 
     def check_weights(self, model: nn.Module) -> None:
         """Raises UserError if the ranks' weights differ: they would train no model at all."""

@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import get_type_hints
 
 from run import UserError
-from run.config import Config, check_config
+from run.config import PATHS, Config, check_config
 
-PATHS = ("out_dir", "data_dir", "init_from", "teacher")
+TYPES = get_type_hints(Config) | {"shorter": int}  # shorter is no knob: it changes LENGTHS
 # What --shorter=N divides by N.
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
 
 
 def set_key(values: dict, key: str, value: object, where: str) -> None:
-    hints = get_type_hints(Config)
-    if key not in hints:
-        near = difflib.get_close_matches(key.lower(), hints, n=1)
+    """Raises UserError where a config has no such key, or the value is of another type."""
+    if key not in TYPES:
+        near = difflib.get_close_matches(key.lower(), TYPES, n=1)
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
         if where != "command line":
             way += "; a name of your own starts with _"
         raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
-    if hints[key] is float and type(value) is int:
+    if TYPES[key] is float and type(value) is int:
         value = float(value)
-    if type(value) is not hints[key]:
-        kind = hints[key].__name__
+    if type(value) is not TYPES[key]:
+        kind = TYPES[key].__name__
         raise UserError(f"{where}: {key}={value!r} is not of type {kind}; see --help")
     values[key] = value
 
@@ -68,12 +68,12 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
     the whole run N times shorter, also what the command line says of its steps. Raises UserError.
     """
-    values, hints, shorter = {}, get_type_hints(Config) | {"shorter": int}, 1
+    values = {"shorter": 1}
     for key, value in read_file(path).items():
         set_key(values, key, value, path)
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")
-        kind = hints.get(key)
+        kind = TYPES.get(key)
         if not argument.startswith("--") or not (equals or kind in (bool, None)):
             raise UserError(f"command line: {argument!r} is not of the form --key=value")
         if kind is bool:
@@ -81,12 +81,10 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         if kind is not str:
             with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
                 value = ast.literal_eval(value)
-        if key == "shorter":  # not a knob: it only changes LENGTHS
-            if type(value) is not int or value < 1:
-                raise UserError(f"command line: shorter={value!r}: must be 1, 2, 3, ...")
-            shorter = value
-        else:
-            set_key(values, key, value, "command line")
+        set_key(values, key, value, "command line")
+    shorter = values.pop("shorter")
+    if shorter < 1:
+        raise UserError(f"shorter={shorter}: must be 1, 2, 3, ...")
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
     c = Config(**values)

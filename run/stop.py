@@ -3,13 +3,15 @@
 import signal
 from time import sleep
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: the warning of a batch system
+# Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 GRACE = 0.5  # seconds
 
 
 class Stop:
-    """From now on a signal asks for a stop at the step's end; a second one, whichever of the three,
-    ends the process at once. `signal`: the number of the first; 0 before it.
+    """From now on a signal asks for a stop at the step's end; a second one, whichever it is, ends
+    the process at once. `signal`: the number of the first; 0 before it.
 
     What comes within GRACE of the first counts as the first: a terminal, torchrun and a batch
     system may each send a signal for one and the same stop.

@@ -1,5 +1,7 @@
 """Knobs: every shipped config makes a run, and what could not be one is refused in one line."""
 
+import json
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -9,6 +11,7 @@ from model import KINDS
 from run import UserError
 from run.config import Config
 from run.cost import check_memory, flops_per_token, make_plan
+from run.hugging_face import read_shape
 from run.machine import choose_compile
 from run.read_config import load_config
 from train import main
@@ -68,7 +71,10 @@ BAD = {
     ),
     "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
     "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
-    "no room for one data window": (["--context_length=9000000"], ["context_length"]),
+    "no room for one data window": (["--context_length=1000000"], ["context_length", "tokens"]),
+    "more positions than memory": (["--context_length=9000000"], ["context_length", "1048576"]),
+    "more prunes than can be planned": (["--max_steps=9000000000"], ["prune_every=20", "100,000"]),
+    "more layers than memory": (["--n_layer=9000000000000"], ["GiB of memory"]),
     "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
     "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),
     "larger than any seed": (["--seed=100000000000000000000"], ["seed", "2^63"]),
@@ -86,6 +92,36 @@ def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path,
     assert error.startswith("error: ") and error.count("\n") == 1
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
     assert all(word in error for word in words), error
+
+
+def test_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "9")
+    for local_rank, said in (("0", "rank 9: error: shorter=0: must be 1, 2, 3, ...\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main(["configs/idea.py", "--shorter=0"]) == 2
+        assert capsys.readouterr().err == said
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32,
+    "num_attention_heads": 4, "intermediate_size": 48,
+}  # fmt: skip
+NO_MODEL = [
+    {"max_position_embeddings": 0}, {"max_position_embeddings": -1}, {"rms_norm_eps": -1e-5},
+    {"rms_norm_eps": math.inf}, {"rope_theta": math.nan}, {"rope_parameters": 3},
+    {"head_dim": 7}, {"num_attention_heads": 0}, {"num_key_value_heads": -4}, {"vocab_size": True},
+    {"num_hidden_layers": 2**70}, {"hidden_size": "32"}, {"tie_word_embeddings": "no"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", NO_MODEL, ids=str)
+def test_sizes_that_no_model_has_are_refused_in_a_hugging_face_folder(change, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    shape = read_shape(tmp_path)
+    assert (shape.n_kv_head, shape.head_dim, shape.context_length) == (4, 8, 2048)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | change))
+    with pytest.raises(UserError, match="config.json: "):
+        read_shape(tmp_path)
 
 
 def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, capsys):
