@@ -17,9 +17,7 @@ import signal
 import sys
 from dataclasses import replace
 
-# Threads that wait for each other soon leave the core to other programs (results/speed.md)
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # read when torch is imported
+from run import machine  # isort: skip  (before torch: see run/__init__.py)
 
 import torch
 
@@ -27,7 +25,6 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run import machine
 from run.checkpoint import load_model, load_optimizers
 from run.config import Config, micro_batch
 from run.cost import check_memory, make_plan
@@ -86,7 +83,7 @@ def train(c: Config) -> int:
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     if done == 0:
-        memory = machine.installed_memory(device)
+        memory = machine.available_memory(device)
         check_memory(c, plan, device.type, memory, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
@@ -105,11 +102,19 @@ def train(c: Config) -> int:
         machine.compile_blocks(model, schedule.widths)
     if c.recompute:
         machine.recompute_blocks(model)
-    forward = ranks.wrap(model)  # for training steps: DistributedDataParallel, if there are several
     micro_batch_size = micro_batch(c, ranks.size)
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def one_pass() -> None:
+        tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
+        with autocast():
+            loss = model(tokens, tokens)
+        loss.backward()
+
+    compiled = compiled and machine.keep_compiled(model, one_pass, ranks)
+    forward = ranks.wrap(model)  # for training steps: DistributedDataParallel, if there are several
 
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
