@@ -17,7 +17,7 @@ import torch.utils._triton
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model import GPT
+from model import GPT, SLICES
 from run import UserError
 from run.config import Config
 from run.errors import out_of_memory
@@ -140,27 +140,25 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
+    slices = [(name, dim) for kind in SLICES if kind in kinds for name, dim in SLICES[kind]]
 
     def switched(block: torch.nn.Module) -> Callable:
         eager, compiled = block.forward, torch.compile(block.forward)
 
         def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if not (model.compiled and block.training):
+                return eager(x, cos, sin)
+            for name, dim in slices:  # each time: a prune makes new parameters
+                torch._dynamo.maybe_mark_dynamic(block.get_submodule(name).weight, dim)
             if "d_model" in kinds:
                 torch._dynamo.maybe_mark_dynamic(x, 2)
-            return (compiled if model.compiled and block.training else eager)(x, cos, sin)
+            return compiled(x, cos, sin)
 
         return forward
 
     model.compiled = True
     for block in model.blocks:
         block.forward = switched(block)
-
-    def mark_widths(model: GPT, _) -> None:  # each time: a prune makes new parameters
-        for group in model.groups() if model.training else ():
-            for name, dim in (group.slices or ()) if group.kind in kinds else ():
-                torch._dynamo.maybe_mark_dynamic(model.get_parameter(name), dim)
-
-    model.register_forward_pre_hook(mark_widths)
 
 
 def keep_compiled(model: GPT, one_pass: Callable[[], None], ranks: Ranks) -> bool:
