@@ -17,9 +17,7 @@ import signal
 import sys
 from dataclasses import replace
 
-# Threads that wait for each other soon leave the core to other programs (studies/speed/README.md)
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # read when torch is imported
+from run import machine  # isort: skip  (before torch: see run/__init__.py)
 
 import torch
 
@@ -27,7 +25,6 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run import machine
 from run.checkpoint import load_model, load_optimizers, load_start
 from run.config import Config, micro_batch
 from run.cost import check_memory, make_plan
@@ -92,7 +89,7 @@ def train(c: Config) -> int:
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     if done == 0:
-        memory = machine.installed_memory(device)
+        memory = machine.available_memory(device)
         check_memory(c, plan, device.type, memory, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
@@ -123,6 +120,7 @@ def train(c: Config) -> int:
             loss = forward(tokens, tokens)
         (0 * loss).backward()
 
+    compiled = compiled and machine.keep_compiled(model, pass_of_nothing, ranks)
     forward = ranks.wrap(model, pass_of_nothing)  # for training steps: DDP, if there are ranks
 
     def validate(max_tokens: int) -> float:

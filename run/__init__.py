@@ -5,6 +5,13 @@ precision, compiling. ranks: several processes. folder, checkpoint, files: what 
 report: what is printed and logged. stop: signals. errors: one line for a person.
 """
 
+import os
+
+# Threads that wait for each other soon leave the core to other programs (studies/speed/README.md).
+# This is read when torch is imported
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
 
 class UserError(Exception):
     """One line for a person: what is wrong, where, what to do. `code` is the exit code: 2 for bad

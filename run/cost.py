@@ -111,16 +111,28 @@ def memory_of(
     }
 
 
-def check_memory(c: Config, plan: "Plan", device: str, available: int, ranks: int) -> None:
+def knobs_that_fit(c: Config, plan: "Plan", room: float, ranks: int) -> str:
+    """The knobs with which a step fits into `room` bytes of each rank: the largest micro batch, and
+    `recompute` if none fits without; "" if none fits at all."""
+    share, dtype = c.batch_size // ranks, getattr(torch, c.dtype)
+    for recompute in sorted({c.recompute, True}):
+        for n in (n for n in range(share, 0, -1) if share % n == 0):
+            less = replace(c, recompute=recompute)
+            if sum(memory_of(less, plan.enlarged, n, dtype, plan.teacher).values()) <= room:
+                return f"--micro_batch_size={n}" + " --recompute" * (recompute and not c.recompute)
+    return ""
+
+
+def check_memory(c: Config, plan: "Plan", device: str, available: float, ranks: int) -> None:
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
     the activations that `memory_of` counts. Raises UserError."""
-    dtype, rows = getattr(torch, c.dtype), micro_batch(c, ranks)
-    memory = memory_of(c, plan.enlarged, rows, dtype, plan.teacher)
+    rows = micro_batch(c, ranks)
+    memory = memory_of(c, plan.enlarged, rows, getattr(torch, c.dtype), plan.teacher)
     need = sum(memory.values()) - (memory["activations"] + memory["passing"]) / 2
     if need > available:
-        what = f"{need / 2**30:,.0f} GiB of memory; {device} has {available / 2**30:,.0f} GiB"
-        way = f"a smaller model, or less than --micro_batch_size={rows}"
-        raise UserError(f"the run needs {what}; try {way}")
+        what = f"needs at least {need / 2**30:,.1f} GiB of memory with micro_batch_size={rows}"
+        way = knobs_that_fit(c, plan, available, ranks) or "a smaller model"
+        raise UserError(f"the run {what}; {device} has {available / 2**30:,.1f}; try {way}")
 
 
 @dataclass(frozen=True)

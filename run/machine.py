@@ -1,38 +1,64 @@
 """What a run computes on, and how: device, precision, compiled or not, recomputed or not."""
 
 import ctypes
+import math
 import os
 import platform
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Container
 from functools import partial
+from pathlib import Path
+from textwrap import shorten
 
 import torch
+import torch.utils._triton
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model import GPT
+from model import GPT, SLICES
 from run import UserError
 from run.config import Config
+from run.errors import out_of_memory
+from run.ranks import Ranks
 from schedule import make_schedule
 
 
 def choose_device(c: Config) -> torch.device:
-    """The device, set up so that training on it is fast. Raises UserError where it is not there."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    found["cpu"] = True
-    kind = next(kind for kind in found if found[kind]) if c.device == "auto" else c.device
+    """The device, set up so that training on it is fast. Raises UserError where it is not there, or
+    cannot compute what the run needs."""
+    found = {"cpu": True, "cuda": torch.cuda.is_available()}
+    found["mps"] = torch.backends.mps.is_available()
+    kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
     if not found[kind]:
         raise UserError(f"device={c.device!r}: this torch finds none; try --device=auto")
+    # It has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
+    if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
+        raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if here >= gpus:
             raise UserError(f"device={c.device!r}: local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
+        try_product()
     if kind == "cpu":
         keep_memory()
     return torch.device(kind)
+
+
+def try_product() -> None:
+    """Raises UserError where the GPU does not multiply: not every torch has kernels for each."""
+    try:
+        x = torch.ones(2, 2, device="cuda")
+        (x @ x).tolist()  # waits for the GPU
+    except RuntimeError as error:
+        major, minor = torch.cuda.get_device_capability()
+        card = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+        what = f"does not compute with torch {torch.__version__} ({shorten(str(error), 100)})"
+        way = "pytorch.org/get-started/locally has the builds of torch, for other GPUs and drivers"
+        raise UserError(f"{card}: {what}; {way}") from error
 
 
 def keep_memory() -> None:
@@ -53,11 +79,14 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def installed_memory(device: torch.device) -> int:
-    """Bytes of the GPU, or of the machine."""
+def available_memory(device: torch.device) -> float:
+    """Bytes of the GPU that are free or this process's, or of the machine; infinite if unknown."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not every system has it, or knows these names
+        return math.inf
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
@@ -77,16 +106,30 @@ def choose_compile(c: Config, device: torch.device, flops: float) -> bool:
     takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
     where KV heads are pruned: with a varying number of heads, compiled steps are slower there.
     """
-    names = ["gcc", "clang"] if device.type == "cuda" else ["g++", "clang++"]
-    variable = "CC" if device.type == "cuda" else "CXX"
-    has_compiler = any(map(shutil.which, (os.environ.get(variable, names[0]), *names)))
-    if c.compile == "on" and not has_compiler:
-        needed = " or ".join(names)
-        raise UserError(f"compile='on': needs {needed}, or {variable} set; or give --compile=off")
-    if c.compile != "auto":
-        return c.compile == "on"
+    if c.compile == "off":
+        return False
+    missing = missing_to_compile(device)
+    if c.compile == "on" and missing:
+        raise UserError(f"compile='on': needs {missing}; or give --compile=off")
     pays = flops > 3e13 and "n_kv_head" not in make_schedule(c).widths
-    return has_compiler and (device.type == "cuda" or (device.type == "cpu" and pays))
+    pays = device.type == "cuda" or (device.type == "cpu" and pays)
+    # On Windows, what is in the PATH may not be the compiler that Inductor calls
+    return c.compile == "on" or (pays and not missing and os.name != "nt")
+
+
+def missing_to_compile(device: torch.device) -> str:
+    """What compiling needs and does not find here, or nothing."""
+    on_gpu = device.type == "cuda"  # there, Triton's launcher is in C
+    variable, names = ("CC", ["gcc", "clang"]) if on_gpu else ("CXX", ["g++", "clang++"])
+    names = ["cl"] if os.name == "nt" else names
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
+        return f"{' or '.join(names)}, or {variable} set"
+    if not header.exists():
+        return f"{header}, which is in packages such as python3-dev"
+    if on_gpu and not torch.utils._triton.has_triton():
+        return "Triton, and a GPU that it knows"
+    return ""
 
 
 def compile_blocks(model: GPT, kinds: Container[str]) -> None:
@@ -98,26 +141,44 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
+    slices = [(name, dim) for kind in SLICES if kind in kinds for name, dim in SLICES[kind]]
 
     def switched(block: torch.nn.Module) -> Callable:
         eager, compiled = block.forward, torch.compile(block.forward)
 
         def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if not (model.compiled and block.training):
+                return eager(x, cos, sin)
+            for name, dim in slices:  # each time: a prune makes new parameters
+                torch._dynamo.maybe_mark_dynamic(block.get_submodule(name).weight, dim)
             if "d_model" in kinds:
                 torch._dynamo.maybe_mark_dynamic(x, 2)
-            return (compiled if block.training else eager)(x, cos, sin)
+            return compiled(x, cos, sin)
 
         return forward
 
+    model.compiled = True
     for block in model.blocks:
         block.forward = switched(block)
 
-    def mark_widths(model: GPT, _) -> None:  # each time: a prune makes new parameters
-        for group in model.groups() if model.training else ():
-            for name, dim in (group.slices or ()) if group.kind in kinds else ():
-                torch._dynamo.maybe_mark_dynamic(model.get_parameter(name), dim)
 
-    model.register_forward_pre_hook(mark_widths)
+def keep_compiled(model: GPT, one_pass: Callable[[GPT], None], ranks: Ranks) -> bool:
+    """Whether one pass, forward and backward, works with compiled blocks on all ranks. If not,
+    blocks become eager everywhere, and rank 0 says why. Gradients are dropped."""
+    reason = ""
+    try:
+        one_pass(model)
+    except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    model.zero_grad()
+    (failed,) = ranks.means(float(bool(reason)))
+    model.compiled = failed == 0
+    if failed and ranks.rank == 0:
+        why = shorten(reason or "on another rank", 200)
+        print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
+    return model.compiled
 
 
 def recompute_blocks(model: GPT) -> None:

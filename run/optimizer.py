@@ -1,7 +1,7 @@
 """The optimizers of a run: AdamW, and Muon (Jordan et al., 2024) for matrices."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
     matrices have weight decay. dtype: of Muon's products.
     """
     in_blocks = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
-    by_muon = [p for p in model.parameters() if p.dim() >= 2 and p in in_blocks]
-    by_adamw = [p for p in model.parameters() if p.dim() >= 2 and p not in in_blocks]
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    by_muon = [p for p in matrices if p in in_blocks]
+    by_adamw = [p for p in matrices if p not in in_blocks]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
     groups = [{"params": by_adamw, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -34,9 +35,7 @@ class Muon(torch.optim.Optimizer):
     bfloat16. A CPU without bfloat16 emulates that, many times slower than float32.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, weight_decay: float, dtype: torch.dtype
-    ):
+    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype):
         """dtype: of the matrix products. Weights and momentum keep their own."""
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype

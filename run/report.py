@@ -27,10 +27,6 @@ def compact(n: float) -> str:
     return f"{n:.3g}"
 
 
-def in_rows(rows: dict[str, str]) -> str:
-    return "\n".join(f"{name:<11}{text}" for name, text in rows.items())
-
-
 def open_wandb(c: Config):
     """A run at Weights & Biases. It gets the numbers of each line of the log. Raises UserError."""
     try:
@@ -70,6 +66,9 @@ class Report:
             except OSError:
                 drop_output()
 
+    def say_rows(self, rows: dict[str, str]) -> None:
+        self.say("\n".join(f"{name:<11}{text}" for name, text in rows.items()))
+
     def write(self, event: str, step: int, **values) -> None:
         """Write a line to the log. A prune comes before its step is trained, all else after it."""
         trained = step - (event == "prune")
@@ -87,36 +86,30 @@ class Report:
 
     def print_plan(self, step: int, data: TokenDataset, machine: str) -> None:
         c, plan, schedule = self.c, self.plan, self.plan.schedule
-        full, final = plan.shape(1), plan.final
-        tokens = c.max_steps * plan.tokens_per_step
-        seen, prune = min(self.val.tokens, c.eval_tokens), {}
+        final = n_parameters(plan.final)
+        tokens, seen = c.max_steps * plan.tokens_per_step, min(self.val.tokens, c.eval_tokens)
+        rows = {
+            "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
+            f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
+            "model": f"{compact(n_parameters(plan.enlarged))} parameters: {c.n_layer} layers, "
+            f"d_model {c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
+            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
+            f"{compact(tokens)} tokens, {tokens / data.tokens:.3g} epochs, "
+            f"{tokens / final:.3g} per final parameter",
+        }
         compute = f"{plan.flops():.3g} training FLOPs"
         if schedule.window:
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
             steps = schedule.prune_steps()
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
-            prune = {"prune": f"{what}; {compact(n_parameters(final))} parameters remain"}
-            saved = 1 - plan.flops() / (plan.token_flops(full) * tokens)
+            rows["prune"] = f"{what}; {compact(final)} parameters remain"
+            saved = 1 - plan.flops() / (plan.token_flops(plan.enlarged) * tokens)
             compute += f", {saved:.0%} less than without pruning"
-        teacher = {}
         if plan.teacher:
             what = f"{c.teacher}: {compact(n_parameters(plan.teacher))} parameters"
-            teacher = {"teacher": f"{what}, weight {c.teacher_weight:g} in the targets"}
-        rows = {
-            "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
-            f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
-            "model": f"{compact(n_parameters(full))} parameters: {c.n_layer} layers, d_model "
-            f"{c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
-            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
-            f"{compact(tokens)} tokens, {tokens / data.tokens:.3g} epochs, "
-            f"{tokens / n_parameters(final):.3g} per final parameter",
-            **prune,
-            **teacher,
-            "compute": compute,
-            "machine": machine,
-            "output": c.out_dir + (f", going on from step {step}" if step else ""),
-        }
-        self.say(in_rows(rows))
+            rows["teacher"] = f"{what}, weight {c.teacher_weight:g} in the targets"
+        output = c.out_dir + (f", going on from step {step}" if step else "")
+        self.say_rows(rows | {"compute": compute, "machine": machine, "output": output})
         self.write("start", step, resumed=step > 0, planned_flops=plan.flops(), data=data.digest)
 
     def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
@@ -129,19 +122,18 @@ class Report:
         self.say(f"{line:<62} {bar:.<16}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
-        first, began = self.speed_from
-        seconds = time.perf_counter() - began
-        speed = (step - first) * self.plan.tokens_per_step / seconds
-        self.speed_from = step, time.perf_counter()
-        phase = self.plan.schedule.phase(step)
+        (first, began), now = self.speed_from, time.perf_counter()
+        self.speed_from = step, now
+        speed = (step - first) * self.plan.tokens_per_step / (now - began)
+        phase, params = self.plan.schedule.phase(step), n_parameters(shape)
         widths = {kind: getattr(shape, kind) for kind in KINDS}
         self.write(
             "step", step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
-            params=n_parameters(shape), **widths, phase=phase,
+            params=params, **widths, phase=phase,
         )  # fmt: skip
         left = (self.plan.flops() - self.plan.flops(step)) / (self.plan.token_flops(shape) * speed)
-        size = f"{compact(n_parameters(shape))} parameters"
-        line = f"loss {loss:.4f} {compact(speed)} tok/s {size} {tqdm.format_interval(left)} left"
+        line = f"loss {loss:.4f} {compact(speed)} tok/s {compact(params)} parameters "
+        line += f"{tqdm.format_interval(left)} left"
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(step - self.bar.n)
         if self.bar.disable:
@@ -183,22 +175,23 @@ class Report:
 
     def done(self, step: int, data: TokenDataset, val_loss: float) -> None:
         self.bar.close()
-        first, last = n_parameters(self.plan.shape(1)), n_parameters(self.plan.final)
+        first, last = n_parameters(self.plan.enlarged), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
         if not self.folder.main:
             return
         bigram = bigram_loss(data, self.val, self.c.eval_tokens)
+        baseline = f"; bigram baseline {bigram:.4f}" if bigram else ""
         folder = shlex.quote(self.c.out_dir)
-        rows = {
-            "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
-            "FLOPs": f"{self.plan.flops():.4g}",
-            "loss": f"{val_loss:.4f} nats per token on the validation split",
-            "bits/byte": f"{bits:.4f}",
-            "seconds": f"{self.seconds():.0f}",
-            "sample": f"python -m tools.sample {folder}",
-            "picture": f"python -m tools.plot {folder}",
-        }
-        if bigram:
-            rows["loss"] += f"; bigram baseline {bigram:.4f}"
-        self.say("\n" + in_rows(rows))
+        self.say("")
+        self.say_rows(
+            {
+                "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
+                "FLOPs": f"{self.plan.flops():.4g}",
+                "loss": f"{val_loss:.4f} nats per token on the validation split{baseline}",
+                "bits/byte": f"{bits:.4f}",
+                "seconds": f"{self.seconds():.0f}",
+                "sample": f"python -m tools.sample {folder}",
+                "picture": f"python -m tools.plot {folder}",
+            }
+        )

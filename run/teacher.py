@@ -31,8 +31,7 @@ class Teacher:
         shape = replace(given["model_config"], context_length=c.context_length)
         if shape.vocab_size != size:
             what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
-            what += "; --round_vocab_to pads it"
-            raise UserError(f"{where}: {what}")
+            raise UserError(f"{where}: {what}; --round_vocab_to pads it")
         tokenizer = given.get("tokenizer")  # a Hugging Face folder holds the tokenizer itself
         if tokenizer is None:
             lengths = token_bytes(load_tokenizer(str(path)))

@@ -32,12 +32,17 @@ def taught(toy, undisturbed, tmp_path_factory) -> Path:
     return out
 
 
+def lesson(toy, teacher: Path, step: int, *knobs: str) -> tuple:
+    """The config of a run with this teacher, the teacher, and the batch of a step."""
+    c = load_config(str(toy), [f"--teacher={teacher}", *knobs])
+    data = TokenDataset(c.data_dir, "train", c.context_length)
+    return c, Teacher(c, data, torch.device("cpu")), *data.batch(step, c.batch_size, c.seed)
+
+
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
 def test_the_loss_is_that_of_the_token_and_that_of_the_teacher(toy, undisturbed, weight):
-    c = load_config(str(toy), [f"--teacher={undisturbed}", f"--teacher_weight={weight}"])
-    data = TokenDataset(c.data_dir, "train", c.context_length)
-    teacher, x, y = Teacher(c, data, torch.device("cpu")), *data.batch(1, 4, seed=1)
-    model = GPT(make_plan(c, data.vocab_size).enlarged)
+    c, teacher, x, y = lesson(toy, undisturbed, 1, f"--teacher_weight={weight}")
+    model = GPT(make_plan(c, teacher.model.config.vocab_size).enlarged)
     mixed = model(x, teacher.targets(x, y))
     logp, logq = (m(x).double().log_softmax(-1) for m in (model, teacher.model))
     token = -logp.gather(-1, y[..., None]).mean()
@@ -68,16 +73,16 @@ def test_the_logged_training_loss_is_the_mixed_one_and_validation_is_plain(
     toy, taught, undisturbed, tmp_path
 ):
     teach, out = f"--teacher={undisturbed}", tmp_path / "run"
-    c = load_config(str(toy), [teach])
-    train_split, val = (TokenDataset(c.data_dir, s, c.context_length) for s in ("train", "val"))
+    c, teacher, x, y = lesson(toy, undisturbed, 10)
     assert run(toy, out, teach, "--stop_after=9") == 0
-    model, (x, y) = load_trained(out).model.cpu(), train_split.batch(10, c.batch_size, c.seed)
-    mixed = model(x, Teacher(c, val, torch.device("cpu")).targets(x, y)).item()
+    model = load_trained(out).model.cpu()
+    mixed = model(x, teacher.targets(x, y)).item()
     assert run(toy, out, teach, "--dtype=bfloat16", "--stop_after=10", "--overwrite") == 0
     for folder, tolerance in ((taught, 1e-5), (out, 0.05)):
         assert events(folder, "step")[9]["loss"] == pytest.approx(mixed, abs=tolerance)
     assert model(x, y).item() < mixed - 0.5
     model, plain, tokens = load_trained(taught).model.cpu(), 0.0, 0
+    val = TokenDataset(c.data_dir, "val", c.context_length)
     for x, y in val.in_order(c.batch_size, c.eval_tokens):
         plain += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
         tokens += y.numel()
@@ -100,9 +105,8 @@ def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(
     words = "teacher=.*: its vocabulary has 1024 entries, that of the run 1100"
     refused(capsys, train.main, toy, out, teach, "--round_vocab_to=100", words=words)
     *lines, last = SHIPPED_RANKS.read_text().splitlines()
-    ranks.write_text(
-        "\n".join([*lines, f"{b64encode(b'of the unlikely').decode()} {last.split()[1]}"])
-    )
+    unlikely = f"{b64encode(b'of the unlikely').decode()} {last.split()[1]}"
+    ranks.write_text("\n".join([*lines, unlikely]))
     prepare([toy.with_name("text.jsonl")], str(ranks), tmp_path / "data")
     words = "the run would write over it"
     refused(capsys, train.main, toy, f"--out_dir={undisturbed}", "--overwrite", teach, words=words)
@@ -113,9 +117,7 @@ def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(
 
 
 def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught, capsys):
-    c = load_config(str(toy), [f"--teacher={undisturbed}"])
-    data = TokenDataset(c.data_dir, "train", c.context_length)
-    teacher, (x, y) = Teacher(c, data, torch.device("cpu")), data.batch(1, c.batch_size, seed=1)
+    c, teacher, x, y = lesson(toy, undisturbed, 1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         teacher.targets(x, y)
     with_teacher, alone = (events(out, "done")[0]["flops"] for out in (taught, undisturbed))

@@ -1,0 +1,135 @@
+"""What a first GPU, or another system, may lack: one line says so, or the run does without."""
+
+import functools
+import math
+import sysconfig
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from helpers import refused, run
+from test_ranks import assert_close
+
+import train
+from run import UserError, machine
+from run.config import Config
+from run.cost import check_memory, make_plan
+from run.read_config import load_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def laptop(tmp_path, monkeypatch):
+    """Pretends a machine that may have a GPU, with all that compiling needs but what is named."""
+
+    def laptop(system: str = "posix", has_gpu: bool = True, lacks: str = "", **variables) -> None:
+        monkeypatch.setattr(machine, "os", SimpleNamespace(name=system, environ=variables))
+        found = None if lacks == "compiler" else "/usr/bin/c++"
+        monkeypatch.setattr(machine.shutil, "which", lambda name: found)
+        folder = tmp_path / f"lacks {lacks}"
+        folder.mkdir(exist_ok=True)
+        if lacks != "header":
+            (folder / "Python.h").touch()
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
+        monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: lacks != "triton")
+        for name, value in (("is_available", has_gpu), ("device_count", 1), ("set_device", None)):
+            monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
+
+    return laptop
+
+
+def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop):
+    laptop()
+    idea, heads = Config(), Config(n_kv_head_target=1)
+    assert machine.choose_compile(idea, CPU, 1e18) and machine.choose_compile(heads, GPU, 1e13)
+    assert not machine.choose_compile(idea, CPU, 1e13)
+    assert not machine.choose_compile(heads, CPU, 1e18)  # slower
+    laptop("nt")
+    assert not any(machine.choose_compile(idea, device, 1e18) for device in (CPU, GPU))
+    assert machine.choose_compile(Config(compile="on"), CPU, 1)
+
+
+@pytest.mark.parametrize(
+    "lacks, device, words",
+    [
+        ("compiler", CPU, r"g\+\+ or clang\+\+, or CXX set"),
+        ("compiler", GPU, "gcc or clang, or CC set"),
+        ("header", CPU, ".*Python.h"),
+        ("triton", GPU, "Triton, and a GPU that it knows"),
+    ],
+)
+def test_where_compiling_lacks_something_auto_is_off_and_on_is_refused(
+    lacks, device, words, laptop
+):
+    laptop(lacks=lacks)
+    assert not machine.choose_compile(Config(), device, 1e18)
+    with pytest.raises(UserError, match=f"compile='on': needs {words}.*; or give --compile=off"):
+        machine.choose_compile(Config(compile="on"), device, 1)
+
+
+@pytest.mark.parametrize("fails, calls", [("forward", 1), ("backward", 4), ("on another rank", 4)])
+def test_where_the_first_compiled_pass_fails_the_run_is_an_eager_one(
+    fails, calls, toy, undisturbed, tmp_path, monkeypatch, capsys
+):
+    broken = Mock(side_effect=RuntimeError("no Python.h"))
+
+    def block(forward, *args) -> torch.Tensor:
+        y = broken() if fails == "forward" else forward(*args)
+        return y.register_hook(broken) and y if fails == "backward" else y
+
+    def means(self, *own, means=train.Ranks.means) -> list[float]:
+        return [0.5] if len(own) == 1 and fails == "on another rank" else means(self, *own)
+
+    compiled = Mock(side_effect=block)
+    monkeypatch.setattr(machine, "missing_to_compile", lambda device: "")
+    monkeypatch.setattr(torch, "compile", lambda forward: functools.partial(compiled, forward))
+    monkeypatch.setattr(train.Ranks, "means", means)
+    assert run(toy, tmp_path, "--compile=on") == 0
+    said, error = capsys.readouterr()
+    assert compiled.call_count == calls and "float32, eager" in said
+    why = fails if fails == "on another rank" else "RuntimeError: no Python.h"
+    assert error == f"compiling failed, so the run goes on without it: {why}\n"
+    assert_close(tmp_path, undisturbed, 0)
+
+
+def test_a_card_that_this_torch_has_no_kernels_for_is_named_before_anything_is_read(
+    laptop, tmp_path, monkeypatch, capsys
+):
+    laptop()
+    no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
+    monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla K80")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (3, 7))
+    words = "Tesla K80, compute capability 3.7: does not .*no kernel image.*; pytorch.org"
+    knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
+    refused(capsys, train.main, "configs/idea.py", *knobs, words=words)
+
+
+def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):
+    laptop()  # it has no sysconf
+    assert machine.available_memory(CPU) == math.inf
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
+    assert machine.available_memory(GPU) == 7 * 2**30
+    fit = {7: "--micro_batch_size=2", 4: "--micro_batch_size=1 --recompute", 2: ""}
+    for gib, way in fit.items():
+        c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
+        words = f"micro_batch_size=32; cuda has {gib}.0; try {way or 'a smaller model'}$"
+        with pytest.raises(UserError, match=words):
+            check_memory(c, make_plan(c, 50257), "cuda", gib * 2**30, ranks=1)
+    big = load_config("configs/idea_2.8b.py", ["--dtype=bfloat16", "--micro_batch_size=8"])
+    check_memory(big, make_plan(big, 50304), "cuda", 80 * 10**9, ranks=64)
+
+
+def test_mps_is_never_chosen_and_takes_one_process_in_float32(laptop, monkeypatch):
+    laptop(has_gpu=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert machine.choose_device(Config()) == CPU
+    alone = Config(device="mps")
+    assert machine.choose_dtype(alone, machine.choose_device(alone)) == torch.float32
+    for dtype, variables in (("bfloat16", {}), ("float32", {"WORLD_SIZE": "1"})):
+        laptop(has_gpu=False, **variables)
+        with pytest.raises(UserError, match="device='mps': works without torchrun, and in float32"):
+            machine.choose_device(Config(device="mps", dtype=dtype))
