@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from model import KINDS
+from run import UserError
 from run.config import Config
 from run.cost import flops_per_token, make_plan
 from run.hugging_face import read_shape
