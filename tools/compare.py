@@ -131,9 +131,9 @@ def collect(arms: list[Arm], folder: Path) -> list[dict]:
 
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
-    first, _, last = text.rpartition("-")
-    seeds = range(int(last.partition("-") and first or 1), int(last) + 1)
-    if not 0 < len(seeds) < 10_000:
+    first, dash, last = text.rpartition("-")
+    seeds = range(int(first) if dash else 1, int(last) + 1)
+    if not 0 <= seeds.start < seeds.stop < seeds.start + 10_000:
         raise ValueError(text)
     return seeds
 
