@@ -1,5 +1,6 @@
 """The plan against what really happens, and the bench on a toy."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -114,6 +115,24 @@ def test_the_plan_is_for_the_run_that_train_would_make(capsys, tmp_path):
     assert rows(text)["enlarged"][0] == f"{n_parameters(shape) / 1e3:.3g}k"
     words = "micro_batch_size=32: must divide the 8 sequences of each of 64 ranks"
     assert words in planned(capsys, "idea_gpt2", "--gpus=64")
+
+
+ABSURD = [
+    ("--mfu=nan", "argument --mfu: 'nan' is not from 0.001 to 1"),
+    ("--mfu=0", "argument --mfu: "),
+    ("--price=-3", "argument --price: '-3' is not from 0"),
+    ("--gpus=0", "argument --gpus: '0' is not from 1 to"),
+    ("--max_steps=1000000000000000", "max_steps=1000000000000000, .* at most 1,000,000 prunes"),
+    ("--batch_size=1000000000000", "batch_size=1000000000000: a plan has at most"),
+]
+
+
+@pytest.mark.parametrize("argument, words", ABSURD)
+def test_the_plan_refuses_absurd_numbers_at_once(argument, words, capsys):
+    with contextlib.suppress(SystemExit):  # argparse's
+        assert plan.main(["configs/idea.py", argument]) == 2
+    said = capsys.readouterr()
+    assert re.search(words, said.err.splitlines()[-1]) and not said.out
 
 
 def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):

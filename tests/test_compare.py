@@ -1,20 +1,20 @@
 """The comparison: which arms compare, how their runs come to be, what the table says of them."""
 
-import fcntl
 import json
 import math
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, refused, run, same_end
 
 from run import UserError
 from run.checkpoint import load_checkpoint
-from run.folder import read_log
-from tools import compare, results
+from run.folder import Folder, read_log
+from tools import challenge, compare, results
 from tools.arms import load_arms
 from tools.results import RUN_COLUMNS
 
@@ -116,34 +116,34 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert run(Path(idea), tmp_path / "straight", "--dtype=auto") == 0
     assert same_end(first, tmp_path / "straight")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.*")}
+    made = {path: path.read_bytes() for path in out.iterdir()}
+    (out / "table.md").unlink()  # it comes out of runs.csv
     assert compare.main(command) == 0
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.*")}
-
-    # The table comes out of runs.csv, which holds every seed that is done
-    made = {path: path.read_bytes() for path in out.iterdir()}
-    for path in made.keys() - {out / "runs.csv"}:
-        path.unlink()
-    assert results.main([str(out)]) == 0
     assert made == {path: path.read_bytes() for path in out.iterdir()}
-    assert results.main([str(out), "nope"]) == 2
-    assert "no arm 'nope'; it has idea" in capsys.readouterr().err
+    refused(capsys, results.main, out, "nope", words="no arm 'nope'; it has idea")
+    done, (row,) = read_log(tmp_path / "straight")[-1], results.read_csv(out / "runs.csv")
+    assert all(row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
+
+    # All seeds that are there count, and must compare
     second = shutil.copytree(first, first.with_name("2"))
-    assert compare.main(command) == 0
+    assert compare.main([*command, "--seeds=2-2"]) == 0
     rows = results.read_csv(out / "runs.csv")
     assert [(row["arm"], row["seed"]) for row in rows] == [("idea", 1), ("idea", 2)]
-    done = read_log(tmp_path / "straight")[-1]
-    assert all(rows[0][key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
-    log = (second / "log.jsonl").read_text()
-    (second / "log.jsonl").write_text(log.replace('"data": "', '"data": "of another text, '))
-    refused(capsys, compare.main, *command, words="runs of different data do not compare")
-    (second / "log.jsonl").write_text(log)
-    then = json.loads((first / "config.json").read_text())
-    (second / "config.json").write_text(json.dumps(then | {"eval_tokens": 99}))
-    refused(capsys, compare.main, *command, words="eval_tokens=99 there|different eval_tokens")
-    (second / "config.json").write_text(json.dumps(then | {"dtype": "float16"}))
-    refused(capsys, compare.main, *command, words="runs of different precision do not compare")
-    (second / "config.json").write_text(json.dumps(then | {"weight_decay": 0.2}))
-    refused(capsys, compare.main, *command, words="idea/2: made by another .*=0.2 there, 0.1 in ")
+    log, config = (second / name for name in ("log.jsonl", "config.json"))
+    lines, then = log.read_text(), json.loads(config.read_text())
+    for file, text, words in (
+        (log, lines.replace('"data": "', '"data": "of another text, '), "runs of different data"),
+        (log, lines.replace("loss_after", "loss_later"), "idea/2: an event of its log is damaged"),
+        (config, json.dumps(then | {"dtype": "float16"}), "runs of different precision"),
+        (config, json.dumps(then | {"weight_decay": 0.2}), "idea/2: made .*=0.2 there, 0.1 in "),
+        (config, "[1", "idea/2: not a run's folder"),
+        (config, "[]", "idea/2: not a run's folder"),
+    ):
+        whole = file.read_text()
+        file.write_text(text)
+        refused(capsys, compare.main, *command, words=words)
+        file.write_text(whole)
 
 
 def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
@@ -151,9 +151,8 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
 ):
     """A process that an older call has left runs in its folder and writes to its output."""
     held = tmp_path / "runs" / "held" / "1"
-    held.mkdir(parents=True)
-    with open(held / "lock", "w") as lock, open(held / "output.txt", "w") as output:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = Folder(str(held), SimpleNamespace(rank=0))  # locks it
+    with open(held / "output.txt", "w") as output:
 
         def sleep(seconds: float, pause=time.sleep) -> None:
             pause(seconds)
@@ -162,15 +161,25 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(
         monkeypatch.setattr(compare.time, "sleep", sleep)
         arms = table(idea, held={"learning_rate": 2e-3})
         assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
+    folder.lock.close()
     assert "error: out_dir=" in capsys.readouterr().err
     rows = results.read_csv(tmp_path / "results" / "runs.csv")
     assert [(row["arm"], row["tokens"]) for row in rows] == [("idea", 15 * 128)]
 
 
-def test_no_job_at_all_is_one_line(capsys):
+@pytest.mark.parametrize("given, seeds", [("5", [1, 2, 3, 4, 5]), ("21-23", [21, 22, 23])])
+def test_seeds_are_a_number_or_a_range(given, seeds):
+    assert [*compare.seed_range(given)] == seeds
+
+
+WRONG = ["--jobs=0", "--seeds=0", "--seeds=3-1", "--seeds=-2", "--seeds=1-1000000000000", "--out="]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_argument_that_makes_no_sense_is_one_line(wrong, capsys):
     with pytest.raises(SystemExit, match="2"):
-        compare.main(["configs/idea.py", "--out=x", "--jobs=0"])
-    assert "error: argument --jobs: invalid positive value: '0'" in capsys.readouterr().err
+        compare.main(["configs/idea.py", "--out=x", wrong])
+    assert f"error: argument {wrong.partition('=')[0]}: " in capsys.readouterr().err
 
 
 def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
@@ -183,17 +192,54 @@ def rows_of(losses: dict[str, dict[int, float]]) -> list[dict]:
 def test_results_of_a_run_that_the_call_has_not_got_are_never_lost(tmp_path):
     all_rows = rows_of({"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}})
     results.write(tmp_path, all_rows)
-    compare.check_complete(tmp_path, [*all_rows, *rows_of({"naive": {1: 3.75}})])
-    other = rows_of({"idea": {1: 3.50001, 2: 3.25}, "oneshot": {1: 4.0}})
+    results.write(tmp_path, all_rows := [*all_rows, *rows_of({"naive": {1: 3.75}})])
+    other = [*rows_of({"idea": {1: 3.50001}}), *all_rows[1:]]
     for rows, lost in ((all_rows[:2], "oneshot, seed 1"), (other, "idea, seed 1")):
         with pytest.raises(UserError, match=f"holds a run of {lost}, .*give another --out"):
-            compare.check_complete(tmp_path, rows)
+            results.write(tmp_path, rows)
+    assert results.read_csv(tmp_path / "runs.csv") == all_rows
 
 
-def test_a_row_that_is_no_row_of_numbers_is_named(tmp_path, capsys):
-    for row in ("idea,1,much", "idea,1", "idea,1,2,3"):
-        (tmp_path / "runs.csv").write_text(f"arm,seed,val_loss\n{row}\n")
-        refused(capsys, results.main, tmp_path, words="runs.csv: line 2: ")
+HEAD = ",".join(RUN_COLUMNS)
+ROW = "idea,1,3,1,7,7,7,7,0"
+
+
+@pytest.mark.parametrize("name", ["table.md", "runs.csv"])
+def test_a_file_of_the_users_is_not_replaced(name, idea, tmp_path, monkeypatch, capsys):
+    """Found before a run starts. The ~ of --out=~/mine is the home folder, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    monkeypatch.setattr(compare, "start", None)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("# my own\n")
+    refused(capsys, compare.main, idea, "--out=~/mine", words=f"{tmp_path}/mine/{name}: ")
+    if name == "table.md":
+        (tmp_path / "mine" / "runs.csv").write_text(f"{HEAD}\n{ROW}\n")
+        refused(capsys, results.main, "~/mine", words="table.md: not a table of tools.compare")
+    assert (tmp_path / "mine" / name).read_text() == "# my own\n"
+
+
+NO_TABLES = {
+    "empty": b"",
+    "a column is missing": f"{HEAD[:-11]}\n{ROW[:-2]}\n",
+    "a column twice": f"{HEAD},val_loss\n{ROW},1\n",
+    "a text": f"{HEAD}\n{ROW.replace('3', 'much')}\n",
+    "NaN": f"{HEAD}\n{ROW.replace('3', 'nan')}\n",
+    "no FLOPs": f"{HEAD}\n{ROW.replace('7,7,0', '0,7,0')}\n",
+    "too few": f"{HEAD}\nidea,1\n",
+    "too many": f"{HEAD}\n{ROW},1\n",
+    "a run twice": f"{HEAD}\n{ROW}\n{ROW}\n",
+    "odd bytes": b"\xff\xfe\x00",
+    "a zero byte": f"{HEAD}\n{ROW}\0\n",
+}
+
+
+@pytest.mark.parametrize("text", NO_TABLES.values(), ids=NO_TABLES)
+@pytest.mark.parametrize("main", [results.main, challenge.main], ids=["results", "challenge"])
+def test_what_is_no_table_of_runs_is_refused_by_line(main, text, tmp_path, capsys):
+    text = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "runs.csv").write_bytes(text)
+    refused(capsys, main, tmp_path, words="runs.csv: (line [0-3]: |a seed of an arm .* twice)")
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
@@ -214,7 +260,7 @@ def test_p_values_match_closed_forms_and_the_table_of_student():
         ([x + 2.776445105 * math.sqrt(0.5) for x in (-2.0, -1.0, 0.0, 1.0, 2.0)], 0.05),
         ([0.5, 0.5, 0.5], 0.0),
     ):
-        assert results.t_test(differences) == pytest.approx(p, abs=1e-8)
+        assert results.t_test(differences) == pytest.approx(p, rel=1e-8)
 
 
 def test_the_table_holds_mean_spread_and_paired_difference():

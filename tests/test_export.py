@@ -27,7 +27,7 @@ from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, load_tokenizer
 from model import GPT, GPTConfig
 from run import UserError
-from run.checkpoint import load_checkpoint, load_model, save_checkpoint
+from run.checkpoint import load_checkpoint, load_model, write_checkpoint
 from run.config import Config
 from run.hugging_face import load_folder, read_shape
 from tools import export, sample
@@ -52,7 +52,7 @@ def make(toy, tmp_path):
         c = Config(**TOY | {"out_dir": str(out), "data_dir": str(toy.parent / "data")})
         out.mkdir()
         digests = {"data": TokenDataset(c.data_dir, "val", 1).digest}
-        save_checkpoint(c, 30, model, [torch.optim.AdamW(model.parameters())], {}, digests)
+        write_checkpoint(c, 0, model, [torch.optim.AdamW(model.parameters())], {}, digests)
         return out
 
     return make
@@ -93,7 +93,9 @@ def test_an_export_that_fails_leaves_what_was_there(make, tmp_path, capsys, monk
         patched.setattr(Path, "write_text", Mock(side_effect=full))
         refused(capsys, export.main, out, f"--to={to}", words=f"{to}: cannot be written: .*space")
     assert {path.name for path in tmp_path.iterdir()} == {"made", "folder.tmp"}
-    exported(out, to)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert export.main([str(out), "--to=~/folder"]) == 0
     refused(capsys, export.main, out, f"--to={to}", words=f"{to}: exists")
     assert {path.name for path in tmp_path.iterdir()} == {"made", "folder.tmp", "folder"}
 
@@ -151,6 +153,13 @@ REFUSED = [
 def test_what_is_not_supported_is_refused_by_name(change, words, folder, capsys):
     change_json(folder / "config.json", **change)
     refused(capsys, sample.main, folder, words=f"{folder}.*{words}")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder, capsys):
+    path = folder / "tokenizer.json"
+    added = json.loads(path.read_bytes())["added_tokens"]
+    change_json(path, added_tokens=[*added, added[-1] | {"id": V, "content": "<one more>"}])
+    refused(capsys, sample.main, folder, words=f"{folder}: .* {V + 1} ids, its model knows {V}")
 
 
 def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import events, refused, run, same_end
@@ -82,11 +83,18 @@ def test_a_seed_gives_the_same_samples_again(trained, monkeypatch, capsys):
 def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):
     steps = events(undisturbed, "step")
     few = figures.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
-    width, trained = dict(zip(*figures.widths(few, "n_kv_head"))), 0
-    for step in steps:
-        assert step["n_kv_head"] == width[max(x for x in width if x <= trained)]
-        trained = step["tokens"]
-    assert max(width) == trained
+    for x in ("tokens", "flops"):
+        width, trained = dict(zip(*figures.widths(few, "n_kv_head", x))), 0
+        for step in steps:
+            assert step["n_kv_head"] == width[max(t for t in width if t <= trained)]
+            trained = step[x]
+        assert max(width) == trained
+
+
+def rewrite(log, to, keep=lambda e: True) -> None:
+    """Copy the events of a log that are to be kept."""
+    kept = [json.dumps(e) + "\n" for e in read_log(log) if keep(e)]
+    (to / "log.jsonl").write_text("".join(kept))
 
 
 def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys):
@@ -100,24 +108,53 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
 
     one, two = picture(undisturbed), picture(undisturbed, undisturbed)
     assert all(f">{x}<" in one for x in ("d_ff", "n_kv_head", "learning rate", "2k"))
-    assert ">n_kv_head<" in two
+    assert ">n_kv_head<" in two and two.count(">run: ") == 2 and ">training tokens<" in two
+    assert ">training FLOPs<" in picture(undisturbed, undisturbed, "--flops")
     units = picture(undisturbed, "--units")
     assert all(f">{kind}: what" in units for kind in KINDS) and ">layer 1<" in units
+    assert ">learning rate (dotted: prunes)<" in units
     drawn = {}  # layer, by its number at first -> how many prunes of d_ff it has seen
-    for line in plot.draw_units(undisturbed).axes[1].lines:
+    for line in plot.draw_units(undisturbed).axes[3].lines:
         drawn[line.get_label()] = len(line.get_xdata())
     gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["kind"] == "n_layer"]
     left = [layer for layer in range(4) if layer != gone[0]]
     seen = {f"layer {layer}": 4 for layer in left} | {f"layer {gone[0]}": 2}
     assert drawn == seen and len(gone) == 2
-    log = [json.dumps(e) + "\n" for e in read_log(undisturbed) if e["event"] != "prune"]
-    (tmp_path / "log.jsonl").write_text("".join(log))
+    rewrite(undisturbed, tmp_path, lambda e: e["event"] != "prune")
     assert ">learning rate<" in picture(tmp_path)
     for what in ("--units", "--animate"):
         refused(capsys, plot.main, tmp_path, what, words=f"{tmp_path}: its log has no prune")
-    (tmp_path / "log.jsonl").write_text(log[0])
+    rewrite(undisturbed, tmp_path, lambda e: e["event"] == "start")
     refused(capsys, plot.main, tmp_path, "--animate", words="no run that was validated yet")
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "picture.svg"}
+
+
+DAMAGES = [
+    ('"val_loss": ', '"val_loss": NaN, "was": '), ('"lr": ', '"lr": Infinity, "was": '),
+    ('"loss_after": ', '"was": '), ('"kind": ', '"group": '), ('"d_ff": ', '"d_ff": "x", "was": '),
+    ('{"event": "eval"', '["eval"'), ('{"event": "step"', '{"was": "step"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old, new", DAMAGES, ids=str)
+def test_a_damaged_event_is_one_line(old, new, undisturbed, tmp_path, capsys):
+    text = (undisturbed / "log.jsonl").read_text()
+    assert old in text
+    (tmp_path / "log.jsonl").write_text(text.replace(old, new))
+    refused(capsys, plot.main, tmp_path, words=f"{tmp_path}.*(damaged|no event)")
+
+
+def test_a_prune_raises_the_loss_in_the_picture_by_what_the_log_says(undisturbed):
+    panel = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    log = figures.by_name(undisturbed)
+    now = log["prune"][-2]["tokens"]
+    figures.draw_jumps(panel, log, "blue", now)
+    red = [line.get_xydata().tolist() for line in panel.lines if line.get_color() == figures.RED]
+    prunes = [e for e in log["prune"] if e["tokens"] <= now]
+    keys = ("loss_before", "loss_after")
+    assert red == [[[e["tokens"], e[key]] for key in keys] for e in prunes] and len(red) > 4
+    low, high = panel.get_ylim()
+    assert all(low < e[key] < high for e in log["prune"] for key in keys)
 
 
 def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
@@ -143,12 +180,26 @@ def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
     assert shown[30, 0] == [".... x#..", "#x.", "#."]
 
 
+@pytest.mark.parametrize("groups", [1, 4, 24])
+@pytest.mark.parametrize("width", [1, 2, 3, 80, 240, 509, 512, 8192])
+def test_each_unit_has_a_cell_that_its_edges_do_not_cover(groups, width):
+    figure = pytest.importorskip("matplotlib.figure").Figure((7, 2))
+    panel = figure.add_subplot()
+    film.draw_units(panel, "d_ff", np.full((groups, width), film.USED))
+    (mesh,) = panel.collections
+    colors = mesh.get_array().reshape(-1, 4)
+    assert (colors[:, 3] > 0).sum() == groups * width  # the others are gaps
+    lines, cells, _ = mesh.get_coordinates().shape
+    size = panel.get_window_extent()
+    cell = min(size.height / lines, size.width / cells) * 72 / figure.dpi
+    assert mesh.get_linewidths()[0] < cell / 4
+
+
 def test_the_animation_is_a_film_of_ten_seconds_or_a_still(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     Image = pytest.importorskip("PIL.Image")
-    kept = [e for e in read_log(undisturbed) if e["event"] != "prune" or e["step"] < 16]
-    log = [json.dumps(e) + "\n" for e in kept if e["event"] != "step" or e["step"] % 15 == 0]
-    (tmp_path / "log.jsonl").write_text("".join(log))
+    rare = {"prune": lambda e: e["step"] < 16, "step": lambda e: e["step"] % 15 == 0}
+    rewrite(undisturbed, tmp_path, lambda e: rare.get(e["event"], bool)(e))
     runs = ["--animate", str(tmp_path)]
     assert plot.main(runs) == plot.main([*runs, runs[1], f"--to={tmp_path / 'still.png'}"]) == 0
     film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
@@ -162,7 +213,7 @@ def test_the_animation_is_a_film_of_ten_seconds_or_a_still(undisturbed, tmp_path
     assert still.getpixel((0, 0)) == (255, 255, 255)
     for wrong in (["--to=film.png.txt"], ["--to=film.svg"]):
         refused(capsys, plot.main, *runs, *wrong, words=f"{wrong[0]}: must end in .gif or .png")
-    refused(capsys, plot.main, *runs, "--units", words="--units takes one OUT_DIR, and no")
+    refused(capsys, plot.main, *runs[1:] * 2, "--units", words="--units takes one OUT_DIR")
     refused(capsys, plot.main, tmp_path, "--to=a.gif", words="--to=a.gif: must end in .png or .svg")
 
 

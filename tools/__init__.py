@@ -1,8 +1,12 @@
 """What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
 
+import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 
 from data import DataError
 from run import UserError
@@ -28,8 +32,23 @@ def command(main: Callable) -> Callable[..., int]:
     return wrapped
 
 
-def positive(text: str) -> int:
-    """An argument of a command that is 1 or more. argparse makes the ValueError one line."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def expanded(text: str) -> Path:
+    """The type of an argument of a command that is a path. No shell expands the ~ of --out=~/x."""
+    if not text:
+        raise ArgumentTypeError("is empty")
+    return Path(os.path.expanduser(text))
+
+
+def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str], float]:
+    """The type of an argument of a command that is an int or a float from `least` to `most`."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        raise ArgumentTypeError(f"{text!r} is not from {least} to {most}")
+
+    return read
+
+
+positive = number(int, 1)

@@ -22,17 +22,17 @@ class Arm:
 def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     """Name -> (config file, knobs), of the arms that an argument of the command line names.
 
-    A config file is one arm. A table of arms, such as studies/lab/ablations.py, assigns `base`, a
-    config file, and `arms`, name -> {key: value}; FILE.py:NAME is one of them. Raises UserError.
+    A config file is one arm. A table of arms assigns `base`, a config file, and `arms`, name ->
+    {key: value}; FILE.py:NAME is one of them. Raises UserError.
     """
     path, colon, name = argument.partition(".py:")
     path += ".py" if colon else ""
     table = read_file(path)
-    if "arms" not in table and not colon:
-        return {Path(path).stem: (path, [])}
     base, arms = table.get("base"), table.get("arms")
-    tables = arms.values() if isinstance(arms, dict) else [arms]
-    if not (isinstance(base, str) and all(isinstance(knobs, dict) for knobs in tables)):
+    if arms is None and not colon:
+        return {Path(path).stem: (path, [])}
+    good = isinstance(base, str) and isinstance(arms, dict)
+    if not good or not all(isinstance(knobs, dict) for knobs in arms.values()):
         raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
     if colon and name not in arms:
         raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")
@@ -42,9 +42,7 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
 
 def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
     """The arms, every one with `overrides` on top, checked to be comparable with the reference.
-
-    They end in its shape, on its tokens or its FLOPs; one that keeps its enlarged shape to the end
-    is the ceiling. Raises UserError with the name of an arm that does not.
+    Raises UserError with the name of an arm that is not.
     """
     arms: dict[str, Arm] = {}
     for argument in arguments:
@@ -53,8 +51,7 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
                 raise UserError(f"{argument}: a second arm of the name {name}; rename one")
             knobs = [*changes, *overrides]
             try:
-                c = load_config(path, knobs)
-                arms[name] = Arm(name, path, knobs, *load_plan(c))
+                arms[name] = Arm(name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -65,7 +62,8 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
 
 
 def check_comparable(arm: Arm, reference: Arm) -> None:
-    """Raises UserError where the two do not compare."""
+    """Raises UserError unless the arm ends in the reference's shape, on its tokens or its FLOPs; or
+    keeps its enlarged shape to the end: the ceiling."""
     ours, theirs = arm.plan, reference.plan
     ceiling = ours.final == ours.shape(1) == theirs.shape(1) != theirs.final
     if ours.final != theirs.final and not ceiling:

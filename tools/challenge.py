@@ -6,12 +6,10 @@ or 1.
 """
 
 import argparse
-import math
 import sys
-from pathlib import Path
 from statistics import mean
 
-from tools import command
+from tools import command, expanded
 from tools.results import arms_of, paired, read_csv, t_test
 
 SMALL, SEEDS = "scratch_flops", [1, 2, 3, 4, 5]
@@ -24,39 +22,31 @@ LEVEL = 0.01
 def verdict(rows: list[dict], entry: str = "entry") -> tuple[bool, str]:
     """Whether the arm `entry` of a runs.csv wins, and the first reason why not, or the numbers."""
     arms = arms_of(rows)
-    if len(rows) > sum(map(len, arms.values())):
-        return False, "a seed of an arm stands there twice"
-    if not all(math.isfinite(x) for row in rows for x in (row["val_loss"], row["flops"])):
-        return False, "a loss or its FLOPs are no number"
     for arm in (entry, SMALL):
-        seeds = sorted(arms.get(arm, ()))
-        if seeds != SEEDS:
+        if (seeds := sorted(arms.get(arm, ()))) != SEEDS:
             return False, f"{arm} has the seeds {seeds}, not {SEEDS}"
-    ours, theirs = arms[entry], arms[SMALL]
-    sizes = {row["params"] for row in (*ours.values(), *theirs.values())}
-    if len(sizes) > 1 or not sizes <= BUDGETS.keys():
+    ours, theirs = (arms[arm].values() for arm in (entry, SMALL))
+    sizes = {row["params"] for row in (*ours, *theirs)}
+    budget = BUDGETS.get(min(sizes))
+    if len(sizes) > 1 or not budget:
         found, wanted = ([f"{n:,}" for n in sorted(numbers)] for numbers in (sizes, BUDGETS))
         what = f"the runs end with {' and '.join(found)} parameters"
         return False, f"another final shape: {what}, not all with {' or '.join(wanted)}"
-    budget = BUDGETS[sizes.pop()]
-    excess = max(row["flops"] for row in ours.values()) / budget - 1
-    if excess > ROUNDING:
-        return False, f"{entry} spends {excess:.1%} more than the {budget:.4g} FLOPs allowed"
-    saved = 1 - min(row["flops"] for row in theirs.values()) / budget
-    if saved > ROUNDING:
-        return False, f"{SMALL} spends {saved:.1%} less than the {budget:.4g} FLOPs it should"
-    behind = paired(ours, theirs)
+    spent, given = max(r["flops"] for r in ours) / budget, min(r["flops"] for r in theirs) / budget
+    if spent > 1 + ROUNDING or given < 1 - ROUNDING:
+        what = f"{entry} spends {spent:.1%} of the {budget:.4g} FLOPs allowed"
+        return False, f"{what}, {SMALL} {given:.1%}"
+    behind = paired(arms[entry], arms[SMALL])
     lead, p = -mean(behind), t_test(behind)
-    numbers = f"lead {lead:+.4f} nats per token, p = {p:.2g}"
-    if lead <= 0:
-        return False, f"its mean loss is not lower: {numbers}"
-    return (True, numbers) if p < LEVEL else (False, f"p is not below {LEVEL}: {numbers}")
+    why = "its mean loss is not lower: " if lead <= 0 else f"p is not below {LEVEL}: "
+    wins = lead > 0 and p < LEVEL
+    return wins, ("" if wins else why) + f"lead {lead:+.4f} nats per token, p = {p:.2g}"
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("arm", nargs="?", default="entry", metavar="ARM")
     args = parser.parse_args(argv)
     wins, why = verdict(read_csv(args.folder / "runs.csv"), args.arm)

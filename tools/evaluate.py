@@ -7,7 +7,6 @@ it to lm-evaluation-harness: docs/hugging-face.md has the command.
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.tokenizer import encode_bytes
-from tools import command
+from tools import command, expanded
 from tools.load import Trained, load_trained
 
 BATCH_LOGITS = 2**24  # 64 MiB of float32 at a time
@@ -52,8 +51,8 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("out_dir", type=expanded)
+    parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
     texts = [file.read_bytes() for file in args.text]
     if b"" in texts:

@@ -16,7 +16,7 @@ from data.tokenizer import CHARACTER, END_OF_TEXT, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import need_transformers, one_line, to_llama
-from tools import command
+from tools import command, expanded
 from tools.load import Trained, load_trained
 
 
@@ -88,8 +88,8 @@ def export(trained: Trained, folder: Path) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out_dir", type=Path, help="a run's folder")
-    parser.add_argument("--to", type=Path, required=True, help="the folder to make")
+    parser.add_argument("out_dir", type=expanded, help="a run's folder")
+    parser.add_argument("--to", type=expanded, required=True, help="the folder to make")
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     export(trained, args.to)

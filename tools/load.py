@@ -15,6 +15,8 @@ from run.config import Config, take_shape
 from run.cost import Plan, make_plan
 from run.hugging_face import load_folder
 
+MOST = 1_000_000  # more would take a plan minutes, or for ever
+
 
 @dataclass
 class Trained:
@@ -37,7 +39,10 @@ def load_trained(path: Path) -> Trained:
     if is_hugging_face(path):
         state, name = load_folder(path), str(path)
         tokenizer = load_tokenizer(name)
-        about = (tokenizer, name, tokenizer.n_vocab, tokenizer.eot_token)
+        ids, known = tokenizer.n_vocab, state["model_config"].vocab_size
+        if ids > known:
+            raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
+        about = (tokenizer, name, ids, tokenizer.eot_token)
     else:
         state = load_checkpoint(path / NAME)
         data_dir = state["config"]["data_dir"]
@@ -53,6 +58,9 @@ def load_trained(path: Path) -> Trained:
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
+    if max(c.max_steps / c.prune_every, c.batch_size) > MOST:
+        sizes = f"max_steps={c.max_steps}, prune_every={c.prune_every}, batch_size={c.batch_size}"
+        raise UserError(f"{sizes}: a plan has at most {MOST:,} prunes, and sequences in a step")
     prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
     if shape:

@@ -17,7 +17,7 @@ from run.config import Config, check_ranks, micro_batch
 from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
 from run.read_config import load_config
 from run.report import compact
-from tools import command, positive
+from tools import command, number, positive
 from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory.
@@ -90,11 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
     share = "assumed share of the GPU's peak, with all work counted (known as HFU)"
-    parser.add_argument("--mfu", type=float, default=0.4, help=share)
-    parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU and hour")
+    parser.add_argument("--mfu", type=number(float, 0.001, 1), default=0.4, help=share)
+    price = "dollars per GPU and hour"
+    parser.add_argument("--price", type=number(float, 0, 1e6), default=2.0, help=price)
     args, knobs = parser.parse_known_args(argv)
-    if args.mfu <= 0:
-        parser.error("--mfu must be more than 0")
     c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(describe(c, plan, args.gpus, args.gpu, args.mfu, args.price))
 

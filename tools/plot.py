@@ -1,10 +1,11 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE]
 
-Loss, widths and learning rate over training tokens, one colour a run. --units draws one run's
-prunes instead: what each one cost, and the scores that its units were chosen by. --animate shows
-all units that the runs prune, and loss and learning rate, as training goes on. The picture goes to
-the first OUT_DIR, as run.png, units.png or run.gif, unless --to names another file: .png or .svg;
-with --animate .gif, or .png for the last moment alone.
+Loss, widths and learning rate over training tokens, one colour a run; --flops draws them over
+training FLOPs. --units draws one run's prunes instead: what each one cost, how that healed, and the
+scores that its units were chosen by. --animate shows all units that the runs prune, and loss and
+learning rate, as training goes on. The picture goes to the first OUT_DIR, as run.png, units.png or
+run.gif, unless --to names another file: .png or .svg; with --animate .gif, or .png for the last
+moment alone.
 """
 
 import argparse
@@ -14,13 +15,13 @@ from pathlib import Path
 
 from run import UserError
 from run.files import write_whole
-from tools import command
-from tools.figures import by_name, open_figure, prunes_by_layer, tokens, widths
+from tools import command, expanded
+from tools.figures import along, by_name, draw_jumps, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
 
 
-def draw(out_dirs: list[Path]):
-    """A figure with the curves of runs. Raises UserError."""
+def draw(out_dirs: list[Path], x: str = "tokens"):
+    """A figure with the curves of runs, over tokens or FLOPs. Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
     kinds = list(dict.fromkeys(e["kind"] for events in logs for e in events["prune"]))
     heights = (3, *[1.2] * len(kinds), 1.2)
@@ -28,31 +29,32 @@ def draw(out_dirs: list[Path]):
     figure, axes = open_figure(len(heights), 1, figsize=size, height_ratios=heights)
     loss, *rest, lr = axes[:, 0]
     for i, (out_dir, events) in enumerate(zip(out_dirs, logs)):
-        steps, evals, color = events["step"], events["eval"], f"C{i}"
-        loss.plot(tokens(steps), [e["loss"] for e in steps], color=color, alpha=0.35, lw=0.8)
+        evals, color = events["eval"], f"C{i}"
         label = f"{out_dir.name}: {evals[-1]['val_loss']:.3f}"
-        values = [e["val_loss"] for e in evals]
-        loss.plot(tokens(evals), values, "o-", color=color, ms=3, label=label)
-        for x in tokens(events["prune"]):
-            loss.axvline(x, color=color, alpha=0.6, lw=0.7, ls=":")
+        loss.plot(along(evals, x), along(evals, "val_loss"), "o-", color=color, ms=3, label=label)
+        steps = along(events["step"], x)
+        loss.plot(steps, along(events["step"], "loss"), color=color, alpha=0.35, lw=0.8)
+        for prune in along(events["prune"], x):
+            loss.axvline(prune, color=color, alpha=0.6, lw=0.7, ls=":")
         for panel, kind in zip(rest, kinds):
-            panel.plot(*widths(events, kind), drawstyle="steps-post", color=color)
+            panel.plot(*widths(events, kind, x), drawstyle="steps-post", color=color)
             panel.set_ylabel(kind)
-        lr.plot(tokens(steps), [e["lr"] for e in steps], color=color)
+        lr.plot(steps, along(events["step"], "lr"), color=color)
     final = min(e["val_loss"] for events in logs for e in events["eval"])
     loss.set_ylim(final - 0.15, final + 1.6)
     loss.set_ylabel("loss, nats per token\n(dots: validation, dotted: prunes)")
     loss.legend(frameon=False, title="validation loss at the end", loc="upper right")
     lr.set_ylabel("learning rate")
+    lr.set_xlabel(f"training {'FLOPs' if x == 'flops' else x}")
     for panel in (*rest, lr):
         panel.set_ylim(bottom=0)
     return figure
 
 
 def draw_units(out_dir: Path):
-    """A figure of what each prune of a run cost, and of the scores that units were chosen by: the
-    median of each layer, and between the quartiles a shade. Layers keep the numbers that they had
-    at first. Raises UserError.
+    """A figure of a run's loss and learning rate; and, for each kind of unit, of what each prune
+    cost, and of the scores that units were chosen by: the median of each layer, and between the
+    quartiles a shade. Layers keep the numbers that they had at first. Raises UserError.
     """
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
@@ -61,20 +63,30 @@ def draw_units(out_dir: Path):
         curve = curves.setdefault(e["kind"], {})
         for layer, quantiles in zip(layers, e["scores"]):
             curve.setdefault(layer, []).append([e["tokens"], *quantiles])
-    figure, rows = open_figure(len(curves), 2, figsize=(11, 3.4 * len(curves)))
+    rows = 1 + len(curves)
+    figure, axes = open_figure(rows, 2, figsize=(11, 3 * rows), sharex=False)
     from matplotlib import colormaps
 
-    for kind, (cost, score) in zip(curves, rows):
+    (jumps, rate), *panels = axes
+    draw_jumps(jumps, log, "C0")
+    jumps.set_title("loss, on the same batches: each prune raises it (red), then it heals")
+    rate.plot(along(log["step"]), along(log["step"], "lr"))
+    rate.set_title("learning rate (dotted: prunes)")
+    for x in along(log["prune"]):
+        rate.axvline(x, color="0.5", lw=0.7, ls=":")
+    for kind, (cost, score) in zip(curves, panels):
         prunes = [e for e in log["prune"] if e["kind"] == kind]
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
-        cost.stem(tokens(prunes), rises, basefmt="k-")
+        cost.stem(along(prunes), rises, basefmt=" ")
+        cost.axhline(0, color="black", lw=0.8)
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
         for layer, points in curves[kind].items():
             x, _, low, middle, high, _ = zip(*points)
             color = colormaps["viridis"](layer / n_layer)
             score.plot(x, middle, "o-", ms=3, color=color, label=f"layer {layer}")
             score.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-        score.set_yscale("log")
+        cost.set_xlim(jumps.get_xlim())
+        score.set(xlim=jumps.get_xlim(), yscale="log")
         score.set_title(f"{kind}: scores at each prune, median and quartiles")
         if len(curves[kind]) > 1:
             score.legend(frameon=False, ncols=math.ceil(n_layer / 8))
@@ -84,25 +96,28 @@ def draw_units(out_dir: Path):
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out_dirs", type=Path, nargs="+", metavar="OUT_DIR")
-    parser.add_argument("--to", type=Path)
-    parser.add_argument("--units", action="store_true", help="the prunes of one run")
-    parser.add_argument("--animate", action="store_true", help="all units, as training goes on")
+    parser.add_argument("out_dirs", type=expanded, nargs="+", metavar="OUT_DIR")
+    parser.add_argument("--to", type=expanded)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--flops", action="store_true", help="over training FLOPs, not tokens")
+    what.add_argument("--units", action="store_true", help="the prunes of one run")
+    what.add_argument("--animate", action="store_true", help="all units, as training goes on")
     args = parser.parse_args(argv)
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
     to = args.to or args.out_dirs[0] / name
     endings = (".gif", ".png") if args.animate else (".png", ".svg")
     if to.suffix not in endings:
         raise UserError(f"--to={to}: must end in {' or '.join(endings)}")
-    if args.units and (args.animate or len(args.out_dirs) > 1):
-        raise UserError("--units takes one OUT_DIR, and no --animate")
+    if args.units and len(args.out_dirs) > 1:
+        raise UserError("--units takes one OUT_DIR")
     if args.animate:
         first, *rest = draw_film(args.out_dirs, moving=to.suffix == ".gif")
         times = [1000, *[7000 // max(1, len(rest))] * (len(rest) - 1), 2000]  # ms
         film = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
         write_whole(to, lambda file: first.save(file, to.suffix[1:], **film if rest else {}))
     else:
-        figure = draw_units(args.out_dirs[0]) if args.units else draw(args.out_dirs)
+        over = "flops" if args.flops else "tokens"
+        figure = draw_units(args.out_dirs[0]) if args.units else draw(args.out_dirs, over)
         write_whole(to, lambda file: figure.savefig(file, format=to.suffix[1:], dpi=130))
     print(to)
 

@@ -11,49 +11,67 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
+from mpmath import betainc  # torch installs it
 
 from run import UserError
 from run.files import write_text
-from tools import command
+from tools import command, expanded
 
 # prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 RUN_COLUMNS = ["arm", "seed", "val_loss", "val_bpb", "params", "tokens", "flops", "seconds"]
 RUN_COLUMNS += ["prune_cost"]
+ANY_SIGN = {"seed", "seconds", "prune_cost"}  # all other numbers are above 0
+FIRST_CELLS = "| arm | seeds | loss, nats/token | bits/byte |"
+
+
+def read_csv(path: Path, columns: list[str] = RUN_COLUMNS) -> list[dict]:
+    """The rows. All but the arm's name are numbers: int where they were written as one. Raises
+    UserError for other columns, for what is no such number, and for a run that comes twice.
+    """
+    rows: list[dict] = []
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = csv.reader(file)
+        try:
+            if next(lines, None) != columns:
+                raise ValueError(f"the columns should be {', '.join(columns)}")
+            for cells in filter(None, lines):
+                row = dict(zip(columns, cells, strict=True))
+                for key, text in list(row.items())[1:]:
+                    value, low = float(text), -math.inf if key in ANY_SIGN else 0
+                    if not low < value < math.inf:
+                        raise ValueError(f"{key}={text}")
+                    row[key] = int(text) if text.isdigit() else value
+                rows.append(row)
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path}: line {lines.line_num}: {error}") from error
+    if len(rows) > sum(map(len, arms_of(rows).values())):
+        raise UserError(f"{path}: a seed of an arm stands there twice")
+    return rows
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The rows of a folder's runs.csv, [] without one. Raises UserError where that or table.md is
+    not of this module: they would be replaced."""
+    made = folder / "table.md"
+    if made.exists() and not made.read_bytes().startswith(FIRST_CELLS.encode()):
+        raise UserError(f"{made}: not a table of tools.compare; move it, or take another folder")
+    runs = folder / "runs.csv"
+    return read_csv(runs) if runs.exists() else []
 
 
 def write(folder: Path, rows: list[dict]) -> None:
-    """runs.csv in the folder, which is made."""
+    """runs.csv in the folder, which is made. Raises UserError where that would lose a run."""
+    kept = {(row["arm"], row["seed"], row["val_loss"]) for row in rows}
+    for arm, seed, loss in ((r["arm"], r["seed"], r["val_loss"]) for r in read_results(folder)):
+        if (arm, seed, loss) not in kept:
+            what = f"holds a run of {arm}, seed {seed}, that is not among these"
+            raise UserError(f"{folder}: {what}; name its arm as well, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     file = io.StringIO()
     writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "runs.csv", file.getvalue())
-
-
-def read_csv(path: Path) -> list[dict]:
-    """The rows. All but the arm's name are numbers: int where they were written as one. Raises
-    UserError for another."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    for number, row in enumerate(rows, 2):
-        try:
-            for key in row.keys() - {"arm"}:
-                row[key] = int(row[key]) if row[key].isdigit() else float(row[key])
-        except (ValueError, AttributeError) as error:  # a text; too few or too many columns
-            raise UserError(f"{path}: line {number}: {error}") from error
-    return rows
-
-
-def two_sided(t: float, df: int) -> float:
-    """The probability that Student's t with df degrees of freedom is at least t away from 0: one
-    minus the integral of its density from -t to t, exact to about 1e-9.
-    """
-    # With x = sqrt(df) tan(a) the density becomes c cos(a)^(df-1), for a up to atan(t / sqrt(df))
-    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    end, middles = math.atan(t / math.sqrt(df)), (np.arange(10_000) + 0.5) / 10_000
-    return max(0.0, 1 - 2 * c * end * np.mean(np.cos(end * middles) ** (df - 1)))
 
 
 def t_test(differences: list[float]) -> float:
@@ -65,7 +83,8 @@ def t_test(differences: list[float]) -> float:
     middle, deviation = mean(differences), stdev(differences)
     if deviation == 0:
         return 1.0 if middle == 0 else 0.0
-    return two_sided(abs(middle) / deviation * math.sqrt(n), n - 1)
+    t, df = middle / deviation * math.sqrt(n), n - 1  # Student's
+    return float(betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
 
 
 def arms_of(rows: list[dict]) -> dict[str, dict[int, dict]]:
@@ -102,12 +121,9 @@ def table(rows: list[dict], reference: str) -> str:
             cells.append(f"{mean(of[key]):{form}}")
         cells += [f"{mean(of['seconds']):.0f}", f"{mean(of['prune_cost']):.3f}"]
         lines.append((mean(pairs) if pairs else math.inf, f"| {' | '.join(cells)} |"))
-    text = [
-        f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
-        "| parameters | tokens | FLOPs | seconds | prunes cost |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(line for _, line in sorted(lines, key=lambda pair: pair[0])),
-    ]
+    others = "| parameters | tokens | FLOPs | seconds | prunes cost |"
+    text = [f"{FIRST_CELLS} minus {reference} (p) {others}", "| --- " * 10 + "|"]
+    text += [line for _, line in sorted(lines, key=lambda pair: pair[0])]
     if all(len(runs) == 1 for runs in by_arm.values()):
         text += ["", "One seed: no difference in this table proves anything."]
     elif len({tuple(sorted(runs)) for runs in by_arm.values()}) > 1:
@@ -117,18 +133,19 @@ def table(rows: list[dict], reference: str) -> str:
 
 def report(folder: Path, reference: str = "idea") -> None:
     """table.md from runs.csv alone."""
-    rows = read_csv(folder / "runs.csv")
+    rows = read_results(folder)
     if reference not in arms_of(rows):
-        raise UserError(f"{folder}: has no arm {reference!r}; it has {', '.join(arms_of(rows))}")
+        there = ", ".join(arms_of(rows)) or "no runs.csv"
+        raise UserError(f"{folder}: has no arm {reference!r}; it has {there}")
     text = table(rows, reference)
-    (folder / "table.md").write_text(text)
+    write_text(folder / "table.md", text)
     print(text)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
     args = parser.parse_args(argv)
     report(args.folder, args.reference)

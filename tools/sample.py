@@ -10,13 +10,12 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data.tokenizer import encode_bytes
-from tools import command, positive
+from tools import command, expanded, number, positive
 from tools.load import Trained, load_trained
 
 
@@ -46,17 +45,16 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out_dir", type=Path)
+    any_number, tokens = number(int, 0), "at most so many for each sample"
+    parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
-    parser.add_argument("--tokens", type=int, default=200, help="at most so many for each sample")
+    parser.add_argument("--tokens", type=any_number, default=200, help=tokens)
     parser.add_argument("--samples", type=positive, default=1)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
-    parser.add_argument("--top_k", type=int, default=50, help="0: all tokens")
-    parser.add_argument("--seed", type=int, default=1)
+    temperature = "0: the likeliest token"
+    parser.add_argument("--temperature", type=number(float, 0), default=0.8, help=temperature)
+    parser.add_argument("--top_k", type=any_number, default=50, help="0: all tokens")
+    parser.add_argument("--seed", type=any_number, default=1)
     args = parser.parse_args(argv)
-    for name in ("tokens", "temperature", "top_k", "seed"):
-        if not 0 <= getattr(args, name) < 2**63:
-            parser.error(f"--{name} must be 0 or more, and less than 2^63")
     trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
     tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]

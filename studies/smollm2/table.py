@@ -120,7 +120,8 @@ def run_row(row: tuple, judge: Callable[[Trained], dict]) -> dict:
 def cut_as_next_step(trained: Trained, c, cut: dict[str, int]) -> None:
     model, state = trained.model, trained.state
     device = model.embed.weight.device
-    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed, Ranks(device))
+    ranks = Ranks(device)
+    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed, ranks.agree, ranks.mean)
     pruner.scores = {name: score.to(device) for name, score in state["scores"].items()}
     data = TokenDataset(c.data_dir, "train", c.context_length)
     batch = data.batch(state["step"] + 1, c.batch_size, c.seed)
