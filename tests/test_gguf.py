@@ -110,14 +110,11 @@ def test_a_file_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch
     with monkeypatch.context() as patched:
         full = Mock(side_effect=OSError("No space left"))
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-        refused(capsys, main, undisturbed, f"--to={to}", words=f"{to}: cannot be written: No space")
+        refused(capsys, main, undisturbed, f"--to={to}", words="run.gguf: cannot.*: No space left")
         patched.setitem(sys.modules, "gguf", None)
-        refused(
-            capsys, main, undisturbed, f"--to={to}", words="needs the package gguf: pip install"
-        )
+        refused(capsys, main, undisturbed, f"--to={to}", words="run.gguf: .*pip install -r")
     assert not list(tmp_path.iterdir())
     assert main([str(undisturbed), f"--to={to}"]) == 0
     before = to.read_bytes()
-    assert read(to)[0]["block_count"] == 2
-    refused(capsys, main, undisturbed, f"--to={to}", words=f"{to}: exists")
+    refused(capsys, main, undisturbed, f"--to={to}", words="run.gguf: exists")
     assert to.read_bytes() == before

@@ -1,7 +1,8 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
 The folder is a plain LlamaForCausalLM, which transformers and what builds on it load without our
-code. Needs: pip install -r requirements-extra.txt
+code. A FOLDER named *.gguf is a file instead, for llama.cpp. Needs: pip install -r
+requirements-extra.txt
 """
 
 import argparse
@@ -67,7 +68,7 @@ def write_folder(trained: Trained, folder: Path) -> None:
 
 
 def export(trained: Trained, folder: Path) -> None:
-    """Write the folder as a whole or not at all. Raises UserError, in one line."""
+    """Write the folder or the file, as a whole or not at all. Raises UserError, in one line."""
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
     try:

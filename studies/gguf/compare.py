@@ -14,12 +14,7 @@ import torch
 from data.prepare import SHIPPED_CORPUS
 from tools.load import load_trained
 
-ODD = [
-    "  two  spaces\n\n\n\tand\r\nline ends ",
-    "I'LL don't 'S x1² 1234567",
-    "<|endoftext|>",
-    "漢字 😀",
-]
+ODD = ["  two  spaces\n\n\tand\r\n", "I'LL don't 1234567 x²", "<|endoftext|>", "漢字 😀"]
 
 
 @torch.no_grad()
@@ -28,14 +23,15 @@ def compare(run: str, texts: list[str], kind: int) -> dict:
     from llama_cpp import Llama
 
     trained, options = load_trained(Path(run)), {"type_k": kind, "type_v": kind, "verbose": False}
+    model, T = trained.model.cpu(), trained.model.config.context_length
     llama = Llama(f"{run}.gguf", n_ctx=0, logits_all=True, **options)
     ids = [llama.tokenize(text.encode(), add_bos=False) for text in texts]
     ours = [trained.tokenizer.encode_ordinary(text) for text in texts]
     pairs = []  # llama.cpp's logits and ours, each (T, vocab_size)
-    for tokens in (tokens[: llama.n_ctx()] for tokens in ids[:1000:100]):
+    for tokens in (tokens[:T] for tokens in ids[:1000:100]):
         llama.reset()
         llama.eval(tokens)
-        logits = trained.model(torch.tensor([tokens]))[0, :, : trained.vocab_size]
+        logits = model(torch.tensor([tokens]))[0, :, : trained.vocab_size]
         pairs.append((torch.tensor(llama.scores[: len(tokens)]), logits))
     found = {"lines": len(ids), "equal_ids": sum(a == b for a, b in zip(ids, ours))}
     found["positions"] = sum(len(a) for a, b in pairs)
