@@ -1,4 +1,4 @@
-"""Ids and logits of RUN.gguf in llama.cpp against RUN in ours: python -m studies.gguf.compare RUN
+"""Ids and logits of RUN.gguf in llama.cpp, and of RUN in ours: -m studies.gguf.compare RUN ...
 
 Needs the package llama-cpp-python. Ids are those of 1,000 lines from all over the shipped corpus
 and of four odd ones; logits those of ten lines, at every position.
@@ -7,6 +7,7 @@ and of four odd ones; logits those of ten lines, at every position.
 import json
 import lzma
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -45,6 +46,6 @@ def compare(run: str, texts: list[str], kind: int) -> dict:
 if __name__ == "__main__":
     speeches = map(json.loads, lzma.decompress(SHIPPED_CORPUS.read_bytes()).splitlines())
     lines = [line for speech in speeches for line in speech["text"].split("\n") if line.strip()]
-    for kind, name in enumerate(("float32", "float16")):
-        found = compare(sys.argv[1], lines[:: len(lines) // 1000][:1000] + ODD, kind)
-        print(json.dumps({"run": sys.argv[1], "cache": name} | found))
+    for run, kind in product(sys.argv[1:], (0, 1)):
+        found = compare(run, lines[:: len(lines) // 1000][:1000] + ODD, kind)
+        print(json.dumps({"run": run, "cache": ("float32", "float16")[kind]} | found))
