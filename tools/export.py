@@ -1,7 +1,8 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
 The folder is a plain LlamaForCausalLM, which transformers and what builds on it load without our
-code. Needs: pip install -r requirements-extra.txt
+code. A FOLDER named *.gguf is a file instead, for llama.cpp. Needs: pip install -r
+requirements-extra.txt
 """
 
 import argparse
@@ -12,27 +13,21 @@ from pathlib import Path
 
 import tiktoken
 
-from data.tokenizer import CHARACTER, END_OF_TEXT, tokenizer_files
+from data.tokenizer import END_OF_TEXT, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import need_transformers, one_line, to_llama
 from tools import command, expanded
 from tools.load import Trained, load_trained
+from tools.to_gguf import spell_merges, write_gguf
 
 
 def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
-    """The same vocabulary with the same ids. tiktoken merges the pair that makes the token of the
-    lowest rank. So each pair that makes a token is a merge here, in the order of the ranks.
-    """
+    """The same vocabulary with the same ids."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
-    spelled = {token: "".join(CHARACTER[byte] for byte in token) for token in tokens}
-    merges = []
-    for token in tokens:
-        halves = ((token[:i], token[i:]) for i in range(1, len(token)))
-        merges += [(spelled[a], spelled[b]) for a, b in halves if a in spelled and b in spelled]
-    vocab = {spelled[token]: i for i, token in enumerate(tokens)}
+    tokens, merges = spell_merges(encoding)
+    vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(encoding._pat_str), "isolated"),
@@ -73,13 +68,14 @@ def write_folder(trained: Trained, folder: Path) -> None:
 
 
 def export(trained: Trained, folder: Path) -> None:
-    """Write the folder as a whole or not at all. Raises UserError, in one line."""
+    """Write the folder or the file, as a whole or not at all. Raises UserError, in one line."""
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
-            write_folder(trained, Path(aside) / folder.name)
+            write = write_gguf if folder.suffix == ".gguf" else write_folder
+            write(trained, Path(aside) / folder.name)
             (Path(aside) / folder.name).rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
         raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
@@ -89,11 +85,13 @@ def export(trained: Trained, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
-    parser.add_argument("--to", type=expanded, required=True, help="the folder to make")
+    parser.add_argument(
+        "--to", type=expanded, required=True, help="a folder, or a file named *.gguf"
+    )
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     export(trained, args.to)
-    print(f"{args.to}: LlamaForCausalLM, {n_parameters(trained.model.config):,} parameters")
+    print(f"{args.to}: a Llama of {n_parameters(trained.model.config):,} parameters")
 
 
 if __name__ == "__main__":
