@@ -5,6 +5,7 @@ python -m experiments.limited.make data/sotu --tokens=172512 --to=data/sotu_3
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -13,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.loader import TokenDataset
-from data.prepare import SHARD_TOKENS, prepare_shipped
-from data.shards import Split
+from data.prepare import prepare_shipped
 from tools import command
 
 
@@ -39,10 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     shutil.copytree(args.folder, args.to)
     count = int((part == train.end_of_text).sum())
     size = round(len(part) * train.bytes / train.tokens)  # about
-    counts = {"tokens": 0, "bytes": size, "documents": count}
-    split = Split(args.to, "train", counts, SHARD_TOKENS, part.itemsize)  # removes the old file
-    split.write(part)
-    meta["train"] = split.meta()
+    (args.to / "train_000.bin").write_bytes(part)
+    shard = {"file": "train_000.bin", "tokens": len(part)}
+    shard["sha256"] = hashlib.sha256(part).hexdigest()
+    counts = {"tokens": len(part), "bytes": size, "documents": count}
+    meta["train"] = counts | {"shards": [shard]}
     (args.to / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"{args.to}: {len(part):,} tokens of {train.tokens:,}, {count:,} documents")
 
