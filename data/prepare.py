@@ -144,7 +144,8 @@ def _lock(part: Path, out: Path) -> Iterator[None]:
     except OSError:  # some network disks have no locks; there, filelock before 3.30 waits for ever
         pass
     try:
-        if out.exists():
+        if out.exists():  # by now
+            shutil.rmtree(part, ignore_errors=True)
             raise DataError(exists)
         yield
     finally:

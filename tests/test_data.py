@@ -2,6 +2,7 @@
 folders that appear as a whole, and one line for whatever is wrong."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
@@ -111,6 +112,25 @@ def test_a_rank_file_in_which_some_text_has_no_tokens_is_refused(tmp_path, ranks
         load_tokenizer(str(tmp_path / "ranks"))
 
 
+@pytest.mark.parametrize(
+    "config, last, words",
+    [
+        ([1], 1, "cannot read its"),
+        ({"eos_token": ["</s>"]}, 1, "nothing ends a text"),
+        ({"eos_token": 1}, 1, "nothing ends a text"),
+        ({"eos_token": {"id": 1}}, 1, "cannot read its"),
+        ({"eos_token": "</s>"}, 4_000_000_000, "token id of 4,000,000,000"),
+    ],
+)
+def test_an_odd_hugging_face_tokenizer_is_refused_in_one_line(tmp_path, config, last, words):
+    pytest.importorskip("tokenizers")
+    model = {"type": "WordLevel", "vocab": {"1": 0, "</s>": last}, "unk_token": "1"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 1 / 3, 0.5, 0.9])
 def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
     for items in (1, 7, 100, 12345):
@@ -125,14 +145,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Each file is a task, and they are done one after the other, unless cores are given."""
-
-    def cores(number: int) -> None:
-        monkeypatch.setattr(os, "cpu_count", lambda: number)
-
+    """Each file is a task, and they are done one after the other."""
     monkeypatch.setattr(data.prepare, "TASK_BYTES", 1)
-    cores(1)
-    return cores
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -228,7 +243,7 @@ def test_an_input_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch, cap
         return scandir(path)
 
     with monkeypatch.context() as patch:  # root may read all folders
-        patch.setattr(os, "scandir", refuse)
+        patch.setattr("os.scandir", refuse)
         refused(capsys, main, *arguments, words="locked: cannot be read: Permission denied")
     if os.name == "posix":  # elsewhere, not everyone may make a link
         (folder / "gone.jsonl").symlink_to("nowhere")
@@ -334,13 +349,20 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_bytes(tmp_path):
     assert contents(tmp_path / "late") == contents(tmp_path / "whole")
 
 
-def test_any_number_of_processes_gives_the_same_bytes(tmp_path, small_tasks):
+def start(cores: int, source: Path, out: Path) -> subprocess.Popen:
+    """data.prepare, with a task for each file."""
+    script = f"import os, sys, data.prepare as p; p.TASK_BYTES, os.cpu_count = 1, lambda: {cores}"
+    command = [sys.executable, "-c", f"{script}; sys.exit(p.main())", f"--input={source}"]
+    command += ["--tokenizer=shipped", f"--out={out}"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     for i in range(3):
         write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(40)])
-    prepare([tmp_path], "shipped", tmp_path / "one")
-    small_tasks(2)
-    prepare([tmp_path], "shipped", tmp_path / "two")
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    for cores in (1, 2):
+        assert start(cores, tmp_path, tmp_path / str(cores)).communicate() == (None, b"")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
@@ -349,10 +371,7 @@ def test_a_worker_ends_with_the_main_process(tmp_path, number):
     """In the middle of a file."""
     write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     os.mkfifo(tmp_path / "b.jsonl")
-    script = "import os, sys, data.prepare as p; p.TASK_BYTES, os.cpu_count = 1, lambda: 2"
-    command = [sys.executable, "-c", f"{script}; sys.exit(p.main())", f"--input={tmp_path}"]
-    command += ["--tokenizer=shipped", f"--out={tmp_path / 'out'}"]
-    main = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    main = start(2, tmp_path, tmp_path / "out")
     line = json.dumps({"text": "some text " * 1000}).encode() + b"\n"
     with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
         pipe.write(line)  # a worker reads
@@ -367,20 +386,21 @@ def test_an_error_in_a_task_loses_no_text(tmp_path, monkeypatch, small_tasks):
     for i in range(3):
         write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(40)])
     prepare([tmp_path], "shipped", tmp_path / "whole")
-    encode, calls = data.prepare.encode_to_numpy, []
+    encode, errors = data.prepare.encode_to_numpy, {b"some text, 0, 3", b"some text, 2, 39"}
 
-    def failing(*arguments):
-        calls.append(None)
-        if len(calls) in (4, 60, 110):
+    def failing(encoding, text):
+        if text in errors:
+            errors.remove(text)
             raise OSError(28, "No space left on device")
-        return encode(*arguments)
+        return encode(encoding, text)
 
     monkeypatch.setattr(data.prepare, "encode_to_numpy", failing)
-    for _ in range(3):
-        with pytest.raises(DataError, match=r"\A.*cannot be written: No space left.*\Z"):
+    with pytest.raises(DataError, match=r"\A.*cannot be written: No space left.*\Z"):
+        prepare([tmp_path], "shipped", tmp_path / "out")
+    while not (tmp_path / "out").exists():
+        with contextlib.suppress(DataError):
             prepare([tmp_path], "shipped", tmp_path / "out")
-    prepare([tmp_path], "shipped", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not errors and contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
@@ -437,7 +457,6 @@ def test_a_second_process_waits_for_the_first(tmp_path, made):
         assert "waiting, as another process makes it" in second.stderr.readline()
         if made:
             out.mkdir()
-            shutil.rmtree(tmp_path / ".out.part")
     assert ("exists; remove it" in second.communicate()[1]) == made
     assert second.returncode == (2 if made else 0)
     assert not (tmp_path / ".out.part").exists()
