@@ -213,9 +213,10 @@ class Task:
                     split = int(is_validation(items, self.val_fraction))
                     items += 1
                     tokens = encode_to_numpy(encoding, text).astype(self.dtype)
-                    tokens = np.append(tokens, end) if ends_document else tokens
                     (train, val)[split].write(tokens)
-                    counts[split][0] += len(tokens)
+                    if ends_document:
+                        (train, val)[split].write(end)
+                    counts[split][0] += len(tokens) + ends_document
                     counts[split][1] += len(text)
                     counts[split][2] += ends_document
                     written = counts[0][0] + counts[1][0]
