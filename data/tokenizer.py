@@ -14,6 +14,7 @@ import tiktoken
 from data import DataError
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_TOKENS = 2**21  # twice as many as any known vocabulary has
 SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"
 
 # Text is cut into pieces by this pattern, then byte pairs are merged inside each piece. It is the
@@ -66,19 +67,22 @@ class FolderTokenizer:
 
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             named = json.loads(settings.read_bytes()) if settings.is_file() else {}
+            eos = named.get("eos_token")  # a string or, from transformers 4, an object
+            eos = eos["content"] if isinstance(eos, dict) else eos
         except ImportError:
             way = "pip install -r requirements-extra.txt"
             raise DataError(f"{where}: needs the package tokenizers: {way}") from None
         except Exception as error:  # the package has no class of its own
-            raise DataError(f"{where}: cannot read its tokenizer.json: {error}") from None
+            what = "cannot read its tokenizer.json or tokenizer_config.json"
+            raise DataError(f"{where}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab()
-        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values()) + 1
-        eos = named.get("eos_token")  # a string or, from transformers 4, an object
-        eos = eos["content"] if isinstance(eos, dict) else eos
-        self.eot_token = vocab.get(END_OF_TEXT, vocab.get(eos))
+        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values(), default=0) + 1
+        if self.n_vocab > MOST_TOKENS:
+            raise DataError(f"{where}: has a token id of {self.n_vocab - 1:,}, a gap in its ids")
+        self.eot_token = vocab.get(END_OF_TEXT, vocab.get(eos) if isinstance(eos, str) else None)
         if self.eot_token is None:
             what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
             raise DataError(f"{where}: nothing ends a text: {what}")

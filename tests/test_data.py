@@ -3,13 +3,14 @@ folders that appear as a whole, and one line for whatever is wrong."""
 
 import base64
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
 import lzma
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
+from filelock import FileLock
+from helpers import refused
 
 import data.prepare
 import data.text
@@ -27,7 +29,7 @@ from data.bigram import bigram_loss
 from data.loader import TokenDataset
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare
 from data.text import read_items
-from data.tokenizer import _BLOCK, END_OF_TEXT, encode_bytes, load_tokenizer
+from data.tokenizer import _BLOCK, END_OF_TEXT, SHIPPED_RANKS, encode_bytes, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TOKEN_BYTES = "token_bytes.bin"
@@ -110,6 +112,25 @@ def test_a_rank_file_in_which_some_text_has_no_tokens_is_refused(tmp_path, ranks
         load_tokenizer(str(tmp_path / "ranks"))
 
 
+@pytest.mark.parametrize(
+    "config, last, words",
+    [
+        ([1], 1, "cannot read its"),
+        ({"eos_token": ["</s>"]}, 1, "nothing ends a text"),
+        ({"eos_token": 1}, 1, "nothing ends a text"),
+        ({"eos_token": {"id": 1}}, 1, "cannot read its"),
+        ({"eos_token": "</s>"}, 4_000_000_000, "token id of 4,000,000,000"),
+    ],
+)
+def test_an_odd_hugging_face_tokenizer_is_refused_in_one_line(tmp_path, config, last, words):
+    pytest.importorskip("tokenizers")
+    model = {"type": "WordLevel", "vocab": {"1": 0, "</s>": last}, "unk_token": "1"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 1 / 3, 0.5, 0.9])
 def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
     for items in (1, 7, 100, 12345):
@@ -118,17 +139,27 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
         assert len(held_out) < 2 or np.ptp(np.diff(held_out)) <= 1
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Each file is a task, and they are done one after the other."""
+    monkeypatch.setattr(data.prepare, "TASK_BYTES", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_documents_come_back_however_the_work_is_cut(tmp_path, monkeypatch, pairs, dtype):
-    monkeypatch.setattr(data.prepare, "BATCH_BYTES", 100)
+def test_documents_come_back_however_the_work_is_cut(tmp_path, small_tasks, pairs, dtype):
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
-    source, out = write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out"
-    meta = prepare([source], tokenizer, out, shard_tokens=150)
+    files = [write_jsonl(tmp_path / name, texts) for name in ("a.jsonl", "b.jsonl")]
+    meta = prepare(files, tokenizer, out := tmp_path / "out", shard_tokens=150)
     for split, held_out in (("train", False), ("val", True)):
         dataset, tokens = TokenDataset(out, split, 4), read_tokens(out, split)
         kept = [text for i, text in enumerate(texts) if is_validation(i, 0.05) == held_out]
-        kept = [text.encode("utf-8", "surrogatepass") for text in kept]
+        kept = [text.encode("utf-8", "surrogatepass") for text in kept * 2]
         encoding = load_tokenizer(dataset.tokenizer)
         documents = [[*encode_bytes(encoding, text), encoding.eot_token] for text in kept]
         assert tokens == sum(documents, []) and meta[split]["documents"] == len(kept)
@@ -162,7 +193,7 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
     monkeypatch.setattr(data.text, "PART_BYTES", 5)
     for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
         (tmp_path / "a.txt").write_bytes(text)
-        parts = [part for part, _ in read_items(tmp_path / "a.txt", "text", tqdm(disable=True))]
+        parts = [part for part, _, _ in read_items(tmp_path / "a.txt", "text")]
         assert b"".join(parts) == text and max(map(len, parts)) <= 13
         assert text[0] == 0x80 or all(part.decode() for part in parts)
 
@@ -177,11 +208,13 @@ BAD = [  # file, content, words of the message or a wrong argument
     ("a.txt.xz", b"plain text", "to its end"),
     ("a.jsonl", GOOD, "--input=missing.txt"),
     ("a.jsonl", GOOD, "--input=*.parquet"),
+    ("a.jsonl", GOOD, "--input="),  # not the current folder
     ("a.jsonl", GOOD, "--key=body"),
     ("a.jsonl", GOOD, "--tokenizer=gpt5"),
     ("a.jsonl", GOOD, "--out=a.jsonl/out"),
     ("a.jsonl", GOOD, "--val-fraction=nan"),
     ("a.jsonl", GOOD, "--out=."),
+    (".out.part", b"a file of the user", "cannot be written"),
 ]
 
 
@@ -189,12 +222,32 @@ BAD = [  # file, content, words of the message or a wrong argument
 def test_what_cannot_be_prepared_is_one_line_and_no_folder(tmp_path, monkeypatch, capsys, bad):
     name, content, problem = bad
     monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
+    arguments = ["--input", name if name[0] == "a" else "a.jsonl", "--tokenizer=shipped"]
     argument = problem if problem.startswith("--") else "--out=out"
-    assert main([f"--input={name}", "--tokenizer=shipped", "--out=out", argument]) == 2
-    stderr = capsys.readouterr().err
-    assert problem.split("=")[-1] in stderr
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and not Path("out").exists()
+    words = re.escape(problem.split("=")[-1])
+    refused(capsys, main, *arguments, "--out=out", argument, words=rf"\Aerror: .*{words}")
+    assert not Path("out").exists() and Path(name).read_bytes() == content
+
+
+def test_an_input_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch, capsys):
+    (folder := tmp_path / "in" / "locked").mkdir(parents=True)
+    write_jsonl(tmp_path / "in" / "a.jsonl", ["some text"] * 40)
+    arguments = [f"--input={tmp_path / 'in'}", "--tokenizer=shipped", f"--out={tmp_path / 'out'}"]
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:  # root may read all folders
+        patch.setattr("os.scandir", refuse)
+        refused(capsys, main, *arguments, words="locked: cannot be read: Permission denied")
+    if os.name == "posix":  # elsewhere, not everyone may make a link
+        (folder / "gone.jsonl").symlink_to("nowhere")
+        refused(capsys, main, *arguments, words="gone.jsonl: cannot be read: No such file")
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
@@ -203,6 +256,15 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     with pytest.raises(DataError, match="exists; remove it"):
         prepare([source], "shipped", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "thesis.tex"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
+    (tmp_path / "ranks").write_bytes(SHIPPED_RANKS.read_bytes())
+    assert main(["--input=~/a.jsonl", "--tokenizer=~/ranks", "--out=~/out"]) == 0
+    assert (tmp_path / "out" / "meta.json").exists()
 
 
 def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, monkeypatch, capsys):
@@ -234,95 +296,128 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, monkeypatch, capsys):
         prepare([folder / "b.jsonl.zst"], "shipped", tmp_path / "x")
 
 
-# argv: how many writes until the signal, the signal, the arguments of data.prepare
+# argv: at which step it is stopped and how, the arguments of data.prepare
 STOPPED = """
-import os, sys, data.prepare as p
+import os, shutil, signal, sys, data.prepare as p
 def counted(function):
-    def call(*args):
+    def call(*arguments, **more):
         global left
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), number)
-        return function(*args)
+            signal.raise_signal(signal.SIGINT) if how == "Ctrl-C" else os._exit(9)
+        return function(*arguments, **more)
     return call
-left, number = map(int, sys.argv[1:3])
-p.BATCH_BYTES, shard_tokens = 500, 400
-if sys.argv[-1].endswith("/workers"):
-    p.WORKER_BYTES, os.cpu_count = 1, lambda: 2
-p.prepare.__defaults__ = (p.VAL_FRACTION, shard_tokens, "text")
-p.Split.write, os.replace, os.rename = map(counted, (p.Split.write, os.replace, os.rename))
+left, how = int(sys.argv[1]), sys.argv[2]
+p.TASK_BYTES, p.REPORT_TOKENS, os.cpu_count = 1, 1, lambda: 1
+p.prepare.__defaults__ = (p.VAL_FRACTION, 100, "text")  # shard_tokens
+p.encode_to_numpy, p.np.memmap = counted(p.encode_to_numpy), counted(p.np.memmap)
+os.rename, shutil.rmtree = counted(os.rename), counted(shutil.rmtree)
 read = p.read_items
 p.read_items = lambda path, *more: print(path.name, flush=True) or read(path, *more)
-sys.exit(p.main(sys.argv[3:]))
+code = p.main(sys.argv[3:])
+print("steps", -left)
+sys.exit(code)
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_killed_anywhere_the_same_command_ends_in_the_same_bytes(tmp_path):
     for i in range(4):
-        write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(100)])
+        write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(12)])
 
-    def stopped(out: str, writes: int, number: int = signal.SIGKILL) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", STOPPED, str(writes), str(int(number))]
-        command += [f"--input={tmp_path}", "--tokenizer=shipped", f"--out={tmp_path / out}"]
+    def stopped(out: str, step: int, how: str = "kill") -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", STOPPED, str(step), how, f"--input={tmp_path}"]
+        command += ["--tokenizer=shipped", f"--out={tmp_path / out}"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    assert stopped("whole", 0).returncode == 0
-    done = stopped("out", 3, signal.SIGINT)
+    whole = stopped("whole", 0)
+    assert whole.returncode == 0
+    done = stopped("Ctrl-C", 3, "Ctrl-C")
     assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on\n")
-    writes, read = 1, []
+    step, read = 1, []
     while not (tmp_path / "out").exists():
-        done = stopped("out", writes)
-        assert done.returncode == 0 if (tmp_path / "out").exists() else done.returncode == -9
-        read.append(done.stdout.split()[:1])
-        writes += 4
+        done = stopped("out", step)
+        assert done.returncode == 0 if (tmp_path / "out").exists() else done.returncode == 9
+        read += done.stdout.split()[:1]
+        step += 6
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert not list(tmp_path.glob(".*")) and len(contents(tmp_path / "out")) > 5
-    assert read[0] == ["0.jsonl"] < read[-1] and len(read) > 5  # what is done is not read again
-    # Two processes hold its output, too: it is read to its end when they have ended
-    assert stopped("workers", 3).returncode == -9
-    assert stopped("workers", 0).returncode == 0
-    assert contents(tmp_path / "workers") == contents(tmp_path / "whole")
+    assert not (tmp_path / ".out.part").exists() and len(contents(tmp_path / "out")) > 5
+    assert read[0] == "0.jsonl" < read[-1] and len(read) > 5  # what is done is not read again
+    steps = int(whole.stdout.split()[-1])  # the last one removes the pieces
+    assert stopped("late", steps).returncode == 9 and (tmp_path / ".late.part").exists()
+    shutil.rmtree(tmp_path / "late")
+    assert stopped("late", 0).stdout.startswith("train:")  # nothing is read again
+    assert contents(tmp_path / "late") == contents(tmp_path / "whole")
 
 
-def test_an_error_of_a_worker_loses_no_text(tmp_path, monkeypatch):
-    """Whichever batch it comes to; the files behind it must not count as done."""
+def start(cores: int, source: Path, out: Path) -> subprocess.Popen:
+    """data.prepare, with a task for each file."""
+    script = f"import os, sys, data.prepare as p; p.TASK_BYTES, os.cpu_count = 1, lambda: {cores}"
+    command = [sys.executable, "-c", f"{script}; sys.exit(p.main())", f"--input={source}"]
+    command += ["--tokenizer=shipped", f"--out={out}"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     for i in range(3):
         write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(40)])
-    monkeypatch.setattr(data.prepare, "BATCH_BYTES", 200)
+    for cores in (1, 2):
+        assert start(cores, tmp_path, tmp_path / str(cores)).communicate() == (None, b"")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
+def test_a_worker_ends_with_the_main_process(tmp_path, number):
+    """In the middle of a file."""
+    write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
+    os.mkfifo(tmp_path / "b.jsonl")
+    main = start(2, tmp_path, tmp_path / "out")
+    line = json.dumps({"text": "some text " * 1000}).encode() + b"\n"
+    with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
+        pipe.write(line)  # a worker reads
+        main.send_signal(getattr(signal, number))
+        while True:
+            pipe.write(line)
+    assert (b"goes on" in main.communicate()[1]) == (number == "SIGINT")
+
+
+def test_an_error_in_a_task_loses_no_text(tmp_path, monkeypatch, small_tasks):
+    """Whichever document it comes to; what is behind it must not count as done."""
+    for i in range(3):
+        write_jsonl(tmp_path / f"{i}.jsonl", [f"some text, {i}, {j}" for j in range(40)])
     prepare([tmp_path], "shipped", tmp_path / "whole")
-    encode, calls = data.prepare._encode, []
+    encode, errors = data.prepare.encode_to_numpy, {b"some text, 0, 3", b"some text, 2, 39"}
 
-    def failing(*arguments):
-        calls.append(None)
-        if len(calls) in (4, 9):
-            raise DataError("a worker cannot read the tokenizer")
-        return encode(*arguments)
+    def failing(encoding, text):
+        if text in errors:
+            errors.remove(text)
+            raise OSError(28, "No space left on device")
+        return encode(encoding, text)
 
-    monkeypatch.setattr(data.prepare, "_encode", failing)
+    monkeypatch.setattr(data.prepare, "encode_to_numpy", failing)
+    with pytest.raises(DataError, match=r"\A.*cannot be written: No space left.*\Z"):
+        prepare([tmp_path], "shipped", tmp_path / "out")
     while not (tmp_path / "out").exists():
         with contextlib.suppress(DataError):
             prepare([tmp_path], "shipped", tmp_path / "out")
-    assert len(calls) > 9 and contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not errors and contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     """Each of its workers would run it again, and wait for itself."""
-    write_jsonl(tmp_path / "a.jsonl", [f"some text, {j}" for j in range(100)])
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [f"some text, {j}" for j in range(100)])
     script = tmp_path / "script.py"
     script.write_text(
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.cpu_count = lambda: 2\n"
-        "import data.prepare as p; from pathlib import Path; p.WORKER_BYTES = 1\n"
-        f"here = Path({str(tmp_path)!r})\np.prepare([here / 'a.jsonl'], 'shipped', here / 'out')\n"
+        "import data.prepare as p; from pathlib import Path; p.TASK_BYTES = 1\n"
+        f"here = Path({str(tmp_path)!r})\np.prepare([here], 'shipped', here / 'out')\n"
     )
     error = subprocess.run([sys.executable, script], capture_output=True, text=True).stderr
     assert 'needs: if __name__ == "__main__":' in error
 
 
-def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path):
+def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path, small_tasks):
     write_jsonl(first := tmp_path / "a.jsonl", ["some text"] * 40)
     (second := tmp_path / "b.jsonl").write_text("damaged")
     arguments = ([first, second], "shipped", out := tmp_path / "out")
@@ -339,6 +434,12 @@ def test_an_input_may_be_mended_but_one_that_was_read_may_not_change(tmp_path):
         prepare(*arguments)
     os.utime(first, ns=times)
     write_jsonl(second, ["another"] * 40)
+    for name, content in (("counts", b""), ("counts", bytes(99)), ("train", b"cut short")):
+        [piece] = tmp_path.glob(".out.part/0*")
+        (piece / name).write_bytes(content)
+        with pytest.raises(DataError, match=r"\A.*is damaged; remove it, and the same.*\Z"):
+            prepare(*arguments)
+    shutil.rmtree(piece)
     prepare(*arguments)
     prepare(*arguments[:2], tmp_path / "at once")
     assert contents(out) == contents(tmp_path / "at once")
@@ -349,8 +450,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, made):
     source, out = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40), tmp_path / "out"
     (tmp_path / ".out.part").mkdir()
     command = [sys.executable, "-m", "data.prepare", f"--input={source}", f"--out={out}"]
-    with (tmp_path / ".out.part" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".out.part" / "lock"):
         second = subprocess.Popen(
             [*command, "--tokenizer=shipped"], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
@@ -359,13 +459,19 @@ def test_a_second_process_waits_for_the_first(tmp_path, made):
             out.mkdir()
     assert ("exists; remove it" in second.communicate()[1]) == made
     assert second.returncode == (2 if made else 0)
+    assert not (tmp_path / ".out.part").exists()
 
 
-@pytest.mark.parametrize("cores", [1, 3])
-def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch, cores):
+def test_a_disk_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    prepare([write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)], "shipped", tmp_path / "out")
+
+
+def test_the_shipped_tokens_stay_as_they_are_whoever_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(data.prepare, "WORKER_BYTES", 1)
     lock = data.prepare._lock  # another process is faster
 
     def faster(part, out):
