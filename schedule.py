@@ -89,7 +89,7 @@ class Schedule:
         if self.window is None:
             return []
         opens, closes = self.window
-        due = [*range(opens + self.prune_every, closes, self.prune_every), closes]
+        due = [*range(opens, closes, self.prune_every), closes]
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:
