@@ -28,7 +28,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     (tmp_path / "book.txt").write_text("Fellow citizens of the Senate. " * 22_000)
     (tmp_path / "data/corpus").mkdir(parents=True)
     with lzma.open(tmp_path / "data/corpus/sotu.jsonl.xz", "wt") as file:
-        file.write('{"text": "' + "My fellow citizens. " * 2000 + '"}\n')
+        file.write('{"text": "My fellow citizens of the Senate and the House."}\n' * 4000)
     monkeypatch.chdir(tmp_path)
     assert len(commands(README)) >= 12
     # The open model last: what the README exports stands in for its download
