@@ -102,7 +102,6 @@ def train(c: Config) -> int:
         load_optimizers(optimizers, model, saved)
         pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
     del saved  # as large as the model and its moments
-    ranks.check_weights(model)
     compiled = machine.choose_compile(c, device, plan.flops())
     if compiled:
         machine.compile_blocks(model, schedule.widths)
@@ -121,7 +120,7 @@ def train(c: Config) -> int:
         (0 * loss).backward()
 
     compiled = compiled and machine.keep_compiled(model, pass_of_nothing, ranks)
-    forward = ranks.wrap(model, pass_of_nothing)  # for training steps: DDP, if there are ranks
+    forward = ranks.wrap(model, pass_of_nothing)  # for training: DDP, where there are several ranks
 
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
@@ -155,7 +154,6 @@ def train(c: Config) -> int:
                 after = validate(plan.tokens_per_step)
                 report.prune(step, kind, before, after, record)
                 before = after
-            ranks.check_weights(model)
             del forward  # DDP, with the old parameters and their gradients
             forward = ranks.wrap(model, pass_of_nothing)
 
@@ -192,10 +190,9 @@ def train(c: Config) -> int:
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(c.eval_tokens)
             report.eval(step, val_loss)
-        if step % c.save_every == 0 or step == last or stopping:
-            report.save_checkpoint(
-                step, model, optimizers, pruner.scores, must=step == last or stopping
-            )
+        must_save = step == last or bool(stopping)
+        if step % c.save_every == 0 or must_save:
+            report.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
         if stopping:
             break
 

@@ -82,6 +82,7 @@ class Ranks:
     def wrap(self, model: nn.Module, first_pass: Callable[[nn.Module], None]) -> nn.Module:
         """The model; under torchrun, in a DistributedDataParallel, whose backward pass averages the
         gradients over the ranks. Wrap it anew after a prune: DDP holds the parameters of now.
+        Raises UserError where the ranks hold different weights: they would train no model at all.
 
         first_pass: a forward and a backward pass through what it is given. After a first backward
         pass, DDP sorts its buckets by the order in which gradients came. Then a resumed run adds
@@ -90,6 +91,11 @@ class Ranks:
         """
         if not self.launched:
             return model
+        bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
+        if not self.alike(torch.stack(bits)).all():
+            way = "--resume goes on from the last checkpoint"
+            cause = "Should it happen again, a GPU or the network may be faulty"
+            raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
         model.zero_grad()  # frees the old buckets
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
@@ -98,7 +104,7 @@ class Ranks:
             wrapped = DistributedDataParallel(
                 model,
                 broadcast_buffers=False,  # the model's buffers are constants
-                init_sync=False,  # all ranks have the same weights: see check_weights()
+                init_sync=False,  # all ranks have the same weights
                 gradient_as_bucket_view=True,
             )
         first_pass(wrapped)
@@ -124,14 +130,6 @@ class Ranks:
             if not same:
                 way = "give all of them one command, and out_dir, data and teacher that they share"
                 raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
-
-    def check_weights(self, model: nn.Module) -> None:
-        """Raises UserError if the ranks' weights differ: they would train no model at all."""
-        bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
-        if self.launched and not self.alike(torch.stack(bits)).all():
-            way = "--resume goes on from the last checkpoint"
-            cause = "Should it happen again, a GPU or the network may be faulty"
-            raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
 
 
 def leave_ranks() -> None:
