@@ -89,6 +89,7 @@ POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model 
 MAX_PRUNES = 100_000
 MAX_CONTEXT = 2**20  # positions; each takes memory, even where no token comes
 AT_MOST = {"min_lr_fraction": 1, "teacher_weight": 1, "context_length": MAX_CONTEXT}
+AT_MOST |= {"n_layer": 10_000}  # more take for ever to build, before memory runs out
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
 
 

@@ -72,7 +72,7 @@ BAD = {
     "no room for one data window": (["--context_length=1000000"], ["context_length", "tokens"]),
     "more positions than memory": (["--context_length=9000000"], ["context_length", "1048576"]),
     "more prunes than can be planned": (["--max_steps=9000000000"], ["prune_every=20", "100,000"]),
-    "more layers than memory": (["--n_layer=9000000000000"], ["GiB of memory"]),
+    "more layers than can be built": (["--n_layer=9000000000000"], ["n_layer", "at most 10000"]),
     "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
     "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),
     "larger than any seed": (["--seed=100000000000000000000"], ["seed", "2^63"]),
