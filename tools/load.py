@@ -15,8 +15,6 @@ from run.config import Config, take_shape
 from run.cost import Plan, make_plan
 from run.hugging_face import load_folder
 
-MOST = 1_000_000  # more would take a plan minutes, or for ever
-
 
 @dataclass
 class Trained:
@@ -58,9 +56,6 @@ def load_trained(path: Path) -> Trained:
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
-    if max(c.max_steps / c.prune_every, c.batch_size) > MOST:
-        sizes = f"max_steps={c.max_steps}, prune_every={c.prune_every}, batch_size={c.batch_size}"
-        raise UserError(f"{sizes}: a plan has at most {MOST:,} prunes, and sequences in a step")
     prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
     if shape:

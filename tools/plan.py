@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from model import GPTConfig
+from run import UserError
 from run.config import Config, check_ranks, micro_batch
 from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
 from run.read_config import load_config
@@ -28,6 +29,7 @@ GPUS = {
     "4090": (165e12, 24e9),
 }
 
+MOST_SEQUENCES = 1_000_000  # `fit` tries every way to share them out
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
@@ -44,8 +46,10 @@ def fit(c: Config, plan: Plan, shape: GPTConfig, gpus: int, room: float) -> tupl
 
 
 def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
-    """The answer in Markdown. Raises UserError where the batch does not divide."""
+    """The answer in Markdown. Raises UserError where the batch does not divide, or is absurd."""
     check_ranks(c, gpus)
+    if c.batch_size > MOST_SEQUENCES:
+        raise UserError(f"batch_size={c.batch_size}: a plan has at most {MOST_SEQUENCES:,}")
     peak, capacity = GPUS[gpu]
     tokens, last = plan.tokens_per_step, c.max_steps
     taught = {"teacher FLOPs": lambda shape: tokens * plan.teacher_flops} if plan.teacher else {}

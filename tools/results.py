@@ -24,18 +24,18 @@ ANY_SIGN = {"seed", "seconds", "prune_cost"}  # all other numbers are above 0
 FIRST_CELLS = "| arm | seeds | loss, nats/token | bits/byte |"
 
 
-def read_csv(path: Path, columns: list[str] = RUN_COLUMNS) -> list[dict]:
-    """The rows. All but the arm's name are numbers: int where they were written as one. Raises
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a runs.csv. All but the arm's name are numbers: int where written as one. Raises
     UserError for other columns, for what is no such number, and for a run that comes twice.
     """
     rows: list[dict] = []
     with open(path, newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         try:
-            if next(lines, None) != columns:
-                raise ValueError(f"the columns should be {', '.join(columns)}")
+            if next(lines, None) != RUN_COLUMNS:
+                raise ValueError(f"the columns should be {', '.join(RUN_COLUMNS)}")
             for cells in filter(None, lines):
-                row = dict(zip(columns, cells, strict=True))
+                row = dict(zip(RUN_COLUMNS, cells, strict=True))
                 for key, text in list(row.items())[1:]:
                     value, low = float(text), -math.inf if key in ANY_SIGN else 0
                     if not low < value < math.inf:
