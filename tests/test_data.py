@@ -31,24 +31,20 @@ from data.text import read_items
 from data.tokenizer import _BLOCK, END_OF_TEXT, encode_bytes, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
-BYTES = [bytes([byte]) for byte in range(256)]
 ENCODING = load_tokenizer("shipped")
 with lzma.open(SHIPPED_CORPUS) as corpus:
     SPEECHES = [json.loads(line) for line in corpus]
 T = 16
 
 
-def write_ranks(path: Path, tokens: list[bytes], ranks=None) -> Path:
-    pairs = zip(tokens, ranks or range(len(tokens)))
-    path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for t, rank in pairs))
-    return path
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     """A rank file with all bytes and all pairs of bytes."""
-    path = tmp_path_factory.mktemp("ranks") / "pairs"
-    return write_ranks(path, [*BYTES, *(a + b for a in BYTES for b in BYTES)])
+    tokens = [bytes([i]) for i in range(256)]
+    tokens += [a + b for a in tokens for b in tokens]
+    lines = [b"%s %d\n" % (base64.b64encode(token), i) for i, token in enumerate(tokens)]
+    (path := tmp_path_factory.mktemp("ranks") / "pairs").write_bytes(b"".join(lines))
+    return path
 
 
 @pytest.fixture
@@ -111,23 +107,6 @@ def test_cutting_into_blocks_changes_no_token(pairs):
         for text in [mixed, *(speech["text"] for speech in SPEECHES[::40])]:
             assert len(text) > 1024
             assert encode_bytes(encoding, text.encode()) == encoding.encode_ordinary(text)
-
-
-@pytest.mark.parametrize("ranks", [[*range(256), 257], range(255)], ids=len)
-def test_a_rank_file_in_which_some_text_has_no_tokens_is_refused(tmp_path, ranks):
-    path = write_ranks(tmp_path / "ranks", [*BYTES, b"ab"], ranks)
-    with pytest.raises(DataError, match=r"\A.*no gap in its ranks\Z"):
-        load_tokenizer(str(path))
-
-
-@pytest.mark.parametrize("config", [[1], {"eos_token": ["</s>"]}, {"eos_token": {"id": 1}}])
-def test_an_odd_hugging_face_tokenizer_is_refused_in_one_line(tmp_path, config):
-    pytest.importorskip("tokenizers")
-    model = {"type": "WordLevel", "vocab": {"1": 0, "</s>": 1}, "unk_token": "1"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=r"\A.*cannot read its tokenizer.json, or find.*\Z"):
-        load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 1 / 3, 0.5, 0.9])
@@ -207,6 +186,8 @@ BAD = [  # file, content, an argument, words of the message
     ("a.jsonl", GOOD, "--input=", "no such file"),  # not the current folder
     ("a.jsonl", GOOD, "--key=body", "body"),
     ("a.jsonl", GOOD, "--tokenizer=gpt5", "gpt5"),
+    ("ranks", b"eA== 0\n", "--tokenizer=ranks", "each of the 256 bytes and no gap"),
+    ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: "),
     ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
     ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
     ("a.jsonl", GOOD, "--out=a.jsonl/out", "a.jsonl/out: cannot be made"),
@@ -218,8 +199,10 @@ def test_what_cannot_be_prepared_is_one_line_and_no_folder(
     tmp_path, monkeypatch, capsys, name, content, argument, words
 ):
     monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
-    arguments = ["--tokenizer=shipped", "--out=out", "--input", name, argument]
+    source = name if name.startswith("a.") else "a.jsonl"
+    arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
     refused(capsys, main, *arguments, words=rf"\Aerror: .*{re.escape(words)}")
     assert not Path("out").exists() and Path(name).read_bytes() == content
 
@@ -328,27 +311,27 @@ def test_a_script_without_a_guard_is_told_so(source, tmp_path):
     assert 'needs: if __name__ == "__main__":' in done.stderr
 
 
-def test_after_an_error_the_same_command_goes_on(tmp_path, monkeypatch, small_tasks):
-    """Also with a file that has changed, if that was not done yet."""
-    first, second = (tmp_path / name for name in ("a.jsonl", "b.jsonl"))
-    for path in (first, second):
-        write_jsonl(path, [f"{path.name}, {i}" for i in range(40)])
-    encode, seen = data.prepare.encode_to_numpy, []
+def test_after_an_error_only_what_is_left_or_has_changed_is_done(
+    tmp_path, monkeypatch, small_tasks
+):
+    for name in "abc":
+        write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} {i}" for i in range(40)])
+    encode, seen, errors = data.prepare.encode_to_numpy, [], [OSError(28, "No space left")]
 
     def failing(encoding, text):
         seen.append(text)
-        if text == b"b.jsonl, 39":
-            raise OSError(28, "No space left on device")
+        if text == b"c 39" and errors:
+            raise errors.pop()
         return encode(encoding, text)
 
     monkeypatch.setattr(data.prepare, "encode_to_numpy", failing)
-    with pytest.raises(DataError, match=r"\A.*out: cannot be made: .*No space left.*\Z"):
+    with pytest.raises(DataError, match=r"\A.*out: cannot be made: .*No space left\Z"):
         prepare([tmp_path], "shipped", tmp_path / "out")
-    write_jsonl(second, ["mended"] * 40)
+    write_jsonl(tmp_path / "b.jsonl", [f"changed {i}" for i in range(40)])
     seen.clear()
     prepare([tmp_path], "shipped", tmp_path / "out")
-    assert seen == [b"mended"] * 40
-    prepare([first, second], "shipped", tmp_path / "at once")
+    assert (seen[0], seen[-1], len(seen)) == (b"changed 0", b"c 39", 80)
+    prepare([tmp_path / f"{name}.jsonl" for name in "abc"], "shipped", tmp_path / "at once")
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
