@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +38,7 @@ class TokenDataset:
         self.context_length = T = context_length
         try:
             content = (self.data_dir / "meta.json").read_bytes()
-        except OSError:
-            what = "holds no prepared data; make it with: python -m data.prepare"
-            raise DataError(f"{self.data_dir}: {what}") from None
-        self.digest = hashlib.sha256(content).hexdigest()
-        try:
+            self.digest = hashlib.sha256(content).hexdigest()
             meta = json.loads(content)
             counts, files = meta[split], dict(meta["files"])
             shards = counts["shards"]
@@ -58,23 +53,19 @@ class TokenDataset:
             self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
             if self.tokens * self._dtype.itemsize <= VERIFY_BYTES:
                 files |= {shard["file"]: shard["sha256"] for shard in shards}
-        except (ValueError, LookupError, TypeError) as error:
-            what = f"meta.json is of an older version or damaged ({error!r})"
-            again = "remove the folder and make it again with: python -m data.prepare"
-            raise DataError(f"{self.data_dir}: {what}; {again}") from None
+            for path, size in zip(self._paths, self._sizes * self._dtype.itemsize):
+                if path.stat().st_size != size:
+                    raise ValueError(f"{path.name} should have {size:,} bytes")
+            for name, sha256 in files.items():
+                if hashlib.sha256((self.data_dir / name).read_bytes()).hexdigest() != sha256:
+                    raise ValueError(f"{name} is not what meta.json says")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            what = f"no data, or damaged or of an older version ({type(error).__name__}: {error})"
+            raise DataError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
-        for path, size in zip(self._paths, self._sizes * self._dtype.itemsize):
-            if not path.is_file() or path.stat().st_size != size:
-                raise DataError(f"{path}: should have {size:,} bytes; prepare the data again")
-        for name, sha256 in files.items():
-            path = self.data_dir / name
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-                raise DataError(f"{path}: is not what meta.json says; prepare the data again")
-        # A process may have about a thousand files open.
-        self._open = lru_cache(maxsize=256)(lambda shard: self._paths[shard].open("rb", 0))
 
         # An epoch reads floor((tokens - T) / T) windows of each shard, one every T tokens. The
         # first starts at an offset drawn for the epoch, so that a window may start anywhere.
@@ -84,10 +75,9 @@ class TokenDataset:
         self._starts = self._ends - windows
         self.windows_per_epoch = int(self._ends[-1])
         if self.windows_per_epoch == 0:
-            raise DataError(
-                f"{self.data_dir}: its {split} split has {self.tokens:,} tokens, fewer than one "
-                f"window of context_length + 1 = {T + 1:,}; give more text or a shorter context"
-            )
+            few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
+            way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
+            raise DataError(f"{data_dir}: {few} {way}")
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -130,10 +120,8 @@ class TokenDataset:
         for shard, size in enumerate(self._sizes.tolist()):
             start = 0
             while start < size - 1:
-                rows, length = min(batch_size, (size - 1 - start) // T), T
-                if rows == 0:
-                    rows, length = 1, size - 1 - start
-                rows = min(rows, left // length)
+                length = min(T, size - 1 - start)
+                rows = min(batch_size, (size - 1 - start) // length, left // length)
                 if rows == 0:
                     return
                 tokens = torch.from_numpy(self._read(shard, start, rows * length + 1))
@@ -148,21 +136,16 @@ class TokenDataset:
         if max_tokens >= self.tokens:
             return self.bytes / self.tokens
         lengths = np.fromfile(self.data_dir / "token_bytes.bin", "<u2")  # of each token
-        targets = size = 0
-        for _, y in self.in_order(1024, max_tokens):
-            targets += y.numel()
-            size += int(lengths[y.numpy()].sum())
-        return size / targets
+        targets = [lengths[y.numpy()].ravel() for _, y in self.in_order(1024, max_tokens)]
+        return float(np.concatenate(targets).mean())
 
     def _read(self, shard: int, start: int, count: int) -> np.ndarray:
         """int64 (count,): the shard's tokens from `start` on. A read is cheaper than a memory map:
         mapping one of thousands of shards for a single window costs more than reading the window.
         """
-        file, size = self._open(shard), count * self._dtype.itemsize
-        file.seek(start * self._dtype.itemsize)
-        data = file.read(size)
-        tokens = np.frombuffer(data, self._dtype)
-        if len(data) < size or tokens.max() >= self.vocab_size:  # the model reads out of bounds
+        offset = start * self._dtype.itemsize
+        tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
+        if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds
             what = f"cut short, or holds a token id past the vocabulary of {self.vocab_size:,}"
             raise DataError(f"{self._paths[shard]}: {what}; prepare the data again")
         return tokens.astype(np.int64)

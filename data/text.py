@@ -13,7 +13,7 @@ import lzma
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from data import DataError
 
@@ -78,36 +78,22 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
     return READ.get(unpacked.suffix.lower())
 
 
-class Input(NamedTuple):
-    """A file to read, with its size in bytes and the time of its last change in nanoseconds."""
-
-    path: Path
-    size: int
-    time: int
-
-
-def find_inputs(names: list[str | Path]) -> list[Input]:
+def find_inputs(names: list[str | Path]) -> list[Path]:
     """The files to read, in order. A name is that of a file, or stands for all those of our formats
-    in a folder, or for what a glob like `part-*.parquet` finds. Raises DataError."""
+    in a folder, or for what a glob like `part-*.parquet` finds. Raises DataError, and OSError for a
+    folder that cannot be read: no text is left out silently."""
     inputs = []
-    try:
-        for name in map(os.path.expanduser, names):
-            found = []
-            for path in [name] if os.path.exists(name) else glob.glob(name):
-                below = os.walk(path, onerror=_raise) if os.path.isdir(path) else [("", [], [path])]
-                found += [Path(folder, file) for folder, _, files in below for file in files]
-            found = sorted(path for path in found if reader(path))
-            if not found:
-                kinds, packed = ", ".join(READ), ", ".join(UNPACK)
-                what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
-                raise DataError(f"{name or repr(name)}: {what}")
-            for path in found:
-                stat = path.stat()
-                inputs.append(Input(path, stat.st_size, stat.st_mtime_ns))
-    except (
-        OSError
-    ) as error:  # an unreadable folder, a link to nothing: no text is left out silently
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    for name in map(str, names):
+        found = []
+        for path in [name] if os.path.exists(name) else glob.glob(name):
+            below = os.walk(path, onerror=_raise) if os.path.isdir(path) else [("", [], [path])]
+            found += [Path(folder, file) for folder, _, files in below for file in files]
+        found = sorted(path for path in found if reader(path))
+        if not found:
+            kinds, packed = ", ".join(READ), ", ".join(UNPACK)
+            what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
+            raise DataError(f"{name or repr(name)}: {what}")
+        inputs += found
     return inputs
 
 
@@ -115,19 +101,13 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def read_items(path: Path, key: str) -> Iterator[tuple[bytes, bool, int]]:
-    """The items of a file, each with the number of the file's bytes that were read, about.
-
-    Raises DataError: damaged, or not what its name says, or a package is missing.
-    """
+def read_items(path: Path, key: str) -> Items:
+    """The items of a file. Raises DataError: damaged, or not what its name says, or a package is
+    missing."""
     try:
         with path.open("rb") as raw:
             unpack = UNPACK.get(path.suffix.lower())
-            items = reader(path)(path, unpack(raw) if unpack else raw, key)
-            for i, (text, ends_document) in enumerate(items):
-                if i % 100 == 0:  # it takes longer than to read a short text
-                    position = raw.tell()
-                yield text, ends_document, position
+            yield from reader(path)(path, unpack(raw) if unpack else raw, key)
     except DataError:
         raise
     except ImportError as error:

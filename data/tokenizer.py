@@ -14,7 +14,6 @@ import tiktoken
 from data import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-MOST_TOKENS = 2**21  # twice as many as any known vocabulary has
 SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"
 
 # Text is cut into pieces by this pattern, then byte pairs are merged inside each piece. It is the
@@ -61,31 +60,26 @@ class FolderTokenizer:
     """
 
     def __init__(self, folder: Path):
-        where, settings = f"tokenizer {folder}", folder / "tokenizer_config.json"
         try:
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            named = json.loads(settings.read_bytes()) if settings.is_file() else {}
-            eos = named.get("eos_token")  # a string or, from transformers 4, an object
-            eos = eos["content"] if isinstance(eos, dict) else eos
+            vocab = tokenizer.get_vocab()
+            end = END_OF_TEXT
+            if end not in vocab:
+                end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
+                end = end["content"] if isinstance(end, dict) else end  # of transformers 4
+            self.eot_token = vocab[end]
         except ImportError:
-            way = "pip install -r requirements-extra.txt"
-            raise DataError(f"{where}: needs the package tokenizers: {way}") from None
+            way = "needs the package tokenizers: pip install -r requirements-extra.txt"
+            raise DataError(f"tokenizer {folder}: {way}") from None
         except Exception as error:  # the package has no class of its own
-            what = "cannot read its tokenizer.json or tokenizer_config.json"
-            raise DataError(f"{where}: {what}: {error!r}") from None
+            what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
+            raise DataError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        vocab = tokenizer.get_vocab()
-        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values(), default=0) + 1
-        if self.n_vocab > MOST_TOKENS:
-            raise DataError(f"{where}: has a token id of {self.n_vocab - 1:,}, a gap in its ids")
-        self.eot_token = vocab.get(END_OF_TEXT, vocab.get(eos) if isinstance(eos, str) else None)
-        if self.eot_token is None:
-            what = f"neither {END_OF_TEXT} nor an eos_token in tokenizer_config.json"
-            raise DataError(f"{where}: nothing ends a text: {what}")
+        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values()) + 1
         self._byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -114,7 +108,7 @@ def load_tokenizer(name: str) -> Encoding:
     """
     if name == "gpt2":
         try:
-            return tiktoken.get_encoding("gpt2")
+            return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
             what = f"tiktoken cannot download it ({type(error).__name__})"
             way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
@@ -125,13 +119,13 @@ def load_tokenizer(name: str) -> Encoding:
     try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+        complete = all(bytes([byte]) in ranks for byte in range(256))
+        if not complete or sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError
     except (OSError, ValueError):
-        what = "neither shipped, gpt2, a file of lines '<base64> <rank>' nor a Hugging Face folder"
-        raise DataError(f"tokenizer {path}: {what}") from None
-    complete = all(bytes([byte]) in ranks for byte in range(256))
-    if not complete or sorted(ranks.values()) != list(range(len(ranks))):
-        what = "should have each of the 256 bytes, and no gap in its ranks"
-        raise DataError(f"tokenizer {path}: {what}, or some text has no tokens")
+        what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
+        need = "with each of the 256 bytes and no gap in its ranks"
+        raise DataError(f"tokenizer {path}: {what} {need}") from None
     special = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(
         path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
