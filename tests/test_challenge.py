@@ -5,11 +5,12 @@ from statistics import mean
 
 import pytest
 from helpers import ROOT, refused
+from test_compare import arms_of
 
 from run.cost import n_parameters
 from tools.arms import load_arms
 from tools.challenge import BUDGETS, SMALL, main, verdict
-from tools.results import COLUMNS, Arms, paired, read_csv, t_test, write
+from tools.results import Arms, paired, read_csv, t_test, write
 
 PAGE = (ROOT / "docs" / "challenge.md").read_text()
 (PARAMS, BUDGET), (LARGER, MORE) = BUDGETS.items()
@@ -19,15 +20,10 @@ UNSURE = [0.030, -0.010, 0.011, -0.009, 0.013]
 
 def made_up(leads=AHEAD, entry=None, small=None) -> Arms:
     """As of a runs.csv. entry, small: columns with other values."""
-    every = dict.fromkeys(COLUMNS, 7) | {"params": PARAMS, "flops": BUDGET}
-    losses = {"entry": ([3.5] * len(leads), entry), SMALL: ([3.5 + x for x in leads], small)}
-    return {
-        arm: {
-            seed: every | {"arm": arm, "seed": seed, "val_loss": loss} | (changes or {})
-            for seed, loss in enumerate(values, 1)
-        }
-        for arm, (values, changes) in losses.items()
-    }
+    seeds, lab = range(1, len(leads) + 1), {"params": PARAMS, "flops": BUDGET}
+    arms = arms_of({"entry": dict.fromkeys(seeds, 3.5)}, **lab | (entry or {}))
+    theirs = {seed: 3.5 + lead for seed, lead in zip(seeds, leads)}
+    return arms | arms_of({SMALL: theirs}, **lab | (small or {}))
 
 
 def test_an_entry_that_leads_on_five_seeds_wins_at_both_sizes_or_with_fewer_flops():
@@ -56,8 +52,8 @@ def test_an_entry_that_breaks_a_rule_does_not_win_and_reads_why(arms, why):
 
 def test_the_command_says_yes_or_no_and_refuses_what_is_no_table(tmp_path, capsys):
     for leads, code, words in ((AHEAD, 0, "YES: lead"), (UNSURE, 1, "NO: p is not below 0.01: l")):
-        write(tmp_path / words, made_up(leads))
-        assert main([str(tmp_path / words)]) == code
+        write(tmp_path / str(code), made_up(leads))
+        assert main([str(tmp_path / str(code))]) == code
         assert capsys.readouterr().out.startswith(words)
     write(tmp_path, made_up(entry={"flops": 0}))
     refused(capsys, main, tmp_path, words="runs.csv: line 2: .* not above 0")

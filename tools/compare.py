@@ -37,10 +37,8 @@ def is_done(log: list[dict]) -> bool:
 def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on where it was stopped."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    output = out_dir / "output.txt"
-    output.unlink(missing_ok=True)  # a process that is left from before keeps its own
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
-    with open(output, "w") as file:
+    with open(out_dir / "output.txt", "a") as file:
         return subprocess.Popen(
             [sys.executable, "-u", TRAIN, arm.path, *knobs],  # -u: its last line is its error
             stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ,
