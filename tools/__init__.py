@@ -5,7 +5,6 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
 from pathlib import Path
 
 from data import DataError
@@ -16,7 +15,6 @@ from run.files import drop_output
 def command(main: Callable) -> Callable[..., int]:
     """A `main(argv)` whose errors for people become one line and exit code 2; Ctrl-C gives 130."""
 
-    @wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv) or 0

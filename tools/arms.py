@@ -26,18 +26,16 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     {key: value}; FILE.py:NAME is one of them. Raises UserError.
     """
     path, colon, name = argument.partition(".py:")
-    path += ".py" if colon else ""
-    table = read_file(path)
-    base, arms = table.get("base"), table.get("arms")
-    if arms is None and not colon:
+    table = read_file(path + ".py" if colon else path)
+    if not colon and "arms" not in table:
         return {Path(path).stem: (path, [])}
-    good = isinstance(base, str) and isinstance(arms, dict)
-    if not good or not all(isinstance(knobs, dict) for knobs in arms.values()):
-        raise UserError(f"{path}: a table of arms needs base = 'FILE.py', arms = {{NAME: {{...}}}}")
-    if colon and name not in arms:
-        raise UserError(f"{path}: has no arm {name!r}; it has {', '.join(arms)}")
-    names = [name] if colon else arms
-    return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
+    try:
+        base, arms = table["base"], table["arms"]
+        names = [name] if colon else arms
+        return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
+    except (KeyError, TypeError, AttributeError) as error:
+        what = "a table of arms needs base = 'FILE.py', arms = {NAME: {key: value}}"
+        raise UserError(f"{argument}: {what}; no such name, or no such table: {error}") from error
 
 
 def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
@@ -67,9 +65,9 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
     ours, theirs = arm.plan, reference.plan
     ceiling = ours.final == ours.shape(1) == theirs.shape(1) != theirs.final
     if ours.final != theirs.final and not ceiling:
-        size, wanted = (f"{n_parameters(plan.final):,}" for plan in (ours, theirs))
-        what = f"ends with {size} parameters, {reference.name} with {wanted}, or in another shape"
-        raise UserError(f"arm {arm.name}: {what}: not comparable")
+        what = f"ends in another shape than {reference.name}"
+        sizes = f"{n_parameters(ours.final):,} and {n_parameters(theirs.final):,} parameters"
+        raise UserError(f"arm {arm.name}: {what} ({sizes}): not comparable")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
     tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
     # A step and a half may differ: --shorter also rounds the steps between prunes

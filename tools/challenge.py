@@ -10,7 +10,7 @@ import sys
 from statistics import mean
 
 from tools import command, expanded
-from tools.results import arms_of, paired, read_csv, t_test
+from tools.results import Arms, paired, read_csv, t_test
 
 SMALL, SEEDS = "scratch_flops", [1, 2, 3, 4, 5]
 # Final parameters -> FLOPs, of configs/lab/scratch_flops.py and of configs/scratch_flops.py
@@ -19,9 +19,8 @@ ROUNDING = 0.002  # of the FLOPs: tools.compare lets a step and a half of 1000 d
 LEVEL = 0.01
 
 
-def verdict(rows: list[dict], entry: str = "entry") -> tuple[bool, str]:
+def verdict(arms: Arms, entry: str = "entry") -> tuple[bool, str]:
     """Whether the arm `entry` of a runs.csv wins, and the first reason why not, or the numbers."""
-    arms = arms_of(rows)
     for arm in (entry, SMALL):
         if (seeds := sorted(arms.get(arm, ()))) != SEEDS:
             return False, f"{arm} has the seeds {seeds}, not {SEEDS}"
@@ -29,18 +28,16 @@ def verdict(rows: list[dict], entry: str = "entry") -> tuple[bool, str]:
     sizes = {row["params"] for row in (*ours, *theirs)}
     budget = BUDGETS.get(min(sizes))
     if len(sizes) > 1 or not budget:
-        found, wanted = ([f"{n:,}" for n in sorted(numbers)] for numbers in (sizes, BUDGETS))
-        what = f"the runs end with {' and '.join(found)} parameters"
-        return False, f"another final shape: {what}, not all with {' or '.join(wanted)}"
+        return False, f"final parameters are {sorted(sizes)}, not all one of {sorted(BUDGETS)}"
     spent, given = max(r["flops"] for r in ours) / budget, min(r["flops"] for r in theirs) / budget
     if spent > 1 + ROUNDING or given < 1 - ROUNDING:
-        what = f"{entry} spends {spent:.1%} of the {budget:.4g} FLOPs allowed"
-        return False, f"{what}, {SMALL} {given:.1%}"
+        return False, f"{entry} spends {spent:.1%} of {budget:.4g} FLOPs, {SMALL} {given:.1%}"
     behind = paired(arms[entry], arms[SMALL])
     lead, p = -mean(behind), t_test(behind)
-    why = "its mean loss is not lower: " if lead <= 0 else f"p is not below {LEVEL}: "
-    wins = lead > 0 and p < LEVEL
-    return wins, ("" if wins else why) + f"lead {lead:+.4f} nats per token, p = {p:.2g}"
+    numbers = f"lead {lead:+.4f} nats per token, p = {p:.2g}"
+    if lead <= 0:
+        return False, f"its mean loss is not lower: {numbers}"
+    return p < LEVEL, numbers if p < LEVEL else f"p is not below {LEVEL}: {numbers}"
 
 
 @command

@@ -2,10 +2,9 @@
 
 A config is an arm; a table of arms (tools/arms.py) is many; FILE.py:NAME is one of them. Every arm
 and seed is a run of train.py in --runs (out/NAME). What is done is not run again: after a stop, the
-same command goes on. The results (tools/results.py), runs.csv and table.md, go to --out. They are
-of every seed that is done: to give some arms more seeds, call it for these first, then for all. Any
-other --key=value is a knob for every arm; --shorter=8 shows how it works in runs that are eight
-times shorter, and proves nothing. A run has one CPU thread, unless OMP_NUM_THREADS says more.
+same command goes on. runs.csv and table.md (tools/results.py) in --out are of every seed that is
+done: to give some arms more seeds, call it for these first, then for all. Any other --key=value is
+a knob for every arm. A run has one CPU thread, unless OMP_NUM_THREADS says more.
 """
 
 import argparse
@@ -20,45 +19,31 @@ from run import UserError
 from run.config import NOT_SAVED, Config
 from run.folder import read_log
 from run.read_config import read_file
+from run.stop import SIGNALS
 from tools import command, expanded, positive
 from tools.arms import Arm, load_arms
-from tools.results import RUN_COLUMNS, read_results, report, write
+from tools.results import COLUMNS, Arms, read_results, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 # A run saves and ends at this. Windows' terminate() would end it unsaved
 STOP = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
-STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")  # where there are such, beside Ctrl-C
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # other knobs are the same in all of an arm
 
 
 def is_done(log: list[dict]) -> bool:
     return bool(log) and log[-1]["event"] == "done"
 
 
-def check_same_arm(arm: Arm, folder: Path) -> None:
-    """Raises UserError where an arm has runs that other knobs made: an arm edited since."""
-    own = NOT_SAVED | {"seed", "device", "compile"}  # the machine's, or of one run
-    for run in (path.parent for path in (folder / arm.name).glob("*/config.json")):
-        then = vars(Config()) | read_file(str(run))  # a newer knob had its default
-        for key, value in vars(arm.config).items():
-            if key not in own and value not in ("auto", then[key]):
-                what = f"{key}={then[key]!r} there, {value!r} in {arm.name}"
-                way = "remove it, or give another --runs"
-                raise UserError(f"{run}: made by another config ({what}); {way}")
-
-
 def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on where it was stopped."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    output = out_dir / "output.txt"
-    output.unlink(missing_ok=True)  # a process that is left from before keeps its own
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
-    # Unbuffered, its last line is its error
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"}
-    with open(output, "w") as file:
+    with open(out_dir / "output.txt", "a") as file:
         return subprocess.Popen(
-            [sys.executable, TRAIN, arm.path, *knobs], stdout=file, stderr=file, env=environment,
+            [sys.executable, "-u", TRAIN, arm.path, *knobs],  # -u: its last line is its error
+            stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ,
             # A group of its own: Ctrl-C reaches it once, when train_all passes it on
-            start_new_session=os.name == "posix",
+            start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
 
@@ -69,10 +54,9 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     """
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
     todo = [run for run in every if not is_done(read_log(run[-1]))]
-    print(f"runs to do: {len(todo)}; their output: {folder}/ARM/SEED/output.txt", flush=True)
-    if done := len(every) - len(todo):
-        print(f"done before: {done}; if code has changed since, --runs=F runs them again, in F")
-    for number in (getattr(signal, name) for name in STOPPED_BY if hasattr(signal, name)):
+    where = f"in {folder}/ARM/SEED (output.txt); another --runs does all"
+    print(f"runs to do: {len(todo)} of {len(every)}, {where}", flush=True)
+    for number in [*SIGNALS, getattr(signal, "SIGHUP", signal.SIGTERM)]:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
             signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
@@ -80,21 +64,19 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     try:
         while todo or running:
             while todo and len(running) < jobs:
-                arm, seed, out_dir = todo.pop(0)
-                running[start(arm, seed, out_dir)] = out_dir
+                run = todo.pop(0)
+                running[start(*run)] = run[-1]
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
                 out_dir, code = running.pop(process), process.returncode
                 print(f"{out_dir} has ended; {len(todo) + len(running)} to go", flush=True)
                 if code:
-                    good = False
-                    output = (out_dir / "output.txt").read_text(errors="replace").strip()
-                    words = output.rpartition("\n")[2]
+                    good, output = False, (out_dir / "output.txt").read_text(errors="replace")
+                    words = output.strip().rpartition("\n")[2]
                     print(f"error: {out_dir}: exit code {code}: {words}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("stopping; the same command goes on", file=sys.stderr)
-        raise
     finally:
+        if running:
+            print("stopping; the same command goes on", file=sys.stderr)
         for process in running:
             process.send_signal(STOP)
         for process in running:
@@ -102,38 +84,42 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     return good
 
 
-def collect(arms: list[Arm], folder: Path) -> list[dict]:
+def collect(arms: list[Arm], folder: Path) -> Arms:
     """The rows of runs.csv, of these arms and every seed that is done.
 
-    Raises UserError where runs had different precisions or data, or were validated on other text.
+    Raises UserError where an arm has been edited since, or where runs had different precisions or
+    data, or were validated on other text.
     """
-    rows, seen = [], {}
+    found, same = {}, {}
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             out_dir = folder / arm.name / str(seed)
             if not is_done(log := read_log(out_dir)):
                 continue
+            had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
+            wanted = {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
+            if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
+                what = f"made by another config, with {', '.join(old)}"
+                raise UserError(f"{out_dir}: {what}; remove it, or give another --runs")
+            here = {key: had[key] for key in ("dtype", "eval_tokens")}
+            here["data"] = log[0].get("data", "")  # a digest
+            if here != (same := same or here):
+                raise UserError(f"{out_dir}: does not compare: {here}, other runs {same}")
             try:
                 rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
                 row = {"arm": arm.name, "seed": seed, "prune_cost": sum(rises)}
-                rows.append(row | {key: log[-1][key] for key in RUN_COLUMNS[2:-1]})
+                row |= {key: log[-1][key] for key in list(COLUMNS)[2:-1]}
             except (KeyError, TypeError) as error:
                 raise UserError(f"{out_dir}: an event of its log is damaged: {error}") from error
-            config = vars(Config()) | read_file(str(out_dir))
-            same = {"precision": config["dtype"], "data": log[0].get("data", "")}
-            for what, value in (same | {"eval_tokens": config["eval_tokens"]}).items():
-                other, where = seen.setdefault(what, (value, out_dir))
-                if value != other:
-                    which = f"{other!s:.8} in {where}, {value!s:.8} in {out_dir}"
-                    raise UserError(f"runs of different {what} do not compare: {which}")
-    return rows
+            found.setdefault(arm.name, {})[seed] = row
+    return found
 
 
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
     first, dash, last = text.rpartition("-")
     seeds = range(int(first) if dash else 1, int(last) + 1)
-    if not 0 <= seeds.start < seeds.stop < seeds.start + 10_000:
+    if not 0 <= seeds.start < seeds.stop <= 10**6:
         raise ValueError(text)
     return seeds
 
@@ -151,12 +137,11 @@ def main(argv: list[str] | None = None) -> int:
     read_results(args.out)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
     folder = args.runs or Path("out") / args.out.name
-    for arm in arms:
-        check_same_arm(arm, folder)
+    collect(arms, folder)  # what is done must be of these arms
     good = train_all(arms, args.seeds, folder, args.jobs)
-    rows = collect(arms, folder)
-    if args.reference in {row["arm"] for row in rows}:  # what is done is written
-        write(args.out, rows)
+    found = collect(arms, folder)
+    if args.reference in found:  # what is done is written
+        write(args.out, found)
         report(args.out, args.reference)
     return 0 if good else 1
 

@@ -17,8 +17,6 @@ from data.tokenizer import encode_bytes
 from tools import command, expanded
 from tools.load import Trained, load_trained
 
-BATCH_LOGITS = 2**24  # 64 MiB of float32 at a time
-
 
 @torch.no_grad()
 def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
@@ -30,17 +28,12 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
     model, T = trained.model, trained.model.config.context_length
     ids = [trained.end_of_text, *encode_bytes(trained.tokenizer, text)]
     tokens = torch.tensor(ids, device=model.embed.weight.device)
-    n = len(tokens) - 1  # that are predicted
-    whole = n // T * T  # in full windows
-    batch = max(1, BATCH_LOGITS // (T * model.config.vocab_size)) * T
-    nats = 0.0
-    for start in tqdm(range(0, whole, batch), leave=False, disable=None):  # on a terminal
-        end = min(start + batch, whole)
-        x, y = tokens[start:end], tokens[start + 1 : end + 1]
-        nats += model(x.view(-1, T), y.view(-1, T)).item() * len(y)
-    if rest := n - whole:
-        logits = model(tokens[max(0, n - T) : n][None])[0, -rest:]  # (rest, vocab_size)
-        nats += F.cross_entropy(logits.float(), tokens[-rest:], reduction="sum").item()
+    n, nats = len(tokens) - 1, 0.0  # n are predicted
+    for start in tqdm(range(0, n, T), leave=False, disable=None):  # on a terminal
+        end = min(start + T, n)
+        logits = model(tokens[max(0, end - T) : end][None])[0, start - end :]  # (new, vocab_size)
+        new = tokens[start + 1 : end + 1]
+        nats += F.cross_entropy(logits.float(), new, reduction="sum").item()
     return {
         "nats per token": nats / n,
         "perplexity per token": math.exp(nats / n),

@@ -29,11 +29,8 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """What a run left in its out_dir, or a Hugging Face folder. The model is on the GPU if there is
-    one.
-
-    Raises UserError; DataError, where the data that it was trained on is gone or damaged.
-    """
+    """What a run left in its out_dir, or a Hugging Face folder; on the GPU if there is one. Raises
+    UserError; DataError, where the data that it was trained on is gone or damaged."""
     if is_hugging_face(path):
         state, name = load_folder(path), str(path)
         tokenizer = load_tokenizer(name)
@@ -58,9 +55,9 @@ def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
     prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
-    if shape:
-        missing = missing and shape.vocab_size
-    if not missing or (Path(c.data_dir) / "meta.json").exists():
-        missing = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    c = take_shape(c, shape, missing) if shape else c
-    return c, make_plan(c, missing, teacher)
+    if missing and not (Path(c.data_dir) / "meta.json").exists():
+        vocab_size = shape.vocab_size if shape else missing
+    else:
+        vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
+    c = take_shape(c, shape, vocab_size) if shape else c
+    return c, make_plan(c, vocab_size, teacher)

@@ -30,8 +30,7 @@ def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
 
 @torch.no_grad()
 def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
-    """Up to n tokens after `tokens`, one at a time; ends before <|endoftext|>. choice: what
-    `draw_token` takes after the logits."""
+    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`."""
     device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
         logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
@@ -45,15 +44,13 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    any_number, tokens = number(int, 0), "at most so many for each sample"
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
-    parser.add_argument("--tokens", type=any_number, default=200, help=tokens)
+    parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most, in a sample")
     parser.add_argument("--samples", type=positive, default=1)
-    temperature = "0: the likeliest token"
-    parser.add_argument("--temperature", type=number(float, 0), default=0.8, help=temperature)
-    parser.add_argument("--top_k", type=any_number, default=50, help="0: all tokens")
-    parser.add_argument("--seed", type=any_number, default=1)
+    parser.add_argument("--temperature", type=number(float, 0), default=0.8, help="0: likeliest")
+    parser.add_argument("--top_k", type=number(int, 0), default=50, help="0: all tokens")
+    parser.add_argument("--seed", type=number(int, 0), default=1)
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)

@@ -20,7 +20,7 @@ from run.cost import flops_per_token
 from tools import command
 from tools.arms import Arm, load_arms
 from tools.bench import Step, race
-from tools.results import arms_of, read_csv, t_test
+from tools.results import read_csv, t_test
 
 
 def seconds_of_run(arm: Arm, wide: float, slim: float) -> float:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     arms = {arm.name: arm for arm in load_arms(args.configs, [], "idea")}
     del arms["scratch_flops"]  # its steps are those of scratch
-    scratch, runs = arms["scratch"], arms_of(read_csv(args.results / "runs.csv"))
+    scratch, runs = arms["scratch"], read_csv(args.results / "runs.csv")
     machine.keep_memory()
     device = torch.device("cpu")
     steps = [Step(arm.config, arm.plan.shape(1), device) for arm in arms.values()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from tools.figures import open_figure
-from tools.results import arms_of, paired, read_csv, t_test
+from tools.results import paired, read_csv, t_test
 
 STUDIES = Path(__file__).parent.parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
@@ -24,7 +24,7 @@ def tests() -> list[tuple]:
     """(final parameters, text), tokens for each, folder, arm -> its losses minus IDEA's."""
     found = []
     for folder, text in FOLDERS.items():
-        arms = arms_of(read_csv(STUDIES / folder / "runs.csv"))
+        arms = read_csv(STUDIES / folder / "runs.csv")
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
         found.append(((run["params"], text), run["tokens"] / run["params"], folder, pairs))
