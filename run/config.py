@@ -85,7 +85,7 @@ CHOICES = {
     "prune_schedule": ("cubic", "oneshot"),
 }
 POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head
-    d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every""".split()
+    d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
 
 
@@ -102,7 +102,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     for key, value in vars(c).items():
         if type(value) in (int, float):
             need(0 <= value < 2**63, key, "must be 0 or more, and less than 2^63")
-            need(value > 0 or key not in POSITIVE, key, "must be greater than 0")
+            need(value > 0 or key not in POSITIVE.split(), key, "must be greater than 0")
     need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
     for key in ("beta1", "beta2", "score_beta"):
         need(getattr(c, key) < 1, key, "must be less than 1")
