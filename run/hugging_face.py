@@ -97,7 +97,7 @@ def load_folder(folder: Path) -> dict:
     except Exception as error:  # of transformers, safetensors or the system
         raise UserError(f"{folder}: cannot be read, or is damaged: {one_line(error)}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        for key in found[what]:
+        for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
     weights = model.state_dict()
     weights = {ours: weights[theirs] for ours, theirs in weight_names(shape).items()}
