@@ -116,12 +116,12 @@ class Malicious:
         return (Path.touch, (Path(self.victim),))
 
 
-WRONG = {  # a dict is what changes in the JSON of that part
+WRONG = {  # a dict is what changes in that part
     "format": [None, "enlarge-prune 1"],
     "step": [None, "x", -1, 31, math.nan],
     "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
     "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"d_model": -1}, {"head_dim": 7}],
-    "model": [None, {"embed.weight": torch.zeros(3)}],
+    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
     "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
     "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
     "data": [None, "of another text"],
@@ -135,8 +135,9 @@ def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, t
     path = out / "checkpoint.pt"
     state = torch.load(path)
     for bad in (*WRONG[part], Malicious(victim)):
-        if part in ("config", "model_config") and isinstance(bad, dict):
-            bad = json.dumps(json.loads(state[part]) | bad)
+        if isinstance(bad, dict):
+            whole = state[part]
+            bad = json.dumps(json.loads(whole) | bad) if isinstance(whole, str) else whole | bad
         torch.save(state | {part: bad}, path)
         refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=f"{path}: ")
     assert not victim.exists()
