@@ -5,7 +5,6 @@ aside, flushed and renamed: a kill at any moment leaves a whole one. The one bef
 Nothing in it depends on the clock, so equal runs leave equal bytes.
 """
 
-import contextlib
 import json
 import sys
 import zipfile
@@ -18,16 +17,13 @@ from torch import Tensor
 from model import GPT, GPTConfig
 from prune import Optimizers
 from run import UserError
-from run.config import NOT_SAVED, Config, check_shape, take_shape
+from run.config import NOT_SAVED, Config, take_shape
 from run.errors import out_of_memory
 from run.files import write_whole
 from run.hugging_face import load_folder, read_shape
-from schedule import make_schedule
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
-# What a checkpoint may leave out that is only there to start from.
-EMPTY = {"config": "{}", "data": "", "tokenizer": "", "teacher": "", "optimizer": {}, "scores": {}}
 
 
 def write_checkpoint(
@@ -67,74 +63,43 @@ def load_checkpoint(path: Path) -> dict:
     Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
     read just now.
     """
+    before, back = path.with_name(PREVIOUS), ""
+    if path.name == NAME and before.exists():
+        back = f"; to go back to the one before it: mv {before} {path}"
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{way_back(path)}")
+        raise UserError(f"{path}: no such checkpoint{back}")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
                 raise ValueError(f"{damaged} is damaged")
-        saved = {**EMPTY, **torch.load(path, map_location="cpu", weights_only=True)}
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs
-        saved["model_config"] = check_shape(GPTConfig(**json.loads(saved["model_config"])))
+        saved["model_config"] = GPTConfig(**json.loads(saved["model_config"]))
         check_content(saved)
         return saved
-    except OSError as error:
-        raise OSError(f"cannot read {path}: {error}") from error
     except Exception as error:  # torch raises whatever a damaged or foreign file leads it to
-        if out_of_memory(error):
-            raise OSError(f"cannot read {path}: out of memory") from error
-        what = f"{path}: damaged, or not a checkpoint of this version of train.py ({FORMAT})"
-        raise UserError(what + way_back(path)) from error
-
-
-def way_back(path: Path) -> str:
-    """What to do where a run's checkpoint cannot be used. Nothing, unless the one before it can."""
-    before = path.with_name(PREVIOUS)
-    with contextlib.suppress(UserError, OSError):
-        if path.name == NAME and load_checkpoint(before):
-            return f"; to go back to the one before it: mv {before} {path}"
-    return ""
+        if isinstance(error, OSError) or out_of_memory(error):
+            raise OSError(f"cannot read {path}: {str(error) or 'out of memory'}") from error
+        what = "damaged, or not a checkpoint of this version of train.py"
+        raise UserError(f"{path}: {what} ({FORMAT}){back}") from error
 
 
 def check_content(saved: dict) -> None:
-    """Raises an error where the content contradicts itself, and builds nothing of a size that the
-    file only claims."""
-    shape, step, knobs = saved["model_config"], saved["step"], saved["config"]
-    for found, sample in ((knobs, vars(Config())), (saved, EMPTY | {"config": {}, "step": 0})):
-        for key, value in sample.items():
-            if type(found[key]) is not type(value):
-                raise ValueError(f"{key} is of type {type(found[key])}")
-    if not 0 <= step <= knobs["max_steps"] or len(saved["model"]) != 3 + 9 * shape.n_layer:
-        raise ValueError(f"step {step}, {len(saved['model'])} weights in {shape.n_layer} layers")
+    """Raises an error where the content contradicts itself."""
+    shape, weights, step = saved["model_config"], saved["model"], saved["step"]
+    layers_fit = len(weights) == 3 + 9 * shape.n_layer  # or any number of them would be built
+    if not layers_fit or not 0 <= step <= saved["config"]["max_steps"]:
+        raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
         model = GPT(shape)
-    moments, scored = {}, set(saved["scores"])
-    if step:
-        for name, p in model.named_parameters():
-            by_muon = knobs["optimizer"] == "muon" and name.startswith("blocks.") and p.dim() == 2
-            adamw = {"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape}
-            moments[name] = {"momentum_buffer": p.shape} if by_muon else adamw
-        schedule = make_schedule(Config(**knobs))
-        if schedule.scoring(step) and knobs["criterion"] != "activation":  # it has them at prunes
-            scored |= {group.name for group in model.groups() if group.kind in schedule.widths}
-    widths = {group.name: (group.width,) for group in model.groups()}
-    wanted = {
-        "model": {name: weight.shape for name, weight in model.state_dict().items()},
-        "optimizer": moments,
-        "scores": {name: widths[name] for name in scored},
-    }
-    if shapes({key: saved[key] for key in wanted}) != wanted:
-        raise ValueError("its tensors have other names, shapes or types")
-
-
-def shapes(x: dict | Tensor) -> dict | tuple | None:
-    """The same with shapes in place of tensors. None: a tensor that no run saves."""
-    if isinstance(x, dict):
-        return {key: shapes(value) for key, value in x.items()}
-    sound = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
-    return x.shape if sound else None
+    model.load_state_dict(weights, assign=True)  # compares names and shapes
+    shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
+    shapes |= {group.name: ((group.width,),) for group in model.groups()}
+    found = [(name, m) for name, moments in saved["optimizer"].items() for m in moments.values()]
+    if not all(x.shape in shapes[name] for name, x in [*found, *saved["scores"].items()]):
+        raise ValueError("moments or scores of other shapes")
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -161,8 +126,7 @@ def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], vocab_size)
     shape = replace(given["model_config"], context_length=c.context_length)
-    saved = {"step": 0, "model": given["model"], "model_config": shape}
-    return c, saved | {"optimizer": {}, "scores": {}}
+    return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
 
 
 def load_model(saved: dict) -> GPT:

@@ -27,8 +27,7 @@ def print_error(error: Exception, c: Config | None) -> int:
     """
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
-    gloo = isinstance(error, RuntimeError) and "gloo" in line  # it has no class of its own
-    lost = isinstance(error, dist.DistError) or gloo
+    lost = isinstance(error, dist.DistError) or "gloo" in line  # which has no class of its own
     if isinstance(error, (UserError, DataError)):
         code = getattr(error, "code", 2)
     elif c and out_of_memory(error):

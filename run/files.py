@@ -3,14 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Fill a file by `write(file)`: at any moment it has the old content or the new, never a part.
-    keep: where the old content stays, under a second name. Raises OSError.
-    """
+    keep: a second name for the old content. Raises OSError."""
     aside = path.with_name(path.name + ".tmp")
     try:
         with open(aside, "wb") as file:
@@ -19,10 +19,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
             os.fsync(file.fileno())
         if keep and path.exists():
             keep.unlink(missing_ok=True)
-            try:
+            with suppress(OSError):  # a disk without hard links keeps no second file
                 os.link(path, keep)
-            except OSError:  # a disk without hard links: for a moment, nothing is at `path`
-                os.replace(path, keep)
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError, in an OSError
         aside.unlink(missing_ok=True)
@@ -34,8 +32,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
 
 
 def drop_output() -> None:
-    """Let standard output lead nowhere from now on. Otherwise what waits in its buffer would fail
-    again at Python's end."""
+    """Let standard output lead nowhere: what waits in its buffer would fail again at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -12,7 +12,6 @@ from data.loader import TokenDataset
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint
 from run.config import NOT_SAVED, SHAPE, Config, check_config
-from run.cost import make_plan
 from run.files import write_text
 from run.ranks import Ranks
 from run.teacher import Teacher
@@ -33,7 +32,6 @@ class Folder:
 
     def __init__(self, out_dir: str, ranks: Ranks, data: TokenDataset, teacher: Teacher | None):
         self.path, self.ranks, self.main = Path(out_dir), ranks, ranks.rank == 0
-        self.vocab_size = data.vocab_size
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
         if not self.main:
@@ -44,13 +42,12 @@ class Folder:
         except OSError as error:
             raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
         try:
-            ours = lock_descriptor(self.lock.fileno(), blocking=False)
-        except OSError:  # some network disks have none
-            ours, what = True, "its disk has no locks; start no second run there"
+            if not lock_descriptor(self.lock.fileno(), blocking=False):
+                what = "another process is running there; choose another"
+                raise UserError(f"out_dir={out_dir}: {what}")
+        except OSError:  # some network disks have no locks
+            what = "its disk has no locks; start no second run there"
             print(f"out_dir={out_dir}: {what}", file=sys.stderr)
-        if not ours:
-            what = "another process is running there; choose another"
-            raise UserError(f"out_dir={out_dir}: {what}")
 
     def resumes(self, c: Config) -> bool:
         """Whether the run goes on from a checkpoint that is here.
@@ -64,34 +61,37 @@ class Folder:
             if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
-        found, what = [name for name in RUN_FILES if (self.path / name).exists()], ""
+        held = [name for name in RUN_FILES if (self.path / name).exists()]
+        saves = NAME in held or PREVIOUS in held
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
-        saves = NAME in found or PREVIOUS in found
-        if found and not (config.exists() and b'"max_steps"' in config.read_bytes()):
-            what = f"holds {found[0]}, but no config.json of a run; choose another out_dir"
-        elif found and not (c.overwrite or c.resume):
+        if held and not (config.exists() and b'"max_steps"' in config.read_bytes()):
+            what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
+        elif held and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             what = f"holds a run; {way}"
-        elif c.resume and not saves:
-            log = read_log(self.path)
-            if any(e["event"] == "save" and "error" not in e for e in log):
-                what = "holds a run whose checkpoint is gone; remove the folder to begin again"
-        if what:
-            raise UserError(f"out_dir={c.out_dir}: {what}")
-        return c.resume and saves
+        elif c.resume and not saves and "save" in [e["event"] for e in read_log(self.path)]:
+            what = "holds a run, but its checkpoint is gone; remove the folder to begin again"
+        else:
+            return c.resume and saves
+        raise UserError(f"out_dir={c.out_dir}: {what}")
 
     def load(self, c: Config) -> tuple[Config, dict]:
         """The config, with the shape that the run began with, and the checkpoint. Raises UserError
         where that is of another config, of other data or with another teacher."""
         path = self.path / NAME
         saved = load_checkpoint(path)
+        then = saved["config"]
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
-            c = replace(c, **{key: saved["config"][key] for key in SHAPE})
+            c = replace(c, **{key: then[key] for key in SHAPE})
             check_config(c)
-        check_same_run(c, saved, self.digests)
-        shape, planned = saved["model_config"], make_plan(c, self.vocab_size).shape(saved["step"])
-        if shape != replace(planned, rope_theta=shape.rope_theta, norm_eps=shape.norm_eps):
-            raise UserError(f"{path}: its shape is not that of step {saved['step']}")
+        changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
+        if changed:
+            what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
+            raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
+        for what, knob in (("data", "data_dir"), ("tokenizer", "data_dir"), ("teacher", "teacher")):
+            if saved.get(what) != self.digests[what]:
+                other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
+                raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
         return c, saved
 
     def open_log(self, c: Config, step: int) -> None:
@@ -118,19 +118,6 @@ class Folder:
                 self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 
-def check_same_run(c: Config, saved: dict, digests: dict[str, str]) -> None:
-    """Raises UserError where the config, the data or the teacher contradict the checkpoint."""
-    now, then, path = vars(c), saved["config"], Path(c.out_dir) / NAME
-    changed = [key for key in now if key not in MAY_CHANGE and now[key] != then[key]]
-    if changed:
-        what = ", ".join(f"{k}={then[k]!r} there, {now[k]!r} here" for k in changed)
-        raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
-    for key, where in (("data", "data_dir"), ("tokenizer", "data_dir"), ("teacher", "teacher")):
-        if saved[key] != digests[key]:
-            what = f"{where}={getattr(c, where)} is not the {key} that the run began with"
-            raise UserError(f"{path}: {what}; put that back, or choose another out_dir")
-
-
 def read_log(folder: Path) -> list[dict]:
     """The events of a run so far, in order; [] where there is no log. A kill may have cut the last
     line: it is left out. Raises UserError for another that is no event."""
@@ -138,10 +125,10 @@ def read_log(folder: Path) -> list[dict]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            events.append(json.loads(line))
-            kinds = {key: type(events[-1][key]) for key in ("event", *NUMBERS)}
-        except (ValueError, LookupError, TypeError, RecursionError):
-            kinds = {}
-        if kinds.pop("event", None) is not str or not set(kinds.values()) <= {int, float}:
-            raise UserError(f"{path}: line {number} is damaged, or no event of a run; remove it")
+            event = json.loads(line)
+            event["event"], sum(event[key] for key in NUMBERS)  # all are there, and numbers
+        except (ValueError, LookupError, TypeError) as error:
+            what = f"line {number} is damaged, or no event of a run; remove it"
+            raise UserError(f"{path}: {what}") from error
+        events.append(event)
     return events

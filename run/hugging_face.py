@@ -11,8 +11,6 @@ from torch import Tensor
 
 from model import GPTConfig
 from run import UserError
-from run.config import check_shape
-from run.cost import n_parameters
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
 NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
@@ -45,7 +43,6 @@ SUPPORTED = {
     "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     "quantization_config": None,
 }  # fmt: skip
-MAX_CONTEXT = 2**17  # a folder may name any number of positions, and each takes memory
 
 
 def weight_names(shape: GPTConfig) -> dict[str, str]:
@@ -91,11 +88,7 @@ def load_folder(folder: Path) -> dict:
 
     Raises UserError, in one line, for what is missing, damaged or not supported.
     """
-    shape, size = read_shape(folder), sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    if n_parameters(shape) > size:  # or a false number of layers would be built first
-        what = f"{n_parameters(shape):,} parameters by config.json, {size:,} bytes of safetensors"
-        raise UserError(f"{folder}: {what}")
-    llama = need_transformers().LlamaForCausalLM
+    shape, llama = read_shape(folder), need_transformers().LlamaForCausalLM
     try:
         model, found = llama.from_pretrained(
             folder, config=llama_config(shape), dtype="auto", local_files_only=True,
@@ -104,12 +97,11 @@ def load_folder(folder: Path) -> dict:
     except Exception as error:  # of transformers, safetensors or the system
         raise UserError(f"{folder}: cannot be read, or is damaged: {one_line(error)}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if found[what]:
-            one = sorted(map(str, found[what]))[0]
-            raise UserError(f"{folder}: weights and config.json disagree, {what}: {one}")
+        for key in sorted(map(str, found[what])):
+            raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
     weights = model.state_dict()
-    names = weight_names(shape)
-    return {"model_config": shape, "model": {ours: weights[names[ours]] for ours in names}}
+    weights = {ours: weights[theirs] for ours, theirs in weight_names(shape).items()}
+    return {"model_config": shape, "model": weights}
 
 
 def read_shape(folder: Path) -> GPTConfig:
@@ -128,10 +120,13 @@ def read_shape(folder: Path) -> GPTConfig:
         given = {"num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head}
         given |= DEFAULTS | said | rope  # which may hold theta
         sizes = {ours: given[theirs] for ours, theirs in SIZES.items()}
-        sizes["context_length"] = min(sizes["context_length"], MAX_CONTEXT)
+        sizes["context_length"] = min(sizes["context_length"], 2**17)  # each one takes memory
         sizes["queries_per_kv"] = sizes.pop("n_head") // sizes["n_kv_head"]
         sizes |= {key: float(sizes[key]) for key in ("rope_theta", "norm_eps")}
-        return check_shape(GPTConfig(**sizes))
+        numbers = [size for ours, size in sizes.items() if ours != "tie_embeddings"]
+        if sizes["head_dim"] % 2 or not all(0 < number < 2**63 for number in numbers):
+            raise ValueError(f"no model has these sizes: {sizes}")
+        return GPTConfig(**sizes)
     except Exception as error:  # whatever a foreign file leads to
         what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path}: {what}") from error

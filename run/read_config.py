@@ -28,14 +28,13 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
     if key not in TYPES:
         near = difflib.get_close_matches(key.lower(), TYPES, n=1)
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
-        if where != "command line":
-            way += "; a name of your own starts with _"
-        raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
-    if TYPES[key] is float and type(value) is int:
+        own = "" if where == "command line" else "; a name of your own starts with _"
+        raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}{own}")
+    kind = TYPES[key]
+    if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not TYPES[key]:
-        kind = TYPES[key].__name__
-        raise UserError(f"{where}: {key}={value!r} is not of type {kind}; see --help")
+    if type(value) is not kind:
+        raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")
     values[key] = value
 
 
@@ -50,16 +49,14 @@ def read_file(path: str) -> dict:
         except (OSError, ValueError, LookupError, TypeError) as error:
             what = "not a run's folder (no config.json of train.py); give that, or a config file"
             raise UserError(f"{path}: {what}") from error
-        of_the_call = ("resume", "overwrite", "stop_after")
-        kept = {key: value for key, value in values.items() if key not in of_the_call}
-        return kept | {"out_dir": str(Path(path))}
+        of_the_call = {"resume": False, "overwrite": False, "stop_after": 0}
+        return values | of_the_call | {"out_dir": str(Path(path))}
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
     try:
         names = runpy.run_path(path)
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}: {what}") from error
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     own = {k for k, v in names.items() if callable(v) or isinstance(v, types.ModuleType)}
     return {k: v for k, v in names.items() if not k.startswith("_") and k not in own}
 
@@ -88,8 +85,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
     c = Config(**values)
-    if shorter > 1:
-        whole = {key: getattr(c, key) for key in LENGTHS}
-        c = replace(c, **{key: max(min(1, n), n // shorter) for key, n in whole.items()})
+    whole = {key: getattr(c, key) for key in LENGTHS}
+    c = replace(c, **{key: max(min(1, n), n // shorter) for key, n in whole.items()})
     check_config(c, shape_known=not c.init_from)
     return c

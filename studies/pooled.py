@@ -10,7 +10,7 @@ from statistics import mean, variance
 
 from studies.tokens.figure import STUDIES
 from studies.tokens.figure import tests as small_model_tests
-from tools.results import arms_of, paired, read_csv
+from tools.results import paired, read_csv
 
 REGIMES = {"16 to 18": (0, 30), "36 to 142": (30, 150), "570 and more": (150, math.inf)}
 RESTARTS = {"speeches": ("default", "lab"), "a dictionary": ("tokens/dictionary_142",)}
@@ -21,7 +21,7 @@ runs of one of these tests again; for the small model, AdamW (rates chosen on it
 
 def restarts(folder: str) -> list[list[float]]:
     """naive minus one shot by seed, where both prune at the same step: their FLOPs are the same."""
-    arms = arms_of(read_csv(STUDIES / folder / "runs.csv"))
+    arms = read_csv(STUDIES / folder / "runs.csv")
     flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
     naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
     return [paired(arms[a], arms[b]) for a in naive for b in once if flops[a] == flops[b]]

@@ -1,10 +1,10 @@
 """Knobs: every shipped config makes a run, and what could not be one is refused in one line."""
 
 import json
-import math
 from dataclasses import fields, replace
 
 import pytest
+from helpers import refused
 
 from model import KINDS
 from run import UserError
@@ -57,47 +57,42 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
 
 
-BAD = {
-    "unknown key": (["--d_ff_targt=3"], ["d_ff_targt", "d_ff_target"]),
-    "no times shorter": (["--shorter=0"], ["shorter=0"]),
-    "unknown choice": (["--criterion=taylor"], ["criterion", "taylor", "sensitivity"]),
-    "target off the grid": (["--d_ff_target=170"], ["d_ff_target", "170", "176", "round_to"]),
-    "negative target": (["--n_layer_target=-1"], ["n_layer_target=-1", "0"]),
-    "heads that could not be exported": (
-        ["--head_dim=16", "--n_head=12", "--n_kv_head=6", "--n_kv_head_target=5"],
-        ["n_kv_head_target=5", "transformers", "10 query heads", "d_model=64"],
-    ),
-    "micro batch does not divide": (["--micro_batch_size=7"], ["micro_batch_size", "7", "32"]),
-    "no room for the window": (["--max_steps=2", "--warmup_steps=0"], ["max_steps", "2"]),
-    "no room for one data window": (["--context_length=1000000"], ["context_length", "tokens"]),
-    "more positions than memory": (["--context_length=9000000"], ["context_length", "1048576"]),
-    "more prunes than can be planned": (["--max_steps=9000000000"], ["prune_every=20", "100,000"]),
-    "more layers than can be built": (["--n_layer=9000000000000"], ["n_layer", "at most 10000"]),
-    "no such data": (["--data_dir=data/none"], ["data/none", "data.prepare"]),
-    "foreign checkpoint": (["--init_from=README.md"], ["README.md"]),
-    "larger than any seed": (["--seed=100000000000000000000"], ["seed", "2^63"]),
-    "negative rate": (["--learning_rate=-1"], ["learning_rate=-1.0", "greater than 0"]),
-    "a floor above the peak": (["--min_lr_fraction=5"], ["min_lr_fraction=5.0", "at most 1"]),
-    "occupied by a file": (["--out_dir=README.md"], ["README.md"]),
-}  # fmt: skip
+BAD = [
+    ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
+    ("--shorter=0", "shorter=0: must be"),
+    ("--criterion=taylor", "criterion='taylor': must be one of sensitivity, "),
+    ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
+    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
+    ("--micro_batch_size=7", "micro_batch_size=7: must divide the 32"),
+    ("--max_steps=2 --warmup_steps=0", "max_steps=2: too few"),
+    ("--context_length=1000000", "fewer than one window of context_length"),
+    ("--n_layer=9000000000000", "n_layer=.* must be at most 10000"),
+    ("--data_dir=data/none", "data/none.*data.prepare"),
+    ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),
+    ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
+    ("--seed=100000000000000000000", "seed=.* less than 2\\^63"),
+    ("--out_dir=README.md", "out_dir=README.md: cannot write there"),
+]
 
 
-@pytest.mark.parametrize("overrides, words", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("overrides, words", BAD)
 def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    arguments = ["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split()]
+    refused(capsys, main, *arguments, words=f"^error: .*{words}")
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
-    assert all(word in error for word in words), error
 
 
-def test_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys):
+def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RANK", "9")
     for local_rank, said in (("0", "rank 9: error: shorter=0: must be 1, 2, 3, ...\n"), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         assert main(["configs/idea.py", "--shorter=0"]) == 2
         assert capsys.readouterr().err == said
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    words = "batch_size=32: must divide by the 3 ranks"
+    refused(capsys, main, "configs/idea.py", f"--out_dir={tmp_path / 'out'}", words=words)
 
 
 LLAMA = {
@@ -105,27 +100,20 @@ LLAMA = {
     "num_attention_heads": 4, "intermediate_size": 48,
 }  # fmt: skip
 NO_MODEL = [
-    {"max_position_embeddings": 0}, {"max_position_embeddings": -1}, {"rms_norm_eps": -1e-5},
-    {"rms_norm_eps": math.inf}, {"rope_theta": math.nan}, {"rope_parameters": 3},
-    {"head_dim": 7}, {"num_attention_heads": 0}, {"num_key_value_heads": -4}, {"vocab_size": True},
-    {"num_hidden_layers": 2**70}, {"hidden_size": "32"}, {"tie_word_embeddings": "no"},
+    {"max_position_embeddings": 0}, {"rope_theta": float("nan")}, {"num_attention_heads": 0},
+    {"num_key_value_heads": -4}, {"hidden_size": "32"}, {"head_dim": 7}, {"rope_parameters": 3},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", NO_MODEL, ids=str)
-def test_sizes_that_no_model_has_are_refused_in_a_hugging_face_folder(change, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+def test_sizes_that_no_model_has_are_refused_in_a_hugging_face_folder(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA))
     shape = read_shape(tmp_path)
     assert (shape.n_kv_head, shape.head_dim, shape.context_length) == (4, 8, 2048)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | change))
-    with pytest.raises(UserError, match="config.json: "):
-        read_shape(tmp_path)
-
-
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main(["configs/idea.py", f"--out_dir={tmp_path / 'out'}"]) == 2
-    assert "batch_size=32: must divide by the 3 ranks" in capsys.readouterr().err
+    for change in NO_MODEL:
+        config.write_text(json.dumps(LLAMA | change))
+        with pytest.raises(UserError, match="config.json: "):
+            read_shape(tmp_path)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):

@@ -57,35 +57,29 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
 
 
-def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Send ourselves a real signal during `step`, and another one just after it."""
-    monkeypatch.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
-    write = Folder.write
-
-    def write_and_signal(self, line):
-        write(self, line)
-        if line["event"] == "step" and line["step"] == step - 1:  # heeded at the end of `step`
-            signal.raise_signal(number)
-
-    monkeypatch.setattr(Folder, "write", write_and_signal)
-
-
 @pytest.mark.parametrize(
     "step, number, knob",
     [
         (7, signal.SIGTERM, "--criterion=sensitivity"),  # still enlarged
         (11, signal.SIGINT, "--criterion=sensitivity"),  # scoring
         (18, signal.SIGTERM, "--criterion=activation"),  # between two prunes
-        (18, signal.SIGTERM, "--criterion=random"),
         (18, signal.SIGTERM, "--optimizer=muon"),
         (28, signal.SIGINT, "--dtype=bfloat16"),  # recovering
     ],
 )
 def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, monkeypatch):
-    whole, out = tmp_path / "whole", tmp_path / "run"
+    """After a real signal during `step`, and another one just after it."""
+    whole, out, write = tmp_path / "whole", tmp_path / "run", Folder.write
+
+    def write_and_signal(self, line):
+        write(self, line)
+        if line["event"] == "step" and line["step"] == step - 1:  # heeded at the end of `step`
+            signal.raise_signal(number)
+
     assert run(toy, whole, knob) == 0
     with monkeypatch.context() as patched:
-        stop_at(patched, step, number)
+        patched.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(Folder, "write", write_and_signal)
         assert run(toy, out, knob) == 128 + number
     assert load_checkpoint(out / "checkpoint.pt")["step"] == step
     assert run(toy, out, knob, "--resume") == 0
@@ -93,37 +87,30 @@ def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, m
     assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("criterion, optimizer", [("sensitivity", "muon"), ("magnitude", "adamw")])
-def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(
-    criterion, optimizer, toy, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(optimizer, toy, tmp_path):
     """The first 14 steps, up to the first prune, again by hand."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
-    out = tmp_path / "run"
-    stop_at(monkeypatch, 14)
-    run(toy, out, f"--criterion={criterion}", f"--optimizer={optimizer}", *knobs)
-    state = load_checkpoint(out / "checkpoint.pt")
+    assert run(toy, tmp_path, f"--optimizer={optimizer}", "--stop_after=14", *knobs) == 0
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "train", 16)
 
     torch.manual_seed(1)
     model = GPT(replace(state["model_config"], d_ff=32, n_kv_head=4))
-    decayed = [p for name, p in model.named_parameters() if "norm" not in name]
-    kept = [p for name, p in model.named_parameters() if "norm" in name]
-    inner = [p for p in decayed if p is not model.embed.weight]
-    if optimizer == "muon":
-        decayed = [model.embed.weight]
-    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": kept, "weight_decay": 0.0}]
+    matrices = [p for name, p in model.blocks.named_parameters() if "norm" not in name]
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    decayed = [model.embed.weight] + matrices * (optimizer == "adamw")
+    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": norms, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if optimizer == "muon":
-        optimizers += [Muon(inner, 2e-2, weight_decay=0.3, dtype=torch.float32)]
+        optimizers += [Muon(matrices, 2e-2, weight_decay=0.3, dtype=torch.float32)]
     scores, clipped, ffn = 0.0, 0, model.blocks[1].ffn
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
         s = 0.0
         for m, others in ((ffn.gate, 1), (ffn.up, 1), (ffn.down, 0)):
-            importance = m.weight * (m.weight.grad if criterion == "sensitivity" else 1)
-            s += importance.detach().square().sum(others)
+            s += (m.weight * m.weight.grad).detach().square().sum(others)
         scores = 0.85 * scores + 0.15 * s.sqrt()
         clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
         cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)  # after a warm-up of 3 steps
@@ -184,44 +171,26 @@ def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
     assert "; bigram baseline " in end and "train.py" not in end and "resume" not in end
 
 
-def test_each_prune_prints_a_bar_and_no_name_ends_a_run_where_ascii_is_all(
-    toy, tmp_path, monkeypatch
-):
+def test_no_name_ends_a_run_where_ascii_is_all_and_a_prune_has_a_bar(toy, tmp_path, monkeypatch):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
     assert run(toy, tmp_path / "größe") == 0
     said = stdout.buffer.getvalue().decode("ascii")
     assert r"gr\xf6\xdfe" in said
-    line = r"^prune +step \d+: d_ff \d+ -> (\d+), loss [\d.]+ -> [\d.]+ +([#.]{16})$"
-    bars = {int(width): bar for width, bar in re.findall(line, said, re.M)}
-    assert len(bars) == 4 and bars[8] == "####............"
-    assert all(bar.count("#") == width // 2 for width, bar in bars.items())
+    bars = re.findall(r"^prune +step \d+: d_ff \d+ -> \d+, loss .* ([#.]{16})$", said, re.M)
+    assert len(bars) == 4 and bars[-1] == "####............"
 
 
-def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys, monkeypatch):
-    knobs = ["--seed=3", "--shorter=2"]
+def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys):
+    knobs, moved = ["--seed=3", "--shorter=2"], tmp_path / "moved"
     assert run(toy, tmp_path / "whole", *knobs) == 0
     assert run(toy, tmp_path / "first", *knobs, "--stop_after=7") == 0
-    (tmp_path / "first").rename(tmp_path / "moved")
-    moved = str(tmp_path / "moved")
-    assert train_module.main([moved]) == 2
-    assert f"out_dir={moved}: holds a run; --resume goes on" in capsys.readouterr().err
-    assert train_module.main([moved, "--resume", "--log_every=3"]) == 0
-    assert not (tmp_path / "first").exists()
-    a, b = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "moved"))
-    assert (a["step"], a["config"]["seed"]) == (b["step"], 3) == (15, 3)
-    assert b["config"]["log_every"] == 3
-    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    monkeypatch.chdir(tmp_path)
-    assert train_module.main(["moved/", "--overwrite"]) == 0
-    assert [e["resumed"] for e in events(tmp_path / "moved", "start")] == [False]
-
-
-def test_a_folder_that_no_run_made_is_one_line(tmp_path, capsys):
-    for content in ("", '{"model_type": "llama"}'):
-        refused(capsys, train_module.main, tmp_path, "--resume", words=": not a run's folder")
-        (tmp_path / "config.json").write_text(content)
-    refused(capsys, train_module.main, tmp_path, "--resume", words=": not a run's folder")
+    (tmp_path / "first").rename(moved)
+    refused(capsys, train_module.main, moved, words=f"out_dir={moved}: holds a run; --resume goes")
+    assert train_module.main([str(moved), "--resume"]) == 0
+    assert same_end(moved, tmp_path / "whole") and not (tmp_path / "first").exists()
+    assert train_module.main([str(moved), "--overwrite"]) == 0
+    assert [e["resumed"] for e in events(moved, "start")] == [False]
 
 
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
@@ -232,12 +201,11 @@ def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, capsys):
     for file in (lock, out / name):
         file.write_text(theirs)
     (out / "lock").symlink_to(lock)
+    refused(capsys, train_module.main, out, "--resume", words=f"{out}: not a run's folder")
     for flag in ((), ("--resume",), ("--overwrite",)):
         words = f"out_dir={out}: holds {name}, but no config.json of a run; choose another"
         refused(capsys, train_module.main, toy, f"--out_dir={out}", *flag, words=words)
-    assert (out / name).read_text() == theirs
-    (out / name).unlink()
-    assert run(toy, out, "--stop_after=1") == 0 and lock.read_text() == theirs
+    assert (out / name).read_text() == lock.read_text() == theirs
 
 
 def test_an_occupied_out_dir_is_refused_unless_overwritten(toy, undisturbed, tmp_path, capsys):
@@ -264,20 +232,11 @@ def test_resume_with_another_config_or_other_data_is_refused(toy, tmp_path, caps
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
 
 
-def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "run"
-    forward = train_module.GPT.forward
-    calls = iter(range(1000))
-
-    def diverge(self, tokens, targets=None):
-        loss = forward(self, tokens, targets)
-        return loss * float("nan") if self.training and next(calls) == 8 else loss
-
-    monkeypatch.setattr(train_module.GPT, "forward", diverge)
-    assert run(toy, out) == 1
+def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys):
+    assert run(toy, tmp_path, "--learning_rate=1e18", "--save_every=1") == 1
     error = capsys.readouterr().err
-    assert "step 9" in error and "nan" in error and "learning rate" in error
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 5
+    last = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning rate", error)
 
 
 def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
@@ -289,8 +248,7 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]
     (event,) = events(out, "prune")
     assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
-    state = load_checkpoint(out / "checkpoint.pt")
-    assert state["step"] == 30  # the last step is saved whatever the interval
+    state = load_checkpoint(out / "checkpoint.pt")  # the last step is saved whatever the interval
     assert {m["step"].item() for m in state["optimizer"].values()} == {30 - 12}
 
 
@@ -298,12 +256,8 @@ def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undist
     out = tmp_path / "run"
     assert run(toy, out, "--dtype=bfloat16") == 0
     state = load_checkpoint(out / "checkpoint.pt")
-    tensors = [*state["model"].values(), *state["scores"].values()]
-    for name, p in load_model(state).named_parameters():
-        moments = state["optimizer"][name]
-        assert moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape
-        tensors += moments.values()
-    assert {t.dtype for t in tensors} == {torch.float32}
+    for tensors in (state["model"], state["scores"], *state["optimizer"].values()):
+        assert {t.dtype for t in tensors.values()} == {torch.float32}
     losses, exact = ([e["loss"] for e in events(o, "step")] for o in (out, undisturbed))
     assert losses == pytest.approx(exact, abs=0.05)
     assert sum(a != b for a, b in zip(losses, exact)) > 20  # the products are in lower precision

@@ -29,7 +29,8 @@ def main(config: str, seed: str, file: str) -> None:
             writes = name.endswith((".o", ".down"))
             nn.init.normal_(module.weight, std=0.0 if writes else 0.5 / module.in_features**0.5)
     saved = {"format": FORMAT, "config": "{}", "model_config": json.dumps(asdict(model.config))}
-    torch.save(saved | {"step": 0, "model": dict(model.state_dict())}, file)
+    saved |= {"step": 0, "model": dict(model.state_dict()), "optimizer": {}, "scores": {}}
+    torch.save(saved, file)
 
 
 if __name__ == "__main__":
