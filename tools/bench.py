@@ -1,8 +1,8 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
-A step here is a bare one, on random tokens and without a teacher: forward, backward, update. What
-is compared takes turns, and the median of --repeats turns counts. With --compile=on, compiled
-steps, too.
+A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
+compared takes turns, and the median of --repeats turns counts. With --compile=on, compiled steps,
+too.
 """
 
 import argparse
@@ -106,11 +106,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     device, full = machine.choose_device(c), plan.shape(1)
     dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))
-    expected = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
-    yield (
-        "peak memory",
-        f"{peak_memory(c, full, device) / 2**20:.0f} MiB; planned {expected:.0f} MiB",
-    )
+    planned = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
+    peak = peak_memory(c, full, device) / 2**20
+    yield "peak memory", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
     wide, slim = (Step(c, shape, device) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
