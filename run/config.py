@@ -88,7 +88,7 @@ POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model 
     d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""
 # More than this is a slip, or would take for ever to plan or to build
 AT_MOST = {"min_lr_fraction": 1, "teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20}
-AT_MOST |= {"max_steps": 10**7}
+AT_MOST |= {"max_steps": 10**7, "batch_size": 10**6}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
 
 

@@ -1,16 +1,12 @@
 """What a run costs, known before step 1: parameters, FLOPs, memory."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
 from model import GPTConfig
 from run import UserError
 from run.config import Config, enlarged_shape, micro_batch
-from run.optimizer import STACK
 from schedule import Schedule, make_schedule
 
 
@@ -56,28 +52,16 @@ def muon_flops(shape: GPTConfig) -> int:
     return shape.n_layer * sum(5 * (2 * n * n * m + 2 * n**3 + 2 * n * n * m) for n, m in matrices)
 
 
-def muon_memory(shape: GPTConfig, e: int) -> int:
-    """Bytes that Muon's step takes beside the moments. e: of a number in its products."""
-    largest = 0
-    for (n, m), each in Counter(block_matrices(shape)).items():
-        size = min(each * shape.n_layer * n * m, max(STACK, n * m))  # numbers in a stack, at most
-        # The averages, in float32; the stack, before and after an iteration; two (n, n) products
-        largest = max(largest, size * (4 + 3 * e) + size // m * n * 2 * e)
-    return largest
-
-
 def memory_of(
-    c: Config,
-    shape: GPTConfig,
-    sequences: int,
-    dtype: torch.dtype,
-    teacher: GPTConfig | None = None,
+    c: Config, shape: GPTConfig, sequences: int, teacher: GPTConfig | None = None
 ) -> dict[str, int]:
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
-    one micro batch it is less, by the size of the gradients at most. dtype: of the matrix products.
-    On a CPU, bfloat16 takes more: attention is written out there (model.py).
+    one micro batch it is less, by the size of the gradients at most. With dtype "auto", products
+    are in bfloat16. Muon's own products are left out: they matter only where batches are tiny. On a
+    CPU, bfloat16 takes more: attention is written out there (model.py).
     """
-    e, lower, n = dtype.itemsize, dtype != torch.float32, n_parameters(shape)
+    lower, n = c.dtype != "float32", n_parameters(shape)
+    e = 2 if lower else 4  # bytes of a number in the matrix products
     tokens = sequences * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
@@ -85,40 +69,32 @@ def memory_of(
     attention = 5 * e * shape.n_head * shape.head_dim  # q, k, v, the output, its copy for o
     ffn = 4 * e * shape.d_ff  # gate, up, silu(gate), and the product that down reads
     block = tokens * (norms + attention + ffn)
-    logits = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
+    passing = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
     gradients = tokens * 2 * e * shape.d_ff  # of the FFN's inner activations
     if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
-        kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(logits, block + gradients)
+        kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(passing, block + gradients)
     else:
-        kept, passing = block * shape.n_layer, max(logits, gradients)
-    moments, casts = 8 * n, 2 * n if lower else 0  # of the weights
-    if c.optimizer == "muon":  # when its step needs memory, casts and activations are gone
-        moments -= 4 * block_weights(shape)
-        passing = max(passing, muon_memory(shape, e) - casts - kept)
-    taught = 0
+        kept, passing = block * shape.n_layer, max(passing, gradients)
+    state = 16 * n  # weights, gradients and AdamW's two moments, all in float32
+    if c.optimizer == "muon":  # it has one
+        state -= 4 * block_weights(shape)
+    if lower:
+        state += 2 * n  # casts of the weights
     if teacher:  # its weights; its distribution, in float32
-        taught = 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
-        inner = e * teacher.d_ff * (3 * tokens + teacher.d_model)  # of its FFN, and a cast matrix
-        passing = max(passing, inner - kept)  # before the model's own activations are there
-    return {
-        "weights": 4 * n,
-        "gradients": 4 * n,
-        "moments": moments,
-        "casts": casts,
-        "activations": kept,
-        "passing": passing,
-        "teacher": taught,
-    }
+        state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
+    return {"state": state, "activations": kept + passing}
 
 
-def knobs_that_fit(c: Config, plan: "Plan", room: float, ranks: int) -> str:
+def knobs_that_fit(
+    c: Config, shape: GPTConfig, teacher: GPTConfig | None, room: float, ranks: int
+) -> str:
     """The knobs with which a step fits into `room` bytes of each rank: the largest micro batch, and
     `recompute` if none fits without; "" if none fits at all."""
-    share, dtype = c.batch_size // ranks, getattr(torch, c.dtype)
+    share = c.batch_size // ranks
     for recompute in sorted({c.recompute, True}):
+        less = replace(c, recompute=recompute)
         for n in (n for n in range(share, 0, -1) if share % n == 0):
-            less = replace(c, recompute=recompute)
-            if sum(memory_of(less, plan.enlarged, n, dtype, plan.teacher).values()) <= room:
+            if sum(memory_of(less, shape, n, teacher).values()) <= room:
                 return f"--micro_batch_size={n}" + " --recompute" * (recompute and not c.recompute)
     return ""
 
@@ -127,11 +103,11 @@ def check_memory(c: Config, plan: "Plan", device: str, available: float, ranks: 
     """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
     the activations that `memory_of` counts. Raises UserError."""
     rows = micro_batch(c, ranks)
-    memory = memory_of(c, plan.enlarged, rows, getattr(torch, c.dtype), plan.teacher)
-    need = sum(memory.values()) - (memory["activations"] + memory["passing"]) / 2
+    memory = memory_of(c, plan.enlarged, rows, plan.teacher)
+    need = memory["state"] + memory["activations"] / 2
     if need > available:
         what = f"needs at least {need / 2**30:,.1f} GiB of memory with micro_batch_size={rows}"
-        way = knobs_that_fit(c, plan, available, ranks) or "a smaller model"
+        way = knobs_that_fit(c, plan.enlarged, plan.teacher, available, ranks) or "a smaller model"
         raise UserError(f"the run {what}; {device} has {available / 2**30:,.1f}; try {way}")
 
 

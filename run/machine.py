@@ -4,16 +4,12 @@ import ctypes
 import math
 import os
 import platform
-import shutil
 import sys
-import sysconfig
 from collections.abc import Callable, Container
 from functools import partial
-from pathlib import Path
 from textwrap import shorten
 
 import torch
-import torch.utils._triton
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -54,8 +50,7 @@ def try_product() -> None:
         x = torch.ones(2, 2, device="cuda")
         (x @ x).tolist()  # waits for the GPU
     except RuntimeError as error:
-        major, minor = torch.cuda.get_device_capability()
-        card = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+        card = torch.cuda.get_device_name()
         what = f"does not compute with torch {torch.__version__} ({shorten(str(error), 100)})"
         way = "pytorch.org/get-started/locally has the builds of torch, for other GPUs and drivers"
         raise UserError(f"{card}: {what}; {way}") from error
@@ -104,32 +99,12 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
 def choose_compile(c: Config, device: torch.device, flops: float) -> bool:
     """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
     takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
-    where KV heads are pruned: with a varying number of heads, compiled steps are slower there.
+    where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
+    on Windows, where the compiler that Inductor calls is seldom installed.
     """
-    if c.compile == "off":
-        return False
-    missing = missing_to_compile(device)
-    if c.compile == "on" and missing:
-        raise UserError(f"compile='on': needs {missing}; or give --compile=off")
-    pays = flops > 3e13 and "n_kv_head" not in make_schedule(c).widths
-    pays = device.type == "cuda" or (device.type == "cpu" and pays)
-    # On Windows, what is in the PATH may not be the compiler that Inductor calls
-    return c.compile == "on" or (pays and not missing and os.name != "nt")
-
-
-def missing_to_compile(device: torch.device) -> str:
-    """What compiling needs and does not find here, or nothing."""
-    on_gpu = device.type == "cuda"  # there, Triton's launcher is in C
-    variable, names = ("CC", ["gcc", "clang"]) if on_gpu else ("CXX", ["g++", "clang++"])
-    names = ["cl"] if os.name == "nt" else names
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
-        return f"{' or '.join(names)}, or {variable} set"
-    if not header.exists():
-        return f"{header}, which is in packages such as python3-dev"
-    if on_gpu and not torch.utils._triton.has_triton():
-        return "Triton, and a GPU that it knows"
-    return ""
+    long = flops > 3e13 and "n_kv_head" not in make_schedule(c).widths
+    pays = device.type == "cuda" or (device.type == "cpu" and long)
+    return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
 
 
 def compile_blocks(model: GPT, kinds: Container[str]) -> None:

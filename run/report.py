@@ -51,18 +51,14 @@ class Report:
         folder.open_log(c, step)
         self.began = time.perf_counter() - folder.seconds  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
-        on_terminal = folder.main and sys.stderr.isatty() and sys.stdout.isatty()
-        shown = "{n_fmt}/{total_fmt} {desc} |{bar}|"  # tqdm's time left knows nothing of prunes
-        self.bar = tqdm(total=c.max_steps, initial=step, disable=not on_terminal, bar_format=shown)
 
     def say(self, text: str) -> None:
-        """Print above the progress bar. If that fails (`| head -1`, a full disk), the run goes on,
-        without what it would print later."""
+        """Print. If that fails (`| head -1`, a full disk), the run goes on, without what it would
+        print later."""
         if self.folder.main:
             encoding = sys.stdout.encoding or "utf-8"
             try:
-                self.bar.write(text.encode(encoding, "backslashreplace").decode(encoding))
-                sys.stdout.flush()
+                print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
             except OSError:
                 drop_output()
 
@@ -98,9 +94,8 @@ class Report:
             f"{tokens / final:.3g} per final parameter",
         }
         compute = f"{plan.flops():.3g} training FLOPs"
-        if schedule.window:
+        if steps := schedule.prune_steps():
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
-            steps = schedule.prune_steps()
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             rows["prune"] = f"{what}; {compact(final)} parameters remain"
             saved = 1 - plan.flops() / (plan.token_flops(plan.enlarged) * tokens)
@@ -127,17 +122,13 @@ class Report:
         speed = (step - first) * self.plan.tokens_per_step / (now - began)
         phase, params = self.plan.schedule.phase(step), n_parameters(shape)
         widths = {kind: getattr(shape, kind) for kind in KINDS}
-        self.write(
-            "step", step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
-            params=params, **widths, phase=phase,
-        )  # fmt: skip
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": round(speed)}
+        self.write("step", step, **values, params=params, **widths, phase=phase)
         left = (self.plan.flops() - self.plan.flops(step)) / (self.plan.token_flops(shape) * speed)
-        line = f"loss {loss:.4f} {compact(speed)} tok/s {compact(params)} parameters "
-        line += f"{tqdm.format_interval(left)} left"
-        self.bar.set_description_str(line, refresh=False)
-        self.bar.update(step - self.bar.n)
-        if self.bar.disable:
-            self.say(f"step {step:6}/{self.c.max_steps}  {line} lr {lr:.1e} {phase}")
+        self.say(
+            f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {compact(speed)} tok/s "
+            f"{compact(params)} parameters {tqdm.format_interval(left)} left lr {lr:.1e} {phase}"
+        )
 
     def eval(self, step: int, val_loss: float) -> None:
         bits = self.bits(val_loss)
@@ -169,12 +160,10 @@ class Report:
         return UserError(f"{what}; {way}", 1)
 
     def stopped(self, step: int) -> None:
-        self.bar.close()
         way = f"python train.py {shlex.quote(self.c.out_dir)} --resume"
         self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
 
     def done(self, step: int, data: TokenDataset, val_loss: float) -> None:
-        self.bar.close()
         first, last = n_parameters(self.plan.enlarged), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
@@ -183,15 +172,14 @@ class Report:
         bigram = bigram_loss(data, self.val, self.c.eval_tokens)
         baseline = f"; bigram baseline {bigram:.4f}" if bigram else ""
         folder = shlex.quote(self.c.out_dir)
+        rows = {
+            "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
+            "FLOPs": f"{self.plan.flops():.4g}",
+            "loss": f"{val_loss:.4f} nats per token on the validation split{baseline}",
+            "bits/byte": f"{bits:.4f}",
+            "seconds": f"{self.seconds():.0f}",
+            "sample": f"python -m tools.sample {folder}",
+            "picture": f"python -m tools.plot {folder}",
+        }
         self.say("")
-        self.say_rows(
-            {
-                "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
-                "FLOPs": f"{self.plan.flops():.4g}",
-                "loss": f"{val_loss:.4f} nats per token on the validation split{baseline}",
-                "bits/byte": f"{bits:.4f}",
-                "seconds": f"{self.seconds():.0f}",
-                "sample": f"python -m tools.sample {folder}",
-                "picture": f"python -m tools.plot {folder}",
-            }
-        )
+        self.say_rows(rows)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from data.loader import TokenDataset
 from data.tokenizer import load_tokenizer, token_bytes
-from model import GPT
 from run import UserError
 from run.checkpoint import load_model, load_weights
 from run.config import Config, padded_vocab
@@ -46,14 +45,10 @@ class Teacher:
             digest.update(weight.contiguous().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()
 
+    @torch.no_grad()
     def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
-        return blend(self.model, self.weight, tokens, came)
-
-
-@torch.no_grad()
-def blend(teacher: GPT, weight: float, tokens: Tensor, came: Tensor) -> Tensor:
-    """(B, T, vocab_size), float32: `weight` times the teacher's distribution over the next token,
-    and the rest on the token that came. tokens, came: (B, T)."""
-    mixed = teacher(tokens).float().softmax(-1) * weight
-    rest = torch.full(came.shape, 1 - weight, device=came.device)
-    return mixed.scatter_add_(-1, came[..., None], rest[..., None])
+        """(B, T, vocab_size), float32: `teacher_weight` times the teacher's distribution over the
+        next token, and the rest on the token that came. tokens, came: (B, T)."""
+        mixed = self.model(tokens).float().softmax(-1) * self.weight
+        rest = torch.full(came.shape, 1 - self.weight, device=came.device)
+        return mixed.scatter_add_(-1, came[..., None], rest[..., None])

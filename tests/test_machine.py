@@ -1,8 +1,6 @@
 """What a first GPU, or another system, may lack: one line says so, or the run does without."""
 
-import functools
 import math
-import sysconfig
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -21,19 +19,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def laptop(tmp_path, monkeypatch):
-    """Pretends a machine that may have a GPU, with all that compiling needs but what is named."""
+def laptop(monkeypatch):
+    """Pretends a machine that may have a GPU."""
 
-    def laptop(system: str = "posix", has_gpu: bool = True, lacks: str = "", **variables) -> None:
+    def laptop(system: str = "posix", has_gpu: bool = True, **variables) -> None:
         monkeypatch.setattr(machine, "os", SimpleNamespace(name=system, environ=variables))
-        found = None if lacks == "compiler" else "/usr/bin/c++"
-        monkeypatch.setattr(machine.shutil, "which", lambda name: found)
-        folder = tmp_path / f"lacks {lacks}"
-        folder.mkdir(exist_ok=True)
-        if lacks != "header":
-            (folder / "Python.h").touch()
-        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
-        monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: lacks != "triton")
         for name, value in (("is_available", has_gpu), ("device_count", 1), ("set_device", None)):
             monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
 
@@ -51,46 +41,21 @@ def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop
     assert machine.choose_compile(Config(compile="on"), CPU, 1)
 
 
-@pytest.mark.parametrize(
-    "lacks, device, words",
-    [
-        ("compiler", CPU, r"g\+\+ or clang\+\+, or CXX set"),
-        ("compiler", GPU, "gcc or clang, or CC set"),
-        ("header", CPU, ".*Python.h"),
-        ("triton", GPU, "Triton, and a GPU that it knows"),
-    ],
-)
-def test_where_compiling_lacks_something_auto_is_off_and_on_is_refused(
-    lacks, device, words, laptop
-):
-    laptop(lacks=lacks)
-    assert not machine.choose_compile(Config(), device, 1e18)
-    with pytest.raises(UserError, match=f"compile='on': needs {words}.*; or give --compile=off"):
-        machine.choose_compile(Config(compile="on"), device, 1)
-
-
-@pytest.mark.parametrize("fails, calls", [("forward", 1), ("backward", 4), ("on another rank", 4)])
+@pytest.mark.parametrize("fails", ["here", "on another rank"])
 def test_where_the_first_compiled_pass_fails_the_run_is_an_eager_one(
-    fails, calls, toy, undisturbed, tmp_path, monkeypatch, capsys
+    fails, toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    broken = Mock(side_effect=RuntimeError("no Python.h"))
-
-    def block(forward, *args) -> torch.Tensor:
-        y = broken() if fails == "forward" else forward(*args)
-        return y.register_hook(broken) and y if fails == "backward" else y
-
     def means(self, *own, means=train.Ranks.means) -> list[float]:
         return [0.5] if len(own) == 1 and fails == "on another rank" else means(self, *own)
 
-    compiled = Mock(side_effect=block)
-    monkeypatch.setattr(machine, "missing_to_compile", lambda device: "")
-    monkeypatch.setattr(torch, "compile", lambda forward: functools.partial(compiled, forward))
+    broken = Mock(side_effect=RuntimeError("no Python.h"))
+    monkeypatch.setattr(torch, "compile", lambda eager: broken if fails == "here" else eager)
     monkeypatch.setattr(train.Ranks, "means", means)
     assert run(toy, tmp_path, "--compile=on") == 0
     said, error = capsys.readouterr()
-    assert compiled.call_count == calls and "float32, eager" in said
-    why = fails if fails == "on another rank" else "RuntimeError: no Python.h"
+    why = "RuntimeError: no Python.h" if fails == "here" else fails
     assert error == f"compiling failed, so the run goes on without it: {why}\n"
+    assert "float32, eager" in said
     assert_close(tmp_path, undisturbed, 0)
 
 
@@ -101,8 +66,7 @@ def test_a_card_that_this_torch_has_no_kernels_for_is_named_before_anything_is_r
     no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
     monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla K80")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (3, 7))
-    words = "Tesla K80, compute capability 3.7: does not .*no kernel image.*; pytorch.org"
+    words = "Tesla K80: does not .*no kernel image.*; pytorch.org"
     knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
     refused(capsys, train.main, "configs/idea.py", *knobs, words=words)
 

@@ -1,7 +1,8 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
-A step here is a bare one, on random tokens: forward, backward, update. What is compared takes
-turns, and the median of --repeats turns counts. With --compile=on, compiled steps, too.
+A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
+compared takes turns, and the median of --repeats turns counts. With --compile=on, compiled steps,
+too.
 """
 
 import argparse
@@ -10,35 +11,29 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from itertools import accumulate
 from statistics import median
 
 import torch
 
 from model import GPT, GPTConfig
-from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
-from run.cost import Plan, memory_of
+from run.cost import Plan, flops_per_token, memory_of
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from run.read_config import load_config
-from run.teacher import blend
 from tools import command, positive
 from tools.load import load_plan
-from tools.plan import GPT2_VOCABULARY, GPUS
+from tools.plan import GPT2_VOCABULARY
 
 
 class Step:
-    """A training step of a shape, with a teacher of a shape. `compile_for`: compiled, for prunes of
-    these kinds of unit."""
+    """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
 
-    def __init__(
-        self, c: Config, shape: GPTConfig, device: torch.device, teacher=None, compile_for=None
-    ):
+    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
         torch.manual_seed(1)
-        self.teacher = GPT(teacher).to(device).eval().requires_grad_(False) if teacher else None
         self.forward = self.model = GPT(shape).to(device)
         self.dtype = machine.choose_dtype(c, device)
         self.optimizers = make_optimizers(self.model, c, self.dtype)
@@ -53,10 +48,7 @@ class Step:
         kind, lower = self.batch.device.type, self.dtype != torch.float32
         for _ in range(micro_batches):
             with torch.autocast(kind, self.dtype, enabled=lower):
-                tokens, targets = self.batch
-                if self.teacher:
-                    targets = blend(self.teacher, 0.5, tokens, targets)
-                loss = self.forward(tokens, targets)
+                loss = self.forward(*self.batch)
             loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -89,22 +81,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / race([lambda: a @ b], 3)[0]
 
 
-def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
-    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
-    text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
-    card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    for name, (peak, _) in GPUS.items():
-        if name in card:
-            text += f"; MFU {speed / peak:.0%} ({name})"
-    return text
-
-
-def peak_memory(c: Config, shape: GPTConfig, device: torch.device, teacher=None) -> int:
+def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
     def steps() -> None:
-        step = Step(c, shape, device, teacher)
+        step = Step(c, shape, device)
         step(micro_batches=2), step(micro_batches=2)
 
     gc.collect()  # or what was there before counts when it goes
@@ -123,34 +104,25 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device, teacher=None)
 def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     device, full = machine.choose_device(c), plan.shape(1)
-    with_compile = c.compile == "on" and machine.choose_compile(c, device, plan.flops())
-    dtype, rows = machine.choose_dtype(c, device), micro_batch(c, ranks=1)
-    expected = sum(memory_of(c, full, rows, dtype, plan.teacher).values()) / 2**20
-    peak = peak_memory(c, full, device, plan.teacher) / 2**20
-    yield "peak memory", f"{peak:.0f} MiB; planned {expected:.0f} MiB"
-    wide, slim = (Step(c, shape, device, plan.teacher) for shape in (full, plan.final))
+    dtype = machine.choose_dtype(c, device)
+    c = replace(c, dtype=str(dtype).removeprefix("torch."))
+    planned = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
+    peak = peak_memory(c, full, device) / 2**20
+    yield "peak memory", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
+    wide, slim = (Step(c, shape, device) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
-    flops = plan.token_flops(full) * tokens
+    share = flops_per_token(full) * tokens / limit
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
-    yield "its share of matrix products", share(flops / t_wide, limit, device)
+    yield "its share of matrix products", f"{share / t_wide:.0%} of {limit:.3g} FLOP/s"
     if plan.final != full:
-        fewer = 1 - plan.token_flops(plan.final) / plan.token_flops(full)
+        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
-    if with_compile:
-        compiled = Step(c, full, device, plan.teacher, compile_for=plan.schedule.widths)
-        yield "compiling, once", f"{seconds_of(compiled):.1f} s"
+    if c.compile == "on":
+        compiled = Step(c, full, device, compile_for=plan.schedule.widths)
+        machine.keep_compiled(compiled.model, lambda model: compiled(), Ranks(device))
         t_wide, t = race([wide, compiled], repeats)
-        faster = f"{t_wide / t:.2f} times as fast; its share: "
-        yield "compiled step", faster + share(flops / t, limit, device)
-    if steps := plan.schedule.prune_steps():
-        kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
-        ranks = Ranks(device)
-        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, ranks.agree, ranks.mean)
-        pruner.score(wide.model)
-        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width, [])
-        t_step = t_wide * c.batch_size / rows
-        yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
+        yield "compiled step", f"{t_wide / t:.2f} times as fast; its share: {share / t:.0%}"
 
 
 @command

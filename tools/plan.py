@@ -10,12 +10,17 @@ import argparse
 import sys
 from dataclasses import replace
 
-import torch
-
 from model import GPTConfig
-from run import UserError
 from run.config import Config, check_ranks, micro_batch
-from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
+from run.cost import (
+    Plan,
+    block_flops,
+    flops_per_token,
+    knobs_that_fit,
+    memory_of,
+    muon_flops,
+    n_parameters,
+)
 from run.read_config import load_config
 from run.report import compact
 from tools import command, number, positive
@@ -28,44 +33,30 @@ GPUS = {
     "h200": (989e12, 141e9),
     "4090": (165e12, 24e9),
 }
-
-MOST_SEQUENCES = 1_000_000  # `fit` tries every way to share them out
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
-def fit(c: Config, plan: Plan, shape: GPTConfig, gpus: int, room: float) -> tuple[int, str]:
-    """Bytes of a rank, and whether they fit into `room`; if not, what to try."""
-    dtype = torch.bfloat16 if c.dtype == "auto" else getattr(torch, c.dtype)
-    share = c.batch_size // gpus
-    sizes = [n for n in range(1, share + 1) if share % n == 0]
-    need = {n: sum(memory_of(c, shape, n, dtype, plan.teacher).values()) for n in sizes}
-    wanted = need[micro_batch(c, gpus)]
-    fitting = [f"--micro_batch_size={n}" for n in need if need[n] <= room]
-    last = "not one sequence fits" if c.recompute else "--recompute"
-    return wanted, "yes" if wanted <= room else f"no; {[last, *fitting][-1]}"
-
-
 def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
-    """The answer in Markdown. Raises UserError where the batch does not divide, or is absurd."""
+    """The answer in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
-    if c.batch_size > MOST_SEQUENCES:
-        raise UserError(f"batch_size={c.batch_size}: a plan has at most {MOST_SEQUENCES:,}")
     peak, capacity = GPUS[gpu]
+    room = 0.9 * capacity  # the rest: CUDA, NCCL and gaps
     tokens, last = plan.tokens_per_step, c.max_steps
-    taught = {"teacher FLOPs": lambda shape: tokens * plan.teacher_flops} if plan.teacher else {}
     work = {  # FLOPs of a step, on all GPUs together
         "training FLOPs": lambda shape: tokens * flops_per_token(shape),
-        **taught,
+        "teacher FLOPs": lambda shape: tokens * plan.teacher_flops,
         "recompute FLOPs": lambda shape: tokens * block_flops(shape) if c.recompute else 0,
         "Muon FLOPs": lambda shape: gpus * muon_flops(shape) if c.optimizer == "muon" else 0,
     }
 
     def row(name: str, steps: int, flops: list[int], shape: GPTConfig) -> str:
         hours = sum(flops) / (gpus * peak * mfu) / 3600
-        need, fits = fit(c, plan, shape, gpus, 0.9 * capacity)  # the rest: CUDA, NCCL and gaps
+        need = sum(memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
+        way = knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
         cells = [name, compact(n_parameters(shape)), compact(steps * tokens)]
         cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
-        return f"| {' | '.join(cells)} | {need / 2**30:.1f} | {fits} |\n"
+        cells += [f"{need / 2**30:.1f}", "yes" if need <= room else f"no; {way}"]
+        return f"| {' | '.join(cells)} |\n"
 
     heads = ["phase", "parameters", "tokens", *work, "hours", "cost", "GiB per rank", "fits"]
     table = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
@@ -78,12 +69,11 @@ def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: floa
     scratch = [last * of(plan.final) for of in work.values()]
     ratio = flops / scratch[0]
     table += row("scratch, same tokens", last, scratch, plan.final)
-    what = "Training FLOPs" + (", with the teacher's" if taught else "")
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "
         f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
-        f"{what}: {ratio:.2f} times those of scratch on the same tokens. With "
-        f"max_steps={round(last * ratio)}, scratch has as many."
+        f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
+        f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
     )
 
 

@@ -76,7 +76,7 @@ def main() -> None:
         knobs = [f"--optimizer={optimizer}", *sys.argv[1:]]
         c, plan = load_plan(load_config("configs/idea_2.8b.py", knobs), missing=GPT2_VOCABULARY)
         for name, shape in (("enlarged", plan.shape(1)), ("final", plan.final)):
-            planned = sum(memory_of(c, shape, c.micro_batch_size, torch.bfloat16).values())
+            planned = sum(memory_of(c, shape, c.micro_batch_size).values())
             simulated = simulate(c, shape) / 2**30
             print(f"| {optimizer} | {name} | {simulated:.2f} | {planned / 2**30:.2f} |", flush=True)
 
