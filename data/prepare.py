@@ -93,9 +93,9 @@ def prepare(
             counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
             if skipped := sum(count["skipped"] for count in counts):
                 print(f"skipped {skipped:,} documents without text", file=sys.stderr)
-            (joined := part / "joined.tmp").mkdir()
+            (whole := part / "whole.tmp").mkdir()
             for split in SPLITS:
-                meta[split] = _join(tasks, [count[split] for count in counts], split, joined)
+                meta[split] = _copy_shards(tasks, [count[split] for count in counts], split, whole)
                 if not meta[split]["tokens"]:
                     what = f"the {split} split would be empty with --val-fraction {val_fraction}"
                     few = "too few documents (32 KiB of a .txt file count as one)"
@@ -103,8 +103,8 @@ def prepare(
             meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
             files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
             for name, content in files.items():
-                (joined / name).write_bytes(content)
-            os.rename(joined, out)
+                (whole / name).write_bytes(content)
+            os.rename(whole, out)
     except BrokenProcessPool:
         what = "a process that tokenizes has ended: is there enough memory?"
         raise DataError(f"{part}: {what} The same command goes on") from None
@@ -233,7 +233,7 @@ def _make_piece(
     os.rename(aside, piece)
 
 
-def _join(pieces: list[Path], counts: list[dict], split: str, folder: Path) -> dict:
+def _copy_shards(pieces: list[Path], counts: list[dict], split: str, folder: Path) -> dict:
     """Copies each piece's tokens of a split, as a shard. Returns what meta.json says of the split.
     counts: of the split, in each piece."""
     shards = []
