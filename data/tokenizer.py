@@ -70,6 +70,9 @@ class FolderTokenizer:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token = vocab[end]
+            self.n_vocab = max(vocab.values()) + 1
+            if self.n_vocab > 2**21:  # the length of each token is looked up
+                raise ValueError(f"a token id of {self.n_vocab - 1}")
         except ImportError:
             way = "needs the package tokenizers: pip install -r requirements-extra.txt"
             raise DataError(f"tokenizer {folder}: {way}") from None
@@ -79,7 +82,7 @@ class FolderTokenizer:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer, self.n_vocab = tokenizer, max(vocab.values()) + 1
+        self._tokenizer = tokenizer
         self._byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     def encode_ordinary(self, text: str) -> list[int]:

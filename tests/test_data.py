@@ -129,7 +129,10 @@ def small_tasks(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_documents_come_back_however_the_work_is_cut(tmp_path, small_tasks, pairs, dtype):
+def test_documents_come_back_however_the_work_is_cut(
+    tmp_path, monkeypatch, small_tasks, pairs, dtype
+):
+    monkeypatch.setattr(data.prepare, "SHARD_TOKENS", 40)
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
     files = [write_jsonl(tmp_path / name, texts) for name in ("a.jsonl", "b.jsonl")]
@@ -145,7 +148,8 @@ def test_documents_come_back_however_the_work_is_cut(tmp_path, small_tasks, pair
         targets = torch.cat([y.flatten() for _, y in dataset.in_order(3, 20)]).tolist()
         text = encoding.decode_bytes([token for token in targets if token != encoding.eot_token])
         assert dataset.bytes_per_target(20) == len(text) / len(targets)
-        assert len(meta[split]["shards"]) == 2
+        full, (rest,) = np.split([shard["tokens"] for shard in meta[split]["shards"]], [-1])
+        assert len(full) and set(full) == {40} and 0 < rest <= 40
     assert meta["dtype"] == dtype
     assert Path(dataset.tokenizer).parent == out  # prepared data keeps its tokenizer
 
@@ -280,7 +284,7 @@ def test_killed_anywhere_or_on_more_cores_it_ends_in_the_same_bytes(tmp_path):
         read += killed.communicate()[0].split()[:1]
         assert killed.returncode == 9 or out.exists()
         step += 6
-    assert contents(out) == contents(whole) and len(contents(out)) > 5
+    assert contents(out) == contents(whole) and len(contents(out)) == 5
     assert read[0] == "0.jsonl" < read[-1] and len(read) > 5  # what is done is not read again
 
 
@@ -311,7 +315,7 @@ def test_a_script_without_a_guard_is_told_so(source, tmp_path):
     assert 'needs: if __name__ == "__main__":' in done.stderr
 
 
-def test_after_an_error_only_what_is_left_or_has_changed_is_done(
+def test_after_an_error_only_what_is_left_is_done_and_from_the_same_files(
     tmp_path, monkeypatch, small_tasks
 ):
     for name in "abc":
@@ -327,10 +331,16 @@ def test_after_an_error_only_what_is_left_or_has_changed_is_done(
     monkeypatch.setattr(data.prepare, "encode_to_numpy", failing)
     with pytest.raises(DataError, match=r"\A.*out: cannot be made: .*No space left\Z"):
         prepare([tmp_path], "shipped", tmp_path / "out")
-    write_jsonl(tmp_path / "b.jsonl", [f"changed {i}" for i in range(40)])
+    before = (tmp_path / "b.jsonl").stat()
+    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
     seen.clear()
+    with pytest.raises(
+        DataError, match=r"\A.*an input file has changed; remove it to start anew\Z"
+    ):
+        prepare([tmp_path], "shipped", tmp_path / "out")
+    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
     prepare([tmp_path], "shipped", tmp_path / "out")
-    assert (seen[0], seen[-1], len(seen)) == (b"changed 0", b"c 39", 80)
+    assert (seen[0], seen[-1], len(seen)) == (b"c 0", b"c 39", 40)
     prepare([tmp_path / f"{name}.jsonl" for name in "abc"], "shipped", tmp_path / "at once")
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
