@@ -47,8 +47,8 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
         for name, (path, changes) in read_arms(argument).items():
             if name in arms:
                 raise UserError(f"{argument}: a second arm of the name {name}; rename one")
-            knobs = [*changes, *overrides]
             try:
+                knobs = [*changes, *overrides]
                 arms[name] = Arm(name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
@@ -63,15 +63,14 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
     """Raises UserError unless the arm ends in the reference's shape, on its tokens or its FLOPs; or
     keeps its enlarged shape to the end: the ceiling."""
     ours, theirs = arm.plan, reference.plan
+    where = f"arm {arm.name}: not comparable with {reference.name}"
     ceiling = ours.final == ours.shape(1) == theirs.shape(1) != theirs.final
     if ours.final != theirs.final and not ceiling:
-        what = f"ends in another shape than {reference.name}"
         sizes = f"{n_parameters(ours.final):,} and {n_parameters(theirs.final):,} parameters"
-        raise UserError(f"arm {arm.name}: {what} ({sizes}): not comparable")
+        raise UserError(f"{where}: ends in another shape ({sizes})")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
     tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
     # A step and a half may differ: --shorter also rounds the steps between prunes
     if tokens != wanted and abs(ratio - 1) * steps >= 1.5:
         way = f"max_steps={round(steps * ratio)} would make the FLOPs equal"
-        what = f"neither the tokens of {reference.name} nor its FLOPs"
-        raise UserError(f"arm {arm.name}: {what}: not comparable; {way}")
+        raise UserError(f"{where}: neither its tokens nor its FLOPs; {way}")
