@@ -66,7 +66,6 @@ BAD = [
     ("--micro_batch_size=7", "micro_batch_size=7: must divide the 32"),
     ("--max_steps=2 --warmup_steps=0", "max_steps=2: too few"),
     ("--context_length=1000000", "fewer than one window of context_length"),
-    ("--n_layer=9000000000000", "GiB of memory"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
     ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),
     ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
