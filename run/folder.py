@@ -52,9 +52,8 @@ class Folder:
     def resumes(self, c: Config) -> bool:
         """Whether the run goes on from a checkpoint that is here.
 
-        Raises UserError where the run would write over what it may not: a run that the config
-        neither resumes nor overwrites, the weights that it learns from, files of another program
-        under our names.
+        Raises UserError where the run would write over what it may not: another run, the weights
+        that it learns from, files of another program under our names.
         """
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
