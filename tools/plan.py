@@ -11,16 +11,8 @@ import sys
 from dataclasses import replace
 
 from model import GPTConfig
+from run import cost
 from run.config import Config, check_ranks, micro_batch
-from run.cost import (
-    Plan,
-    block_flops,
-    flops_per_token,
-    knobs_that_fit,
-    memory_of,
-    muon_flops,
-    n_parameters,
-)
 from run.read_config import load_config
 from run.report import compact
 from tools import command, number, positive
@@ -36,24 +28,24 @@ GPUS = {
 GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
 
 
-def describe(c: Config, plan: Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
+def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
     """The answer in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
     room = 0.9 * capacity  # the rest: CUDA, NCCL and gaps
     tokens, last = plan.tokens_per_step, c.max_steps
     work = {  # FLOPs of a step, on all GPUs together
-        "training FLOPs": lambda shape: tokens * flops_per_token(shape),
+        "training FLOPs": lambda shape: tokens * cost.flops_per_token(shape),
         "teacher FLOPs": lambda shape: tokens * plan.teacher_flops,
-        "recompute FLOPs": lambda shape: tokens * block_flops(shape) if c.recompute else 0,
-        "Muon FLOPs": lambda shape: gpus * muon_flops(shape) if c.optimizer == "muon" else 0,
+        "recompute FLOPs": lambda shape: tokens * cost.block_flops(shape) if c.recompute else 0,
+        "Muon FLOPs": lambda shape: gpus * cost.muon_flops(shape) if c.optimizer == "muon" else 0,
     }
 
     def row(name: str, steps: int, flops: list[int], shape: GPTConfig) -> str:
         hours = sum(flops) / (gpus * peak * mfu) / 3600
-        need = sum(memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
-        way = knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
-        cells = [name, compact(n_parameters(shape)), compact(steps * tokens)]
+        need = sum(cost.memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
+        way = cost.knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
+        cells = [name, compact(cost.n_parameters(shape)), compact(steps * tokens)]
         cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
         cells += [f"{need / 2**30:.1f}", "yes" if need <= room else f"no; {way}"]
         return f"| {' | '.join(cells)} |\n"
