@@ -38,10 +38,11 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {  # not written by transformers: what 5 writes, 4 does not read
-        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # 4 has another, too
-    } | dict.fromkeys(SPECIAL, END_OF_TEXT)  # fmt: skip
+    # Not by transformers: what 5 writes, 4 does not read
+    settings = dict.fromkeys(SPECIAL, END_OF_TEXT)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["clean_up_tokenization_spaces"] = False
+    settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4 has another, too
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
