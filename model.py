@@ -44,7 +44,9 @@ class GPTConfig:
 SLICES = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
-    "d_model": (  # a channel of the stream; it is also in `norm` and the embeddings: see groups()
+    # A channel of the stream; it is also in `norm` and the embeddings: see groups(). A channel that
+    # goes does more than one at zero: the norms then take their mean over fewer channels
+    "d_model": (
         ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
         ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
     ),
@@ -59,8 +61,8 @@ class UnitGroup:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # one of KINDS
     width: int  # how many units
-    # (name, dim) of each weight that the units share. Along dim, it consists of `width` equal
-    # slices: slice j is of unit j. None: the units are the modules of the ModuleList `name`.
+    # (name, dim) of each weight that the units share. Along dim, the weight is cut into `width`
+    # equal slices: slice j is of unit j. None: the units are the modules of the ModuleList `name`.
     slices: tuple[tuple[str, int], ...] | None
 
 

@@ -2,8 +2,8 @@
 
 Units come in groups (`model.UnitGroup`). A group lists the weights that its units share, or names
 the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is. Read
-from top to bottom: score, choose, slice, then the Pruner, which does all three. The function below
-it serves one criterion alone, which is no part of the method.
+from top to bottom: score, choose, slice, then the Pruner, which does all three. activation_scores,
+at the end, serves one criterion alone, which is no part of the method.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from model import GPT, UnitGroup
 
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 Batches = list[tuple[Tensor, Tensor]]  # tokens and next tokens, (B, T) each
-OverRanks = Callable[[Tensor], Tensor]  # of processes that train together; of one: the identity
+OverRanks = Callable[[Tensor], Tensor]  # over the processes of a run; of one alone, the identity
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import signal
 import sys
 from dataclasses import replace
 
-from run import machine  # isort: skip  (before torch: see run/__init__.py)
+from run import machine  # isort: skip  (before torch, which reads what run/__init__.py sets)
 
 import torch
 
@@ -75,15 +75,15 @@ def train(c: Config) -> int:
     teacher = Teacher(c, data, device) if c.teacher else None
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
-    folder = Folder(c.out_dir, ranks, data, teacher)  # this run's alone, from here on
+    folder = Folder(c.out_dir, ranks, data, teacher)  # locks out_dir
     if folder.resumes(c):  # --resume, and a checkpoint is there
         c, saved = folder.load(c)
     elif c.init_from:
         c, saved = load_start(c, data.vocab_size)  # as if saved at step 0; c gets their shape
-    else:
+    else:  # also with --resume, where nothing was saved
         saved = None
     done = saved["step"] if saved else 0  # how many steps were taken
-    ranks.check_start(c, done, folder.digests)  # all have read; now rank 0 may write
+    ranks.check_start(c, done, folder.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
@@ -125,6 +125,7 @@ def train(c: Config) -> int:
     def validate(max_tokens: int) -> float:
         return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
 
+    folder.open_log(c, done)  # a new run removes the files of an old one
     report = Report(c, plan, val, folder, done)
     report.print_plan(done, data, machine.describe(device, ranks.size, c.dtype, compiled))
 
@@ -134,8 +135,8 @@ def train(c: Config) -> int:
     val_loss, stopping = None, 0.0
     for step in range(done + 1, last + 1):
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        xs, ys = (machine.send(tokens, device).split(micro_batch_size) for tokens in batch)
-        micro_batches = list(zip(xs, ys))  # pairs of tokens and next tokens, (micro_batch_size, T)
+        x, y = (machine.send(tokens, device) for tokens in batch)  # tokens, next tokens
+        micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
 
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
@@ -169,7 +170,8 @@ def train(c: Config) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal > 0)  # waits for the GPU
+        # stopping: above 0 if any rank got a signal. This waits for the GPU
+        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal > 0)
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 

@@ -48,7 +48,6 @@ class Report:
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         self.wandb = open_wandb(c) if c.wandb_project and folder.main else None
-        folder.open_log(c, step)
         self.began = time.perf_counter() - folder.seconds  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 

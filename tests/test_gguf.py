@@ -4,6 +4,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -18,6 +19,7 @@ from tokenizers import models, pre_tokenizers
 
 from data.tokenizer import PATTERN, FolderTokenizer, load_tokenizer
 from model import GPT, GPTConfig
+from run import UserError
 from tools.export import export, main
 from tools.load import Trained
 
@@ -39,28 +41,26 @@ ABOUT = {
 }  # fmt: skip
 
 
-def exported(path, shape: GPTConfig = SHAPE, tokenizer=None, name: str = "shipped") -> GPT:
-    tokenizer = tokenizer or load_tokenizer("shipped")
-    trained = Trained(large(GPT(shape)), tokenizer, name, V, V - 1, {})
-    export(trained, path)
-    return trained.model
+@pytest.fixture(scope="module", params=BOTH.values(), ids=BOTH)
+def written(request, tmp_path_factory) -> tuple[Path, GPT]:
+    path, model = tmp_path_factory.mktemp("gguf") / "a.gguf", large(GPT(request.param))
+    export(Trained(model, load_tokenizer("shipped"), "shipped", V, V - 1, {}), path)
+    return path, model
 
 
-def read(path) -> tuple[dict, dict]:
+def read(path: Path) -> tuple[dict, dict]:
     """What it says, by the last word of each key, and its tensors."""
     reader = gguf.GGUFReader(path)
     about = {key.split(".")[-1]: field.contents() for key, field in reader.fields.items()}
     return about, {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
 
 
-@pytest.mark.parametrize("shape", BOTH.values(), ids=BOTH)
-def test_a_file_has_every_weight_and_no_padding(shape, tmp_path):
-    weights = exported(tmp_path / "a.gguf", shape).state_dict()
-    about, tensors = read(tmp_path / "a.gguf")
+def test_a_file_has_every_weight_and_no_padding(written):
+    (about, tensors), weights = read(written[0]), written[1].state_dict()
     assert {key: about[key] for key in ABOUT} == pytest.approx(ABOUT)
     names = {"token_embd": "embed", "output_norm": "norm"}
     names |= {f"blk.{i}.{a}": f"blocks.{i}.{b}" for i in range(2) for a, b in BLOCK.items()}
-    names |= {} if shape.tie_embeddings else {"output": "unembed"}
+    names |= {} if written[1].config.tie_embeddings else {"output": "unembed"}
     assert tensors.keys() == {f"{name}.weight" for name in names}
     for theirs, ours in names.items():
         weight, found = weights[f"{ours}.weight"], tensors[f"{theirs}.weight"]
@@ -70,11 +70,9 @@ def test_a_file_has_every_weight_and_no_padding(shape, tmp_path):
         assert torch.equal(found, weight[:V] if "embed" in ours else weight), ours
 
 
-@pytest.mark.parametrize("name, cut", [("shipped", "llama-bpe"), ("gpt2", "gpt-2")])
-def test_vocabulary_and_merges_give_the_ids_that_llama_cpp_gave(name, cut, tmp_path):
-    exported(tmp_path / "a.gguf", name=name)
-    about, end = read(tmp_path / "a.gguf")[0], V - 1
-    assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", cut, False)
+def test_vocabulary_and_merges_give_the_ids_that_llama_cpp_gave(written):
+    about, end = read(written[0])[0], V - 1
+    assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
     assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
     assert about["token_type"] == [gguf.TokenType.NORMAL] * end + [gguf.TokenType.CONTROL]
     vocab = {token: i for i, token in enumerate(about["tokens"])}
@@ -90,12 +88,10 @@ def test_vocabulary_and_merges_give_the_ids_that_llama_cpp_gave(name, cut, tmp_p
             assert again.encode(text).ids == ids == ours
 
 
-@pytest.mark.parametrize("shape", BOTH.values(), ids=BOTH)
-def test_llama_cpp_gives_our_ids_and_logits(shape, tmp_path):
-    llama_cpp, model = pytest.importorskip("llama_cpp"), exported(tmp_path / "a.gguf", shape)
+def test_llama_cpp_gives_our_ids_and_logits(written):
+    llama_cpp, (path, model) = pytest.importorskip("llama_cpp"), written
     exact = {"type_k": 0, "type_v": 0}  # keys and values in float32
-    path = str(tmp_path / "a.gguf")
-    llama = llama_cpp.Llama(path, n_ctx=0, logits_all=True, verbose=False, **exact)
+    llama = llama_cpp.Llama(str(path), n_ctx=0, logits_all=True, verbose=False, **exact)
     ids = llama.tokenize(text := b"Fellow citizens,\n\n  we've 1234567 <|endoftext|> reasons")
     assert ids == load_tokenizer("shipped").encode_ordinary(text.decode())
     llama.eval(ids[:32])
@@ -104,9 +100,9 @@ def test_llama_cpp_gives_our_ids_and_logits(shape, tmp_path):
 
 
 def test_a_file_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
-    to = tmp_path / "run.gguf"
-    with pytest.raises(Exception, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
-        exported(to, tokenizer=Mock(spec=FolderTokenizer))
+    to, foreign = tmp_path / "run.gguf", Mock(spec=FolderTokenizer)
+    with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
+        export(Trained(GPT(SHAPE), foreign, "a folder", V, V - 1, {}), to)
     with monkeypatch.context() as patched:
         full = Mock(side_effect=OSError("No space left"))
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
@@ -114,7 +110,10 @@ def test_a_file_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch
         patched.setitem(sys.modules, "gguf", None)
         refused(capsys, main, undisturbed, f"--to={to}", words="run.gguf: .*pip install -r")
     assert not list(tmp_path.iterdir())
-    assert main([str(undisturbed), f"--to={to}"]) == 0
-    before = to.read_bytes()
-    refused(capsys, main, undisturbed, f"--to={to}", words="run.gguf: exists")
-    assert to.read_bytes() == before
+    assert main([str(undisturbed), f"--to={to}"]) == 0 and read(to)[1]
+
+
+def test_gpt2_has_its_own_cut(tmp_path):
+    gpt2 = Trained(GPT(SHAPE), load_tokenizer("shipped"), "gpt2", V, V - 1, {})
+    export(gpt2, tmp_path / "a.gguf")
+    assert read(tmp_path / "a.gguf")[0]["pre"] == "gpt-2"

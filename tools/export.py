@@ -21,6 +21,8 @@ from tools import command, expanded
 from tools.load import Trained, load_trained
 from tools.to_gguf import spell_merges, write_gguf
 
+SPECIAL = ("bos_token", "eos_token", "pad_token")
+
 
 def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
     """The same vocabulary with the same ids."""
@@ -37,10 +39,10 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(folder / "tokenizer.json"))
     # Not by transformers: what 5 writes, 4 does not read
-    settings = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    settings |= {"clean_up_tokenization_spaces": False}
-    settings |= {"model_input_names": ["input_ids", "attention_mask"]}  # 4 has another, too
+    settings = dict.fromkeys(SPECIAL, END_OF_TEXT)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["clean_up_tokenization_spaces"] = False
+    settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4 has another, too
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -57,10 +59,8 @@ def write_folder(trained: Trained, folder: Path) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     shape = trained.model.config
     llama = to_llama(shape, trained.model.state_dict())
-    ids = {}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        token = getattr(tokenizer, key)
-        ids[key] = trained.end_of_text if token is None else token
+    ids = {f"{key}_id": getattr(tokenizer, f"{key}_id") for key in SPECIAL}
+    ids = {key: trained.end_of_text if i is None else i for key, i in ids.items()}
     padding = list(range(trained.vocab_size, shape.vocab_size)) or None
     llama.config.bos_token_id, llama.config.eos_token_id = ids["bos_token_id"], ids["eos_token_id"]
     llama.generation_config = transformers.GenerationConfig(**ids, suppress_tokens=padding)
@@ -74,9 +74,9 @@ def export(trained: Trained, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
-            write = write_gguf if folder.suffix == ".gguf" else write_folder
-            write(trained, Path(aside) / folder.name)
-            (Path(aside) / folder.name).rename(folder)
+            new = Path(aside) / folder.name
+            (write_gguf if folder.suffix == ".gguf" else write_folder)(trained, new)
+            new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
         raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
 
@@ -85,9 +85,7 @@ def export(trained: Trained, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
-    parser.add_argument(
-        "--to", type=expanded, required=True, help="a folder, or a file named *.gguf"
-    )
+    parser.add_argument("--to", type=expanded, required=True, help="a folder, or a file *.gguf")
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     export(trained, args.to)

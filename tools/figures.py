@@ -3,70 +3,65 @@
 import math
 from pathlib import Path
 
-from model import KINDS
+import numpy as np
+
 from run import UserError
 from run.folder import read_log
 
 RED = "#e54c4c"
-# Event -> its fields that pictures take for finite numbers
-NUMBERS = {
-    "step": ("tokens", "flops", "loss", "lr", "params", *KINDS),
-    "eval": ("tokens", "flops", "val_loss"),
-    "prune": ("tokens", "flops", "width_before", "width_after", "loss_before", "loss_after"),
-}
 
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
-    """The events of a run, by name. Raises UserError."""
-    events: dict[str, list[dict]] = {name: [] for name in NUMBERS}
-    try:
-        for e in read_log(out_dir):
-            if e["event"] in events:
-                events[e["event"]].append(e)
-                if bad := [k for k in NUMBERS[e["event"]] if not math.isfinite(e[k])]:
-                    raise ValueError(f"{bad[0]}={e[bad[0]]}")
-        kinds = {e["kind"] for e in events["prune"]}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"an event of its log is damaged, or of an older version: {error}"
-        raise UserError(f"{out_dir}: {what}") from error
-    if not (events["step"] and events["eval"]):
+    """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
+    log: dict[str, list[dict]] = {"step": [], "eval": [], "prune": []}
+    for e in read_log(out_dir):
+        log.setdefault(e["event"], []).append(e)
+    if not (log["step"] and log["eval"]):
         raise UserError(f"{out_dir}: no run that was validated yet; nothing to draw")
-    if pruned and not kinds:
+    if pruned and not log["prune"]:
         raise UserError(f"{out_dir}: its log has no prune; nothing to draw")
-    return events
+    return log
 
 
 def along(events: list[dict], key: str = "tokens") -> list:
     return [e[key] for e in events]
 
 
-def widths(events: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
+def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
     """The tokens (or FLOPs) from which on each width of this kind holds, and the width; the run's
     end last."""
-    prunes = [e for e in events["prune"] if e["kind"] == kind]
-    first = prunes[0]["width_before"] if prunes else events["step"][0][kind]
+    prunes = [e for e in log["prune"] if e["kind"] == kind]
+    first = prunes[0]["width_before"] if prunes else log["step"][0][kind]
     y = [first, *along(prunes, "width_after")]
-    return [0, *along(prunes, x), events["step"][-1][x]], [*y, y[-1]]
+    return [0, *along(prunes, x), log["step"][-1][x]], [*y, y[-1]]
 
 
-def draw_jumps(panel, events: dict[str, list[dict]], color: str, now: float = math.inf) -> None:
+def prunes_by_layer(log: dict[str, list[dict]]):
+    """Each prune with two lists: the layer of each group that it cut, [0] for one group of all
+    layers; and the layers that went. Layers keep the numbers that they had at first."""
+    layers = list(range(widths(log, "n_layer")[1][0]))
+    in_layers: dict[str, bool] = {}  # kind -> whether each layer has a group of it
+    for e in log["prune"]:
+        in_layers.setdefault(e["kind"], len(e["removed"]) == len(layers))
+        gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
+        yield e, layers if in_layers[e["kind"]] else [0], gone
+        layers = [layer for layer in layers if layer not in gone]
+
+
+def draw_jumps(panel, log: dict[str, list[dict]], color: str, now: float = math.inf) -> None:
     """Draw how each prune raises the loss on the same batches (red), and how it falls until the
     next prune; behind them, the training loss. Of the run until `now`, in tokens.
     """
-    steps, prunes = events["step"], events["prune"]
-    first, last = prunes[0]["tokens"], prunes[-1]["tokens"]
-    margin = (last - first or steps[-1]["tokens"]) / 10
-    first, last = first - margin, last + margin
-    trained = [(e["tokens"], e["loss"]) for e in steps if first <= e["tokens"] <= last]
-    jumps = [(e["tokens"], e[key]) for e in prunes for key in ("loss_before", "loss_after")]
-    several = len({x for x, _ in jumps}) > 1
-    losses = sorted(y for _, y in (jumps if several else trained + jumps))
-    panel.set(xlim=(first, last), ylim=(losses[0] - 0.02, losses[-1] + 0.02))
-    trained, jumps = ([p for p in points if p[0] <= now] for points in (trained, jumps))
-    panel.plot(*zip(*trained or [(0, 0)]), color=color, alpha=0.35, lw=1)
-    (line,) = panel.plot(*zip(*jumps or [(0, 0)]), color=color)
-    for rise in zip(jumps[::2], jumps[1::2]):
-        panel.plot(*zip(*rise), color=RED, lw=1.8 * line.get_lw(), solid_capstyle="butt")
+    steps, prunes = ([e for e in log[name] if e["tokens"] <= now] for name in ("step", "prune"))
+    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
+    panel.plot(along(steps), along(steps, "loss"), color=color, alpha=0.35, lw=1)
+    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=color)
+    panel.vlines(x, before, after, color=RED, lw=4)
+    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
+    margin = (last - first or log["step"][-1]["tokens"]) / 10
+    limits = min(losses) - 0.05, max(losses) + 0.05
+    panel.set(xlim=(first - margin, last + margin), ylim=limits)
 
 
 def open_figure(rows: int, columns: int, **settings):
@@ -87,15 +82,3 @@ def open_figure(rows: int, columns: int, **settings):
     for panel in axes[-1]:
         panel.set_xlabel("training tokens")
     return figure, axes
-
-
-def prunes_by_layer(log: dict[str, list[dict]]):
-    """Each prune with two lists: the layer of each group that it cut, [0] for one group of all
-    layers; and the layers that went. Layers keep the numbers that they had at first."""
-    layers = list(range(widths(log, "n_layer")[1][0]))
-    in_layers: dict[str, bool] = {}  # kind -> whether each layer has a group of it
-    for e in log["prune"]:
-        in_layers.setdefault(e["kind"], len(e["removed"]) == len(layers))
-        gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
-        yield e, layers if in_layers[e["kind"]] else [0], gone
-        layers = [layer for layer in layers if layer not in gone]

@@ -1,15 +1,13 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE]
 
 Loss, widths and learning rate over training tokens, one colour a run; --flops draws them over
-training FLOPs. --units draws one run's prunes instead: what each one cost, how that healed, and the
-scores that its units were chosen by. --animate shows all units that the runs prune, and loss and
-learning rate, as training goes on. The picture goes to the first OUT_DIR, as run.png, units.png or
-run.gif, unless --to names another file: .png or .svg; with --animate .gif, or .png for the last
-moment alone.
+training FLOPs. For one run, --units draws what each prune cost, how that healed, and the scores
+that its units were chosen by; --animate shows all units that it prunes, as training goes on. The
+picture goes to the first OUT_DIR, as run.png, units.png or run.gif, unless --to names another file:
+.png or .svg; with --animate .gif, or .png for the last moment alone.
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -23,24 +21,23 @@ from tools.film import draw_film
 def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs, over tokens or FLOPs. Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
-    kinds = list(dict.fromkeys(e["kind"] for events in logs for e in events["prune"]))
+    kinds = list(dict.fromkeys(e["kind"] for log in logs for e in log["prune"]))
     heights = (3, *[1.2] * len(kinds), 1.2)
-    size = (8, 1.1 * sum(heights))
-    figure, axes = open_figure(len(heights), 1, figsize=size, height_ratios=heights)
+    size = {"figsize": (8, 1.1 * sum(heights)), "height_ratios": heights}
+    figure, axes = open_figure(len(heights), 1, **size)
     loss, *rest, lr = axes[:, 0]
-    for i, (out_dir, events) in enumerate(zip(out_dirs, logs)):
-        evals, color = events["eval"], f"C{i}"
+    for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
+        evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
         label = f"{out_dir.name}: {evals[-1]['val_loss']:.3f}"
         loss.plot(along(evals, x), along(evals, "val_loss"), "o-", color=color, ms=3, label=label)
-        steps = along(events["step"], x)
-        loss.plot(steps, along(events["step"], "loss"), color=color, alpha=0.35, lw=0.8)
-        for prune in along(events["prune"], x):
+        loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
+        for prune in along(log["prune"], x):
             loss.axvline(prune, color=color, alpha=0.6, lw=0.7, ls=":")
         for panel, kind in zip(rest, kinds):
-            panel.plot(*widths(events, kind, x), drawstyle="steps-post", color=color)
+            panel.plot(*widths(log, kind, x), drawstyle="steps-post", color=color)
             panel.set_ylabel(kind)
-        lr.plot(steps, along(events["step"], "lr"), color=color)
-    final = min(e["val_loss"] for events in logs for e in events["eval"])
+        lr.plot(steps, along(log["step"], "lr"), color=color)
+    final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set_ylim(final - 0.15, final + 1.6)
     loss.set_ylabel("loss, nats per token\n(dots: validation, dotted: prunes)")
     loss.legend(frameon=False, title="validation loss at the end", loc="upper right")
@@ -58,38 +55,36 @@ def draw_units(out_dir: Path):
     """
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
-    curves: dict[str, dict[int, list]] = {}  # kind -> layer -> a point for each prune
-    for e, layers, _ in prunes_by_layer(log):
-        curve = curves.setdefault(e["kind"], {})
-        for layer, quantiles in zip(layers, e["scores"]):
-            curve.setdefault(layer, []).append([e["tokens"], *quantiles])
-    rows = 1 + len(curves)
-    figure, axes = open_figure(rows, 2, figsize=(11, 3 * rows), sharex=False)
+    kinds = dict.fromkeys(along(log["prune"], "kind"))
+    rows = 1 + len(kinds)
+    figure, ((jumps, rate), *panels) = open_figure(rows, 2, figsize=(11, 3 * rows), sharex=False)
     from matplotlib import colormaps
 
-    (jumps, rate), *panels = axes
     draw_jumps(jumps, log, "C0")
     jumps.set_title("loss, on the same batches: each prune raises it (red), then it heals")
     rate.plot(along(log["step"]), along(log["step"], "lr"))
     rate.set_title("learning rate (dotted: prunes)")
     for x in along(log["prune"]):
         rate.axvline(x, color="0.5", lw=0.7, ls=":")
-    for kind, (cost, score) in zip(curves, panels):
-        prunes = [e for e in log["prune"] if e["kind"] == kind]
-        rises = [e["loss_after"] - e["loss_before"] for e in prunes]
-        cost.stem(along(prunes), rises, basefmt=" ")
+    for kind, (cost, score) in zip(kinds, panels):
+        prunes = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
+        for e, _ in prunes:
+            cost.vlines(e["tokens"], 0, e["loss_after"] - e["loss_before"], color="C0", lw=3)
         cost.axhline(0, color="black", lw=0.8)
         cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        for layer, points in curves[kind].items():
-            x, _, low, middle, high, _ = zip(*points)
+        for layer in sorted({layer for _, layers in prunes for layer in layers}):
+            seen = [(e, layers.index(layer)) for e, layers in prunes if layer in layers]
+            x = [e["tokens"] for e, _ in seen]
+            _, low, middle, high, _ = zip(*(e["scores"][group] for e, group in seen))
             color = colormaps["viridis"](layer / n_layer)
             score.plot(x, middle, "o-", ms=3, color=color, label=f"layer {layer}")
             score.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-        cost.set_xlim(jumps.get_xlim())
-        score.set(xlim=jumps.get_xlim(), yscale="log")
         score.set_title(f"{kind}: scores at each prune, median and quartiles")
-        if len(curves[kind]) > 1:
-            score.legend(frameon=False, ncols=math.ceil(n_layer / 8))
+        if len(score.lines) > 1:
+            score.legend(frameon=False, ncols=4)
+        score.set_yscale("log")
+        cost.sharex(jumps)
+        score.sharex(jumps)
     return figure
 
 
@@ -101,23 +96,31 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--flops", action="store_true", help="over training FLOPs, not tokens")
     what.add_argument("--units", action="store_true", help="the prunes of one run")
-    what.add_argument("--animate", action="store_true", help="all units, as training goes on")
+    what.add_argument("--animate", action="store_true", help="the units of one run, as it goes on")
     args = parser.parse_args(argv)
+    first, *others = args.out_dirs
+    if others and (args.units or args.animate):
+        raise UserError("--units and --animate take one OUT_DIR")
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
-    to = args.to or args.out_dirs[0] / name
+    to = args.to or first / name
     endings = (".gif", ".png") if args.animate else (".png", ".svg")
     if to.suffix not in endings:
         raise UserError(f"--to={to}: must end in {' or '.join(endings)}")
-    if args.units and len(args.out_dirs) > 1:
-        raise UserError("--units takes one OUT_DIR")
+    try:
+        if args.animate:
+            images = draw_film(first, moving=to.suffix == ".gif")
+        elif args.units:
+            figure = draw_units(first)
+        else:
+            figure = draw(args.out_dirs, "flops" if args.flops else "tokens")
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"an event of a log is damaged, or of an older version: {error!r}"
+        raise UserError(f"{first}: {what}") from error
     if args.animate:
-        first, *rest = draw_film(args.out_dirs, moving=to.suffix == ".gif")
-        times = [1000, *[7000 // max(1, len(rest))] * (len(rest) - 1), 2000]  # ms
-        film = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
-        write_whole(to, lambda file: first.save(file, to.suffix[1:], **film if rest else {}))
+        times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
+        film = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
+        write_whole(to, lambda file: images[0].save(file, to.suffix[1:], **film))
     else:
-        over = "flops" if args.flops else "tokens"
-        figure = draw_units(args.out_dirs[0]) if args.units else draw(args.out_dirs, over)
         write_whole(to, lambda file: figure.savefig(file, format=to.suffix[1:], dpi=130))
     print(to)
 

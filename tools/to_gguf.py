@@ -35,14 +35,12 @@ def write_gguf(trained: Trained, path: Path) -> None:
     try:
         import gguf
     except ImportError:
-        way = "pip install -r requirements-extra.txt"
-        raise UserError(f"a GGUF file needs the package gguf: {way}") from None
+        raise UserError("no package gguf: pip install -r requirements-extra.txt") from None
     if isinstance(trained.tokenizer, FolderTokenizer):
         way = "export a folder, and give it to llama.cpp's convert_hf_to_gguf.py"
         raise UserError(f"the model has a Hugging Face tokenizer; {way}")
     shape, end = trained.model.config, trained.end_of_text
     with closing(gguf.GGUFWriter(path, "llama")) as file:
-        file.add_name(path.stem)
         file.add_file_type(gguf.LlamaFileType.ALL_F32)
         file.add_vocab_size(trained.vocab_size)
         file.add_context_length(shape.context_length)
