@@ -239,6 +239,14 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
     assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning rate", error)
 
 
+@pytest.mark.slow
+def test_the_default_learns_as_much_as_it_did(tmp_path):
+    knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
+    assert run(Path("configs/idea.py"), tmp_path / "run", *knobs) == 0
+    (done,) = events(tmp_path / "run", "done")
+    assert done["val_loss"] == pytest.approx(3.972, abs=0.05)
+
+
 def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     out = tmp_path / "run"
     knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
