@@ -242,7 +242,7 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
 @pytest.mark.slow
 def test_the_default_learns_as_much_as_it_did(tmp_path):
     knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
-    assert run(Path("configs/idea.py"), tmp_path / "run", *knobs) == 0
+    assert run("configs/idea.py", tmp_path / "run", *knobs) == 0
     (done,) = events(tmp_path / "run", "done")
     assert done["val_loss"] == pytest.approx(3.972, abs=0.05)
 
