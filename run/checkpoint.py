@@ -94,6 +94,7 @@ def check_content(saved: dict) -> None:
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
         model = GPT(shape)
+    model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # all sizes are those of a model
     model.load_state_dict(weights, assign=True)  # compares names and shapes
     shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
     shapes |= {group.name: ((group.width,),) for group in model.groups()}

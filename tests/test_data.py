@@ -339,6 +339,12 @@ def test_after_an_error_only_what_is_left_is_done_and_from_the_same_files(
     ):
         prepare([tmp_path], "shipped", tmp_path / "out")
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
+    (counts,) = (tmp_path / ".out.part").glob("00000_*/counts.json")
+    whole = counts.read_bytes()
+    counts.write_bytes(whole[:9])
+    with pytest.raises(DataError, match=r"\A.*part: is damaged; remove it to start anew\Z"):
+        prepare([tmp_path], "shipped", tmp_path / "out")
+    counts.write_bytes(whole)
     prepare([tmp_path], "shipped", tmp_path / "out")
     assert (seen[0], seen[-1], len(seen)) == (b"c 0", b"c 39", 40)
     prepare([tmp_path / f"{name}.jsonl" for name in "abc"], "shipped", tmp_path / "at once")

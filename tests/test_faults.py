@@ -120,7 +120,7 @@ WRONG = {  # a dict is what changes in that part
     "format": [None, "enlarge-prune 1"],
     "step": [None, "x", -1, 31, math.nan],
     "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
-    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"d_model": -1}, {"head_dim": 7}],
+    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
     "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
     "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
     "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
