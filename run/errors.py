@@ -5,7 +5,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from data import DataError
 from run import UserError
@@ -21,7 +20,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def print_error(error: Exception, c: Config | None) -> int:
-    """Print an error in one line, above a progress bar, and return the exit code. A bug is raised
+    """Print an error in one line, and return the exit code. A bug is raised
     again. c: None while the config is read, when all ranks of a machine have the same error; then
     one of them speaks.
     """
@@ -41,5 +40,5 @@ def print_error(error: Exception, c: Config | None) -> int:
     elif not isinstance(error, OSError):
         raise error
     if c or os.environ.get("LOCAL_RANK", "0") == "0":
-        tqdm.write(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
+        print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
     return code
