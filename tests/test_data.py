@@ -9,6 +9,7 @@ import lzma
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,33 @@ def test_after_an_error_only_what_is_left_is_done_and_from_the_same_files(
     assert (seen[0], seen[-1], len(seen)) == (b"c 0", b"c 39", 40)
     prepare([tmp_path / f"{name}.jsonl" for name in "abc"], "shipped", tmp_path / "at once")
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+
+
+def test_killed_before_its_clean_up_and_out_removed_it_is_made_again(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows' name for it
+    call = [f"--input={source}", "--tokenizer=shipped", "--out=~/out"]
+    with monkeypatch.context() as killed:
+        killed.setattr(data.prepare.shutil, "rmtree", lambda *_, **__: None)
+        assert main(call) == 0 and (tmp_path / ".out.part").exists()
+    made = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert main(call) == 0 and contents(tmp_path / "out") == made
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match="Permission denied.*closed"):
+        prepare([tmp_path], "shipped", tmp_path / "out")
 
 
 def test_a_second_process_waits_for_the_first(source, tmp_path):
