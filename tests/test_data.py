@@ -365,20 +365,6 @@ def test_killed_before_its_clean_up_and_out_removed_it_is_made_again(source, tmp
     assert not (tmp_path / ".out.part").exists()
 
 
-def test_a_folder_that_cannot_be_read_is_no_empty_folder(source, tmp_path, monkeypatch):
-    (tmp_path / "closed").mkdir()
-    scandir = os.scandir
-
-    def refuse(path):
-        if os.path.basename(path) == "closed":
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(DataError, match="Permission denied.*closed"):
-        prepare([tmp_path], "shipped", tmp_path / "out")
-
-
 def test_a_second_process_waits_for_the_first(source, tmp_path):
     (tmp_path / ".out.part").mkdir()
     with FileLock(tmp_path / ".out.part" / "lock"):
