@@ -166,7 +166,7 @@ class GPT(nn.Module):
         angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
         self.register_buffer("cos", angle.cos().float(), persistent=False)  # (T, head_dim / 2)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
-        self.init_weights(config.n_layer)
+        self.init_weights()
 
     @property
     def config(self) -> GPTConfig:
@@ -175,13 +175,13 @@ class GPT(nn.Module):
         assert len(widths) == len(KINDS), "layers of different widths"
         return replace(self.initial_config, **dict(widths))
 
-    def init_weights(self, n_layer: int) -> None:
+    def init_weights(self) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
         each layer, have 0.02 / sqrt(2 n_layer), so that its variance does not grow with depth."""
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 writes = name.endswith((".o", ".down"))
-                std = 0.02 / (2 * n_layer) ** 0.5 if writes else 0.02
+                std = 0.02 / (2 * len(self.blocks)) ** 0.5 if writes else 0.02
                 nn.init.normal_(module.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:

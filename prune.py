@@ -2,23 +2,18 @@
 
 Units come in groups (`model.UnitGroup`). A group lists the weights that its units share, or names
 the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is. Read
-from top to bottom: score, choose, slice, then the Pruner, which does all three. activation_scores,
-at the end, serves one criterion alone, which is no part of the method.
+from top to bottom: score, choose, slice, then the Pruner, which does all three.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from model import GPT, UnitGroup
 
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
-Batches = list[tuple[Tensor, Tensor]]  # tokens and next tokens, (B, T) each
-OverRanks = Callable[[Tensor], Tensor]  # over the processes of a run; of one alone, the identity
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -35,10 +30,9 @@ def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
 # The importance of single weights. To add a criterion of this sort, write such a function and name
 # it in this dict. Signs do not matter: importances are squared.
 ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
-# `activation` and `random` score whole units. To add such a criterion, name it here and set
-# self.scores[group.name], (width,), higher is kept: in Pruner.score if each step counts, or at the
-# top of Pruner.prune if it is computed at the prune.
-CRITERIA = (*ELEMENTWISE, "activation", "random")
+# `random` scores whole units. To add such a criterion, name it here, and have Pruner.score set
+# self.scores[group.name], (width,): the higher is kept.
+CRITERIA = (*ELEMENTWISE, "random")
 
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
@@ -128,18 +122,20 @@ class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
     kinds: the kinds of unit that the run prunes. agree: gives every rank the mask of the first one,
-    so that all prune the same units. mean: the average of a tensor over the ranks. Raises
-    ValueError for an unknown criterion.
+    so that all prune the same units. Raises ValueError for an unknown criterion.
     """
 
     def __init__(
-        self, criterion: str, beta: float, kinds: Iterable[str], seed: int,
-        agree: OverRanks, mean: OverRanks,
-    ):  # fmt: skip
+        self,
+        criterion: str,
+        beta: float,
+        kinds: Iterable[str],
+        seed: int,
+        agree: Callable[[Tensor], Tensor] = lambda mask: mask,
+    ):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
-        self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
-        self.agree, self.mean = agree, mean
+        self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
@@ -149,7 +145,7 @@ class Pruner:
 
         Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
         ranks, before it is clipped: clipping scales it by a different factor each time. `random`
-        draws one number for each unit, once. `activation` is computed at the prune.
+        draws one number for each unit, once.
         """
         for group in model.groups():
             if group.kind not in self.kinds:
@@ -158,25 +154,22 @@ class Pruner:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
                 average.lerp_(s, 1 - self.beta)  # it starts at 0: that scales all scores alike
-            elif self.criterion == "random" and group.name not in self.scores:
+            elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
 
     @torch.no_grad()
     def prune(
-        self, model: GPT, optimizers: Optimizers, kind: str, new_width: int, batches: Batches
+        self, model: GPT, optimizers: Optimizers, kind: str, new_width: int
     ) -> dict[str, list[list]]:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
 
-        batches: training data, for `activation` alone. Returns a record for the log, two lists with
-        an entry for each group: "removed" has the units that went, by their index before this
-        prune, "scores" the minimum, the quartiles and the maximum of the group's scores.
+        Returns a record for the log, two lists with an entry for each group: "removed" has the
+        units that went, by their index before this prune, "scores" the minimum, the quartiles and
+        the maximum of the group's scores.
         """
-        groups = [group for group in model.groups() if group.kind == kind]
-        if self.criterion == "activation":
-            self.scores |= activation_scores(model, groups, batches, self.mean)
         record: dict[str, list[list]] = {"removed": [], "scores": []}
-        for group in groups:
+        for group in [group for group in model.groups() if group.kind == kind]:
             scores = self.scores[group.name]
             keep = self.agree(choose(scores, new_width))
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
@@ -188,49 +181,3 @@ class Pruner:
             else:
                 slice_group(model, optimizers, group, keep)
         return record
-
-
-def activation_scores(
-    model: GPT, groups: list[UnitGroup], batches: Batches, mean: OverRanks
-) -> dict[str, Tensor]:
-    """Group name -> (width,): how much comes out of each unit, over the tokens of all ranks.
-
-    A channel of the stream: the mean square of each norm's output, summed over the norms (after
-    Minitron, 2407.14679). A neuron or a head: the mean square of its outputs, times the squared
-    weights that read them. A block: one minus the cosine of its input and its output (ShortGPT,
-    2403.03853).
-
-    Computed in float32, and averaged over batches.
-    """
-    device = next(model.parameters()).device
-    scores = {group.name: torch.zeros(group.width, device=device) for group in groups}
-
-    def add_normed(group: UnitGroup, norm: nn.Module, _, output: Tensor) -> None:
-        scores[group.name] += output.float().square().mean((0, 1))
-
-    def add_outputs(group: UnitGroup, reader: nn.Linear, args: tuple, _) -> None:
-        squares = args[0].float().square().mean((0, 1))  # (inputs of the reader,)
-        scores[group.name] += per_unit(squares * reader.weight.square(), 1, group.width)
-
-    def add_change(group: UnitGroup, unit: int, block, args: tuple, output: Tensor) -> None:
-        cosine = F.cosine_similarity(args[0].float(), output.float(), dim=-1)  # (B, T)
-        scores[group.name][unit] += 1 - cosine.mean()
-
-    hooks = []
-    for group in groups:
-        if group.slices is None:
-            blocks = enumerate(model.get_submodule(group.name))
-            adds = [(block, partial(add_change, group, i)) for i, block in blocks]
-        else:
-            held = [(model.get_submodule(n.rpartition(".")[0]), dim) for n, dim in group.slices]
-            norms = [(m, partial(add_normed, group)) for m, _ in held if m.weight.dim() == 1]
-            readers = [(m, partial(add_outputs, group)) for m, dim in held if dim == 1]
-            adds = norms if group.kind == "d_model" else readers
-        hooks += [module.register_forward_hook(add) for module, add in adds]
-    model.eval()  # in eval mode blocks are not compiled: a compiled one skips hooks
-    for tokens, _ in batches:
-        model(tokens)
-    model.train()
-    for hook in hooks:
-        hook.remove()
-    return {name: mean(score) / len(batches) for name, score in scores.items()}

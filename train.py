@@ -12,7 +12,6 @@ forward and backward, score, update.
 
 import inspect
 import math
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -27,7 +26,7 @@ from model import GPT
 from prune import Pruner
 from run.checkpoint import load_model, load_optimizers, load_start
 from run.config import Config, micro_batch
-from run.cost import check_memory, make_plan
+from run.cost import make_plan
 from run.errors import print_error
 from run.folder import Folder
 from run.optimizer import make_optimizers
@@ -88,21 +87,18 @@ def train(c: Config) -> int:
     # Plan: the whole run is known before step 1
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
-    if done == 0:
-        memory = machine.available_memory(device)
-        check_memory(c, plan, device.type, memory, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)
     model = load_model(saved) if saved else GPT(plan.enlarged)
     model.to(device)
     optimizers = make_optimizers(model, c, dtype)
-    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree, ranks.mean)
+    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
         load_optimizers(optimizers, model, saved)
         pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
     del saved  # as large as the model and its moments
-    compiled = machine.choose_compile(c, device, plan.flops())
+    compiled = machine.choose_compile(c, device, plan)
     if compiled:
         machine.compile_blocks(model, schedule.widths)
     if c.recompute:
@@ -151,7 +147,7 @@ def train(c: Config) -> int:
         if new_widths:
             before = validate(plan.tokens_per_step)  # few tokens: they show what a prune costs
             for kind, width in new_widths.items():
-                record = pruner.prune(model, optimizers, kind, width, micro_batches)
+                record = pruner.prune(model, optimizers, kind, width)
                 after = validate(plan.tokens_per_step)
                 report.prune(step, kind, before, after, record)
                 before = after
@@ -204,13 +200,12 @@ def train(c: Config) -> int:
         return 128 + number if stopping else 0
     if val_loss is None:  # resumed after the last step
         val_loss = validate(c.eval_tokens)
-    report.done(step, data, val_loss)
+    report.done(step, val_loss)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (None where it is closed)
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         print("\nEvery knob, its type, its default and its consequence:\n")

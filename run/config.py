@@ -57,7 +57,7 @@ class Config:
     n_kv_head_target: int = 0  # key-value heads per layer at the end; 0: not pruned
     d_model_target: int = 0  # channels of the residual stream at the end; 0: not pruned
     n_layer_target: int = 0  # layers at the end; 0: not pruned
-    criterion: str = "sensitivity"  # sensitivity, magnitude, activation or random
+    criterion: str = "sensitivity"  # sensitivity, magnitude or random
     score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
     prune_schedule: str = "cubic"  # cubic, or oneshot: the window closes as it opens
     prune_start: float = 0.5  # the prune window opens when this fraction of max_steps is done
@@ -69,13 +69,12 @@ class Config:
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
     save_every: int = 250  # steps between checkpoints; the last step is always saved
     log_every: int = 10  # steps between lines of the log
-    wandb_project: str = ""  # the log's numbers also as a run of this project at Weights & Biases
     stop_after: int = 0  # save and stop after this step, to be resumed later; 0: run to the end
 
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 # Knobs that a checkpoint does not hold.
-NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after", "wandb_project"}
+NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),

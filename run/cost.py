@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from model import GPTConfig
-from run import UserError
-from run.config import Config, enlarged_shape, micro_batch
+from run.config import Config, enlarged_shape
 from schedule import Schedule, make_schedule
 
 
@@ -97,18 +96,6 @@ def knobs_that_fit(
             if sum(memory_of(less, shape, n, teacher).values()) <= room:
                 return f"--micro_batch_size={n}" + " --recompute" * (recompute and not c.recompute)
     return ""
-
-
-def check_memory(c: Config, plan: "Plan", device: str, available: float, ranks: int) -> None:
-    """Refuse what cannot fit into `available` bytes, even if a compiled model keeps only half of
-    the activations that `memory_of` counts. Raises UserError."""
-    rows = micro_batch(c, ranks)
-    memory = memory_of(c, plan.enlarged, rows, plan.teacher)
-    need = memory["state"] + memory["activations"] / 2
-    if need > available:
-        what = f"needs at least {need / 2**30:,.1f} GiB of memory with micro_batch_size={rows}"
-        way = knobs_that_fit(c, plan.enlarged, plan.teacher, available, ranks) or "a smaller model"
-        raise UserError(f"the run {what}; {device} has {available / 2**30:,.1f}; try {way}")
 
 
 @dataclass(frozen=True)

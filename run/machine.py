@@ -1,7 +1,6 @@
 """What a run computes on, and how: device, precision, compiled or not, recomputed or not."""
 
 import ctypes
-import math
 import os
 import platform
 import sys
@@ -16,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from model import GPT, SLICES
 from run import UserError
 from run.config import Config
+from run.cost import Plan
 from run.errors import out_of_memory
 from run.ranks import Ranks
-from schedule import make_schedule
 
 
 def choose_device(c: Config) -> torch.device:
@@ -74,16 +73,6 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def available_memory(device: torch.device) -> float:
-    """Bytes of the GPU that are free or this process's, or of the machine; infinite if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # not every system has it, or knows these names
-        return math.inf
-
-
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
     """Of the matrix products; weights, moments and scores are float32 whatever it is."""
     if c.dtype != "auto":
@@ -96,13 +85,13 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def choose_compile(c: Config, device: torch.device, flops: float) -> bool:
+def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
     """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
     takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
     where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
     on Windows, where the compiler that Inductor calls is seldom installed.
     """
-    long = flops > 3e13 and "n_kv_head" not in make_schedule(c).widths
+    long = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
     pays = device.type == "cuda" or (device.type == "cpu" and long)
     return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
 

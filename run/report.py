@@ -4,11 +4,9 @@ import math
 import shlex
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
-from data.bigram import bigram_loss
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
@@ -27,18 +25,6 @@ def compact(n: float) -> str:
     return f"{n:.3g}"
 
 
-def open_wandb(c: Config):
-    """A run at Weights & Biases. It gets the numbers of each line of the log. Raises UserError."""
-    try:
-        import wandb
-
-        name = Path(c.out_dir).name
-        return wandb.init(project=c.wandb_project, name=name, dir=c.out_dir, config=vars(c))
-    except Exception as error:  # no package, no login, no network: whatever the package raises
-        way = "it needs: pip install wandb && wandb login"
-        raise UserError(f"wandb_project={c.wandb_project}: {error}; {way}") from error
-
-
 class Report:
     """Prints, and writes to the log, what happens in a run that goes on after `step`. Ranks other
     than the first stay silent.
@@ -47,7 +33,6 @@ class Report:
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
-        self.wandb = open_wandb(c) if c.wandb_project and folder.main else None
         self.began = time.perf_counter() - folder.seconds  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 
@@ -72,9 +57,6 @@ class Report:
         line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
         line |= {"flops": self.plan.flops(trained), "seconds": self.seconds()} | values
         self.folder.write(line)
-        if self.wandb:
-            numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
-            self.wandb.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
 
     def seconds(self) -> float:
         return round(time.perf_counter() - self.began, 3)
@@ -162,19 +144,15 @@ class Report:
         way = f"python train.py {shlex.quote(self.c.out_dir)} --resume"
         self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
 
-    def done(self, step: int, data: TokenDataset, val_loss: float) -> None:
+    def done(self, step: int, val_loss: float) -> None:
         first, last = n_parameters(self.plan.enlarged), n_parameters(self.plan.final)
         bits = self.bits(val_loss)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
-        if not self.folder.main:
-            return
-        bigram = bigram_loss(data, self.val, self.c.eval_tokens)
-        baseline = f"; bigram baseline {bigram:.4f}" if bigram else ""
         folder = shlex.quote(self.c.out_dir)
         rows = {
             "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
             "FLOPs": f"{self.plan.flops():.4g}",
-            "loss": f"{val_loss:.4f} nats per token on the validation split{baseline}",
+            "loss": f"{val_loss:.4f} nats per token on the validation split",
             "bits/byte": f"{bits:.4f}",
             "seconds": f"{self.seconds():.0f}",
             "sample": f"python -m tools.sample {folder}",
