@@ -1,4 +1,4 @@
-# The lab on 570 tokens for each final parameter, with the paper's window: from 50% to 75% of the run.
+# The lab on 570 tokens for each final parameter, with the window of the paper: 50% to 75%.
 base = "configs/lab/idea.py"
 
 idea = {
