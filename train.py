@@ -130,10 +130,6 @@ def train(c: Config) -> int:
     last = c.stop_after or c.max_steps
     val_loss, stopping = None, 0.0
     for step in range(done + 1, last + 1):
-        batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        x, y = (machine.send(tokens, device) for tokens in batch)  # tokens, next tokens
-        micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
-
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # naive alone: a fresh optimizer for a second cosine
@@ -155,6 +151,9 @@ def train(c: Config) -> int:
             forward = ranks.wrap(model, pass_of_nothing)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
+        batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
+        x, y = (machine.send(tokens, device) for tokens in batch)  # tokens, next tokens
+        micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
         loss = torch.zeros((), device=device)
         for i, (x, y) in enumerate(micro_batches, 1):
             forward.require_backward_grad_sync = i == len(micro_batches)  # DDP: only in the last
