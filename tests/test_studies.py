@@ -26,5 +26,6 @@ def test_links_and_the_files_of_commands_are_there():
     for page in (ROOT / "studies").rglob("README.md"):
         text = page.read_text(encoding="utf-8")
         paths = [page.parent / path for path in re.findall(r"\]\((?!http|#)([^)#]+)", text)]
-        paths += [ROOT / path for path in re.findall(r"(?:configs|studies)/[\w/.]+\.py", text)]
+        files = re.findall(r"(?<!:)(?:configs|studies)/[\w/.]+\.py", text)  # not of COMMIT:PATH
+        paths += [ROOT / path for path in files]
         assert all(path.exists() for path in paths), (page, paths)

@@ -3,6 +3,9 @@
 # studies/lab/ablations.py:magnitude is one of them.
 base = "configs/lab/idea.py"
 
+once = {"prune_schedule": "oneshot"}  # where the window opens, at 10%
+naive = once | {"lr_restart": True}
+
 arms = {
     # When: the window, as fractions of the run
     "paper": {"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
@@ -10,13 +13,18 @@ arms = {
     "window_25_50": {"prune_start": 0.25, "prune_end": 0.5},  # later
     "window_10_20": {"prune_end": 0.2},  # shorter
     "window_10_60": {"prune_end": 0.6},  # longer
-    "oneshot_10": {"prune_schedule": "oneshot"},  # one prune, where the window opens
+    # One prune, at other places than in configs/lab/oneshot.py and configs/lab/naive.py
+    "oneshot_10": once,
+    "oneshot_15": once | {"prune_start": 0.15},
+    "oneshot_35": once | {"prune_start": 0.35},
+    "naive_15": naive | {"prune_start": 0.15},
+    "naive_25": naive | {"prune_start": 0.25},
+    "naive_35": naive | {"prune_start": 0.35},
     # How often
     "interval_25": {"prune_every": 25},  # 10 prunes instead of 7
     "interval_400": {"prune_every": 400},  # 3 prunes
     # Which: what units are judged by
     "magnitude": {"criterion": "magnitude"},  # the size of the weights
-    "activation": {"criterion": "activation"},  # the size of the output
     "random": {"criterion": "random"},  # nothing
     "beta_0": {"score_beta": 0.0},  # the scores of one step
     "beta_98": {"score_beta": 0.98},  # scores averaged over fifty steps

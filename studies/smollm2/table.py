@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from data.loader import TokenDataset
 from data.prepare import VAL_FRACTION, is_validation
 from prune import CRITERIA, Pruner
 from run.folder import read_log
@@ -107,7 +106,7 @@ def run_row(row: tuple, judge: Callable[[Trained], dict]) -> dict:
     assert main_of_train([*call, "--overwrite", before]) == 0
     if schedule == "oneshot":
         trained = load_trained(Path(OUT))
-        cut_as_next_step(trained, c, cut)
+        prune_as_next_step(trained, c, cut)
         result["pruned"] = judge(trained)
     assert main_of_train([*call, "--resume"]) == 0
     done = read_log(Path(OUT))[-1]
@@ -117,18 +116,13 @@ def run_row(row: tuple, judge: Callable[[Trained], dict]) -> dict:
     return result
 
 
-def cut_as_next_step(trained: Trained, c, cut: dict[str, int]) -> None:
-    model, state = trained.model, trained.state
-    device = model.embed.weight.device
-    ranks = Ranks(device)
-    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed, ranks.agree, ranks.mean)
-    pruner.scores = {name: score.to(device) for name, score in state["scores"].items()}
-    data = TokenDataset(c.data_dir, "train", c.context_length)
-    batch = data.batch(state["step"] + 1, c.batch_size, c.seed)
-    batch = tuple(tokens.to(device) for tokens in batch)
+def prune_as_next_step(trained: Trained, c, cut: dict[str, int]) -> None:
+    model, device = trained.model, trained.model.embed.weight.device
+    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed, Ranks(device).agree)
+    pruner.scores = {name: score.to(device) for name, score in trained.state["scores"].items()}
     optimizers = [torch.optim.AdamW(model.parameters())]
     for kind, width in cut.items():
-        pruner.prune(model, optimizers, kind, width, [batch])
+        pruner.prune(model, optimizers, kind, width)
 
 
 def table(done: list[dict]) -> str:

@@ -1,5 +1,5 @@
 # Which axis? Five ways to be larger at first. All arms end in the shape of configs/idea.py. The
-# rates were chosen on one seed (studies/units/axes/sweep.csv).
+# rates were chosen on one seed (studies/units/sweep.csv).
 # python -m tools.compare studies/units/axes.py --out studies/mine
 base = "configs/idea.py"
 

@@ -1,5 +1,5 @@
 # Which axis? As axes.py, with 70k final parameters and 59 tokens for each. The rates were
-# chosen on seeds 11 and 12, for some arms on 11 alone (studies/units/axes_lab/sweep.csv).
+# chosen on seeds 11 and 12, for some arms on 11 alone (studies/units/sweep.csv).
 # python -m tools.compare studies/units/axes_lab.py --out studies/mine
 base = "configs/idea.py"
 
