@@ -29,9 +29,8 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     def run(command: str) -> list[tuple[int, float]]:
         """The widths and the losses of the steps."""
         arguments = [x.replace("configs", f"{ROOT}/configs") for x in (command + SHORT).split()]
-        arguments += [f"--data_dir={toy.parent / 'data'}"]
         with patch.dict("run.config.CHOICES", criterion=prune.CRITERIA):  # as a new process has it
-            assert train.main(arguments) == 0
+            assert train.main([*arguments, f"--data_dir={toy.parent / 'data'}"]) == 0
         out = re.search(r"--out_dir=(\S+)", command)[1]
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
