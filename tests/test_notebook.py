@@ -19,7 +19,7 @@ def test_its_cells_run():
     names = {"__name__": "by_hand"}
     for cell in CELLS:
         code = "".join(cell["source"]).replace("%matplotlib inline", "")
-        exec(code.replace("--shorter=16", "--shorter=80"), names)
+        exec(code.replace('"--shorter=16"', '"--shorter=160", "--batch_size=2"'), names)
     for moments, is_same in (("sliced", True), ("fresh", False)):  # what it says of Muon
         for u, v in zip(names["updates"][moments], names["unpruned"]):
             assert ((u * v).sum() / (u.norm() * v.norm()) > 0.99) == is_same
