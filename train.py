@@ -87,6 +87,8 @@ def train(c: Config) -> int:
     # Plan: the whole run is known before step 1
     plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
+    if done == 0:
+        machine.check_memory(c, plan, device, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)

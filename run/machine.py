@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from model import GPT, SLICES
 from run import UserError
-from run.config import Config
-from run.cost import Plan
+from run.config import Config, micro_batch
+from run.cost import Plan, knobs_that_fit, memory_of
 from run.errors import out_of_memory
 from run.ranks import Ranks
 
@@ -71,6 +71,26 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     """x, from the CPU, on the device. The CPU does not wait: a copy from pinned memory goes on
     while the next work is prepared."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
+    """Refuse what cannot fit into the free memory of the GPU, or the memory of the machine, even if
+    a compiled model keeps only half of the activations that `memory_of` counts. Raises UserError.
+    """
+    if device.type == "cuda":  # what this process holds is free for it
+        memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    else:
+        try:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError):  # not every system has it, or knows these names
+            return
+    rows = micro_batch(c, ranks)
+    planned = memory_of(c, plan.enlarged, rows, plan.teacher)
+    need = planned["state"] + planned["activations"] / 2
+    if need > memory:
+        what = f"needs at least {need / 2**30:,.1f} GiB of memory with micro_batch_size={rows}"
+        way = knobs_that_fit(c, plan.enlarged, plan.teacher, memory, ranks) or "a smaller model"
+        raise UserError(f"the run {what}; {device.type} has {memory / 2**30:,.1f}; try {way}")
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:

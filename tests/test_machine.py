@@ -12,6 +12,7 @@ import train
 from run import UserError, machine
 from run.config import Config
 from run.cost import make_plan
+from run.read_config import load_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -70,6 +71,21 @@ def test_a_card_that_this_torch_has_no_kernels_for_is_named_before_anything_is_r
     words = "Tesla K80: does not .*no kernel image.*; pytorch.org"
     knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
     refused(capsys, train.main, "configs/idea.py", *knobs, words=words)
+
+
+def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):
+    laptop()  # it has no sysconf
+    c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
+    plan = make_plan(c, 50257)
+    machine.check_memory(c, plan, CPU, 1)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
+    fit = {7: "--micro_batch_size=2", 4: "--micro_batch_size=1 --recompute", 2: "a smaller model"}
+    for gib, way in fit.items():
+        free = (gib - 1) * 2**30, 80 * 2**30
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: free)
+        words = f"micro_batch_size=32; cuda has {gib}.0; try {way}$"
+        with pytest.raises(UserError, match=words):
+            machine.check_memory(c, plan, GPU, 1)
 
 
 def test_mps_is_never_chosen_and_takes_one_process_in_float32(laptop, monkeypatch):
