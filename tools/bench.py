@@ -1,8 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
-A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns, and the median of --repeats turns counts. With --compile=on, compiled steps,
-too.
+A step here is forward, backward and update on random tokens, without a teacher. What is compared
+takes turns; the median of --repeats turns counts. With --compile=on, compiled steps, too.
 """
 
 import argparse
@@ -12,14 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from statistics import median
 
 import torch
 
 from model import GPT, GPTConfig
-from prune import Pruner
 from run import machine
 from run.config import Config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
@@ -28,7 +25,7 @@ from run.ranks import Ranks
 from run.read_config import load_config
 from tools import command, positive
 from tools.load import load_plan
-from tools.plan import GPT2_VOCABULARY, GPUS
+from tools.plan import GPT2_VOCABULARY
 
 
 class Step:
@@ -36,7 +33,7 @@ class Step:
 
     def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
         torch.manual_seed(1)
-        self.forward = self.model = GPT(shape).to(device)
+        self.model = GPT(shape).to(device)
         self.dtype = machine.choose_dtype(c, device)
         self.optimizers = make_optimizers(self.model, c, self.dtype)
         if compile_for is not None:
@@ -50,7 +47,7 @@ class Step:
         kind, lower = self.batch.device.type, self.dtype != torch.float32
         for _ in range(micro_batches):
             with torch.autocast(kind, self.dtype, enabled=lower):
-                loss = self.forward(*self.batch)
+                loss = self.model(*self.batch)
             loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -81,17 +78,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / race([lambda: a @ b], 3)[0]
-
-
-def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
-    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
-    text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
-    card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    for name, (peak, _) in GPUS.items():
-        if name in card:
-            text += f"; MFU {speed / peak:.0%} ({name})"
-    return text
 
 
 def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
@@ -125,26 +111,17 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     wide, slim = (Step(c, shape, device) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
-    flops, ranks = flops_per_token(full) * tokens, Ranks(device)
+    share = flops_per_token(full) * tokens / t_wide / limit
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
-    yield "its share of matrix products", share(flops / t_wide, limit, device)
+    yield "its share of a large matrix product", f"{share:.0%} of {limit:.3g} FLOP/s"
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if c.compile == "on":
         compiled = Step(c, full, device, compile_for=plan.schedule.widths)
-        first = partial(machine.keep_compiled, compiled.model, lambda _: compiled(), ranks)
-        yield "compiling, once", f"{seconds_of(first):.1f} s"
+        machine.keep_compiled(compiled.model, lambda _: compiled(), Ranks(device))
         t_wide, t = race([wide, compiled], repeats)
-        faster = f"{t_wide / t:.2f} times as fast; its share: "
-        yield "compiled step", faster + share(flops / t, limit, device)
-    if steps := plan.schedule.prune_steps():
-        kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
-        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, ranks.agree, ranks.mean)
-        pruner.score(wide.model)
-        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width, [])
-        t_step = t_wide * c.batch_size / micro_batch(c, ranks=1)
-        yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
+        yield "compiled step", f"{t_wide / t:.2f} times as fast"
 
 
 @command

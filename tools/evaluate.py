@@ -47,12 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    texts = [file.read_bytes() for file in args.text]
-    if b"" in texts:
-        raise DataError(f"--text {args.text[texts.index(b'')]}: is empty")
     trained = load_trained(args.out_dir)
     print("| text | bytes | metric | value |\n| --- | --- | --- | --- |")
-    for file, text in zip(args.text, texts):
+    for file in args.text:
+        if not (text := file.read_bytes()):
+            raise DataError(f"{file}: is empty")
         for metric, value in judge_text(trained, text).items():
             print(f"| {file.name} | {len(text):,} | {metric} | {value:.4f} |")
 

@@ -18,8 +18,8 @@ import torch
 from run import machine
 from run.cost import flops_per_token
 from tools import command
-from tools.arms import Arm, load_arms
 from tools.bench import Step, race
+from tools.compare import Arm, load_arms
 from tools.results import read_csv, t_test
 
 
