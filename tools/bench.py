@@ -65,7 +65,7 @@ def seconds_of(call: Callable[[], object], n: int = 1) -> float:
 
 
 def race(calls: list, repeats: int) -> list[float]:
-    """Median seconds of each call, of `repeats` turns, of half a second or one call."""
+    """Median seconds of each call, of `repeats` turns of half a second or one call."""
     for call in calls:
         call()  # the first one is slow
     turns = [max(1, round(0.5 / seconds_of(call))) for call in calls]
