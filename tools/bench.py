@@ -1,4 +1,4 @@
-"""How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
+"""How fast a config trains here: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is forward, backward and update on random tokens, without a teacher. What is compared
 takes turns; the median of --repeats turns counts. With --compile=on, compiled steps, too.
@@ -73,13 +73,6 @@ def race(calls: list, repeats: int) -> list[float]:
     return [median(times) for times in zip(*rounds)]
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product: what this machine can do at most."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / race([lambda: a @ b], 3)[0]
-
-
 def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
@@ -103,17 +96,15 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
 def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     device, full = machine.choose_device(c), plan.shape(1)
-    dtype = machine.choose_dtype(c, device)
-    c = replace(c, dtype=str(dtype).removeprefix("torch."))
+    c = replace(c, dtype=str(machine.choose_dtype(c, device)).removeprefix("torch."))
     planned = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
     peak = peak_memory(c, full, device) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
     wide, slim = (Step(c, shape, device) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
-    limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
-    share = flops_per_token(full) * tokens / t_wide / limit
-    yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
-    yield "its share of a large matrix product", f"{share:.0%} of {limit:.3g} FLOP/s"
+    speed = wide.batch[0].numel() / t_wide
+    work = f"{speed:,.0f} tokens/s, {speed * flops_per_token(full):.3g} FLOP/s"
+    yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {work}"
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"

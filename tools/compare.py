@@ -1,11 +1,10 @@
 """Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
 A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and `arms`, name ->
-{key: value}; FILE.py:NAME is one of them. Every arm and seed is a run of train.py in --runs
-(out/NAME). What is done is not run again: after a stop, the same command goes on. --out gets
-runs.csv and table.md, of every seed that is done: to give some arms more seeds, call it for these
-first, then for all. Any other --key=value is a knob for every arm. A run has one CPU thread, unless
-OMP_NUM_THREADS says more.
+{key: value}; FILE.py:NAME is one of them. Every arm and seed is a run of train.py in --runs, on one
+CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the same
+command goes on. --out gets runs.csv and table.md, of every seed that is done: to give some arms
+more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm.
 """
 
 import argparse
@@ -96,7 +95,7 @@ def is_done(log: list[dict]) -> bool:
 
 
 def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
-    """Start train.py, or have it go on where it was stopped."""
+    """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
     with open(out_dir / "output.txt", "a") as file:
@@ -111,8 +110,7 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     At a signal to stop, every run saves. Returns whether none has failed."""
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
     todo = [run for run in every if not is_done(read_log(run[-1]))]
-    where = f"in {folder}/ARM/SEED (output.txt); another --runs does all"
-    print(f"runs to do: {len(todo)} of {len(every)}, {where}", flush=True)
+    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED", flush=True)
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
@@ -144,7 +142,7 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
 def collect(arms: list[Arm], folder: Path) -> Arms:
     """The rows of runs.csv, of every seed that is done. Raises UserError where an arm has been
     edited since, or runs had different precisions, data or text to validate on."""
-    found, same = {}, {}
+    found, same = {}, ()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             out_dir = folder / arm.name / str(seed)
@@ -155,10 +153,10 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
                 what = f"made by another config, with {', '.join(old)}"
                 raise UserError(f"{out_dir}: {what}; remove it, or give another --runs")
-            here = {"dtype": had["dtype"], "eval_tokens": had["eval_tokens"]}
-            here["data"] = log[0].get("data")  # a digest
+            here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
-                raise UserError(f"{out_dir}: does not compare: {here}, other runs {same}")
+                what = f"does not compare: dtype, eval_tokens and data are {here}, elsewhere {same}"
+                raise UserError(f"{out_dir}: {what}")
             rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
             row = {"arm": arm.name, "seed": seed, "prune_cost": sum(rises)}
             row |= {key: log[-1][key] for key in list(COLUMNS)[2:-1]}

@@ -34,8 +34,7 @@ def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, n
         moments[now, 0] = moments[now, 1] = states
         states = {kind: np.where(u == CHOSEN, GONE, u) for kind, u in states.items()}
         moments[now, 2] = states
-        states = {kind: -np.sort(-u) for kind, u in states.items()}
-        moments[now, 3] = states
+        moments[now, 3] = states = {kind: -np.sort(-u) for kind, u in states.items()}
     return moments
 
 
@@ -67,8 +66,7 @@ def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
     panel.vlines(x, before, after, color=RED, lw=4)
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
-    limits = min(losses) - 0.05, max(losses) + 0.05
-    panel.set(xlim=(first - margin, last + margin), ylim=limits)
+    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:

@@ -25,7 +25,7 @@ PRICE = 2.0  # dollars per GPU and hour
 
 
 def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str:
-    """The answer in Markdown. Raises UserError where the batch does not divide."""
+    """A table in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
     room = 0.9 * capacity  # the rest: CUDA, NCCL and gaps
