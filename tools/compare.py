@@ -110,7 +110,7 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     At a signal to stop, every run saves. Returns whether none has failed."""
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
     todo = [run for run in every if not is_done(read_log(run[-1]))]
-    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED", flush=True)
+    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
@@ -167,10 +167,7 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
     first, dash, last = text.rpartition("-")
-    seeds = range(int(first) if dash else 1, int(last) + 1)
-    if not seeds:
-        raise ValueError(text)
-    return seeds
+    return range(int(first) if dash else 1, int(last) + 1)
 
 
 @command
