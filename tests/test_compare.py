@@ -2,6 +2,7 @@
 who wins the challenge by it."""
 
 import math
+import os
 import re
 import shutil
 import signal
@@ -92,6 +93,7 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
         load_arms([idea, table(idea, other=SCRATCH | {"max_steps": same})], [], "idea")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the console tells the runs")
 def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
     first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
 

@@ -157,16 +157,6 @@ def test_in_the_film_units_go_where_they_stand_and_the_others_close_up():
     assert shown[30, 0] == [".... x#..", "#x.", "#."]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 80), (24, 509)], ids=str)
-def test_each_unit_has_a_cell_of_its_colour(shape):
-    panel = pytest.importorskip("matplotlib.figure").Figure((7, 2)).add_subplot()
-    units = np.resize([film.GONE, film.CHOSEN, film.USED], shape)
-    film.draw_units(panel, "d_ff", units)
-    cells = panel.collections[0].get_array().reshape(-1, 4)
-    drawn = sorted(np.unique(cells[cells[:, 3] > 0], axis=0, return_counts=True)[1])
-    assert drawn == sorted(np.unique(units, return_counts=True)[1])
-
-
 def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
     pytest.importorskip("matplotlib")
     Image = pytest.importorskip("PIL.Image")
