@@ -6,7 +6,7 @@ import re
 from helpers import ROOT
 
 from run.read_config import load_config
-from tools.arms import read_arms
+from tools.compare import read_arms
 
 FILES = sorted((ROOT / "studies").rglob("*.py"))
 ARMS = [path for path in FILES if re.search("^arms = ", path.read_text(), re.M)]

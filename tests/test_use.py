@@ -1,19 +1,22 @@
-"""What one does with a run: sample from its model, draw it, watch it elsewhere."""
+"""What one does with a run: sample from its model, judge a text by it, draw it."""
 
 import json
-import sys
+import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import events, refused, run, same_end
+from helpers import events, refused
 from test_model import large
 
+from data.tokenizer import encode_bytes
 from model import KINDS
 from run.folder import read_log
-from tools import figures, film, plot, sample
+from tools import evaluate, figures, film, plot, sample
 from tools.load import Trained, load_trained
 
 
@@ -27,31 +30,25 @@ def trained(undisturbed) -> Trained:
     return trained
 
 
-@pytest.mark.parametrize(
-    "choice, expected",
-    [
-        ({"temperature": 0.5}, [x / 86 for x in (4, 64, 1, 16, 1)]),  # squares, up to a factor
-        ({"temperature": 1e-320}, [0, 1, 0, 0, 0]),
-        ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3, 0]),
-    ],
-    ids=str,
-)
-def test_tokens_come_as_often_as_temperature_and_top_k_say(choice, expected):
+def test_tokens_come_as_often_as_temperature_and_top_k_say():
     logits = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625]).log() + 3
-    options = {"temperature": 1.0, "top_k": 0} | choice
     generator = torch.Generator().manual_seed(0)
-    tokens = [sample.draw_token(logits, generator=generator, **options) for _ in range(1000)]
-    seen = [tokens.count(i) / 1000 for i in range(5)]
-    assert seen == pytest.approx(expected, abs=0.05)
-    assert [s == 0 for s in seen] == [e == 0 for e in expected]
-
-
-def generate(trained: Trained, prompt: list[int], n: int, temperature: float = 0.0) -> list[int]:
-    generator = torch.Generator().manual_seed(1)
-    return list(sample.generate(trained, prompt, n, temperature, 0, generator))
+    for temperature, top_k, expected in (
+        (0.5, 0, [x / 86 for x in (4, 64, 1, 16, 1)]),  # squares, up to a factor
+        (1e-320, 0, [0, 1, 0, 0, 0]),
+        (1.0, 2, [0, 2 / 3, 0, 1 / 3, 0]),
+    ):
+        tokens = [sample.draw_token(logits, temperature, top_k, generator) for _ in range(1000)]
+        seen = [tokens.count(i) / 1000 for i in range(5)]
+        assert seen == pytest.approx(expected, abs=0.05)
+        assert [s == 0 for s in seen] == [e == 0 for e in expected]
 
 
 def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
+    def generate(trained: Trained, prompt: list[int], n: int, temperature: float = 0) -> list[int]:
+        generator = torch.Generator().manual_seed(1)
+        return list(sample.generate(trained, prompt, n, temperature, 0, generator))
+
     prompt = trained.tokenizer.encode_ordinary("The sum of")
     new, tokens = generate(trained, prompt, 20), list(prompt)
     assert len(prompt) + len(new) > trained.model.config.context_length == 16
@@ -65,39 +62,32 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
     assert max(generate(few, [1], 15, temperature=50.0)) < 5
 
 
-def test_a_seed_gives_the_same_samples_again(trained, monkeypatch, capsys):
-    def said(*arguments: str) -> str:
-        assert sample.main(["run", "--prompt=The sum", "--temperature=2", *arguments]) == 0
-        return capsys.readouterr().out
-
-    monkeypatch.setattr(sample, "load_trained", lambda path: trained)
-    one, two = said("--seed=3"), said("--seed=3", "--samples=2")
-    assert two.startswith(one) and two.count("The sum") == 2 and two[len(one) :].strip("-\n") != one
-    assert said("--seed=4") != one
-    assert said("--prompt=")  # the empty one follows <|endoftext|>
-    for wrong in ("--temperature=nan", "--seed=99999999999999999999"):
-        with pytest.raises(SystemExit, match="2"):
-            said(wrong)
-
-
-def test_widths_change_at_the_prunes_however_rarely_steps_are_logged(undisturbed):
-    steps = events(undisturbed, "step")
-    few = figures.by_name(undisturbed) | {"step": steps[6::7] + steps[-1:]}
-    for x in ("tokens", "flops"):
-        width, trained = dict(zip(*figures.widths(few, "n_kv_head", x))), 0
-        for step in steps:
-            assert step["n_kv_head"] == width[max(t for t in width if t <= trained)]
-            trained = step[x]
-        assert max(width) == trained
+@pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
+def test_each_byte_of_a_text_is_predicted_once(trained, times):
+    """Also where the text is shorter than a window, or ends where a window does."""
+    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
+    tokens = [trained.end_of_text, *encode_bytes(trained.tokenizer, text)]
+    n, nats = len(tokens) - 1, 0.0
+    for t in range(1, n + 1):  # each token alone; the last window is full, too
+        start = min((t - 1) // 16 * 16, max(0, n - 16))
+        logits = trained.model(torch.tensor([tokens[start:t]])).detach()
+        p = torch.softmax(logits[0, -1].double(), -1)
+        nats -= math.log(p[tokens[t]])
+    got = evaluate.judge_text(trained, text)
+    assert got["bits per byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+    assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
 
 
-def rewrite(log, to, keep=lambda e: True) -> None:
-    """Copy the events of a log that are to be kept."""
-    kept = [json.dumps(e) + "\n" for e in read_log(log) if keep(e)]
-    (to / "log.jsonl").write_text("".join(kept))
+def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, capsys):
+    for name in ("config.json", "checkpoint.pt"):
+        shutil.copy(undisturbed / name, tmp_path)
+    assert sample.main([str(tmp_path), "--prompt=", "--tokens=1"]) == 0  # after <|endoftext|>
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"data": "of another text"}, tmp_path / "checkpoint.pt")
+    refused(capsys, sample.main, tmp_path, words=f"{tmp_path}: .*other data than .*toy")
 
 
-def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys):
+def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
 
     def picture(*arguments) -> str:
@@ -113,43 +103,43 @@ def test_pictures_of_a_run_of_several_and_of_units(undisturbed, tmp_path, capsys
     units = picture(undisturbed, "--units")
     assert all(f">{kind}: what" in units for kind in KINDS) and ">layer 1<" in units
     drawn = {}  # layer, by its number at first -> how many prunes of d_ff it has seen
-    for line in plot.draw_units(undisturbed).axes[3].lines:
+    for line in plot.draw_units(undisturbed).axes[1].lines:
         drawn[line.get_label()] = len(line.get_xdata())
     gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["kind"] == "n_layer"]
     left = [layer for layer in range(4) if layer != gone[0]]
     assert drawn == {f"layer {i}": 4 for i in left} | {f"layer {gone[0]}": 2} and len(gone) == 2
 
 
-def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
-    def no(*arguments, words: str) -> None:
-        refused(capsys, plot.main, tmp_path, *arguments, words=words)
+def copy_log(log: Path, to: Path, keep: Callable[[dict], bool]) -> None:
+    kept = [json.dumps(e) + "\n" for e in read_log(log) if keep(e)]
+    (to / "log.jsonl").write_text("".join(kept))
 
-    no("--to=a.gif", words="--to=a.gif: must end in .png or .svg")
-    no("--animate", "--to=a.svg", words="--to=a.svg: must end in .gif or .png")
-    no(tmp_path, "--units", words="take one OUT_DIR")
-    no("--animate", words="no run that was validated yet")
-    rewrite(undisturbed, tmp_path, lambda e: e["event"] != "prune")
-    no("--units", words=f"{tmp_path}: its log has no prune")
+
+def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    refused(capsys, plot.main, undisturbed, "--to=a.b", words="to a.b .*not supported")
+    refused(capsys, plot.main, undisturbed, tmp_path, "--units", words="take one OUT_DIR")
+    refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: its log has no step")
+    copy_log(undisturbed, tmp_path, lambda e: e["event"] != "prune")
+    refused(capsys, plot.main, tmp_path, "--animate", words=f"{tmp_path}: its log has no prune")
     log = (undisturbed / "log.jsonl").read_text()
     for old, new in (('"kind": ', '"group": '), ('"val_loss": ', '"val_loss": NaN, "was": ')):
         (tmp_path / "log.jsonl").write_text(log.replace(old, new))
-        no(words=f"{tmp_path}: .*damaged, or of an older version")
+        refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
 
 
-def test_a_prune_raises_the_loss_in_the_picture_by_what_the_log_says(undisturbed):
+def test_a_prune_raises_the_loss_in_the_film_by_what_the_log_says(undisturbed):
     panel = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
     log = figures.by_name(undisturbed)
     now = log["prune"][-2]["tokens"]
-    figures.draw_jumps(panel, log, "blue", now)
+    film.draw_jumps(panel, log, now)
     (red,) = panel.collections
     prunes = [e for e in log["prune"] if e["tokens"] <= now]
     jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
     assert np.array(red.get_segments()).tolist() == jumps and len(jumps) > 4
-    low, high = panel.get_ylim()
-    assert all(low < e["loss_before"] and e["loss_after"] < high for e in log["prune"])
 
 
-def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
+def test_in_the_film_units_go_where_they_stand_and_the_others_close_up():
     def prune(tokens: int, kind: str, width: int, *removed: list[int]) -> dict:
         widths = {"width_before": width, "width_after": width - 1}
         return {"tokens": tokens, "kind": kind, "removed": removed} | widths
@@ -171,20 +161,10 @@ def test_in_the_animation_units_go_where_they_stand_and_the_others_close_up():
     assert shown[30, 0] == [".... x#..", "#x.", "#."]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 80), (24, 509), (2, 8192)], ids=str)
-def test_each_unit_has_a_cell_of_its_colour(shape):
-    panel = pytest.importorskip("matplotlib.figure").Figure((7, 2)).add_subplot()
-    units = np.resize([film.GONE, film.CHOSEN, film.USED], shape)
-    film.draw_units(panel, "d_ff", units)
-    cells = panel.collections[0].get_array().reshape(-1, 4)
-    drawn = sorted(np.unique(cells[cells[:, 3] > 0], axis=0, return_counts=True)[1])
-    assert drawn == sorted(np.unique(units, return_counts=True)[1])
-
-
-def test_the_animation_is_a_film_of_ten_seconds_or_a_still(undisturbed, tmp_path):
+def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
     pytest.importorskip("matplotlib")
     Image = pytest.importorskip("PIL.Image")
-    rewrite(undisturbed, tmp_path)
+    copy_log(undisturbed, tmp_path, lambda e: e["step"] % 6 == 0 or e.get("kind") == "d_model")
     run = [str(tmp_path), "--animate"]
     assert plot.main(run) == plot.main([*run, f"--to={tmp_path / 'still.png'}"]) == 0
     film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
@@ -196,15 +176,3 @@ def test_the_animation_is_a_film_of_ten_seconds_or_a_still(undisturbed, tmp_path
     assert still.size == (2 * film.size[0], 2 * film.size[1])
     assert film.convert("RGB").getpixel((0, 0)) == (13, 17, 23)
     assert still.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_a_mirror_shows_the_numbers_of_the_log_and_changes_no_bit(
-    toy, undisturbed, tmp_path, monkeypatch
-):  # fmt: skip
-    out, shown = tmp_path / "run", []
-    mirror = SimpleNamespace(log=lambda values, step: shown.append((step, values)))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: mirror))
-    assert run(toy, out, "--wandb_project=mine") == 0 and same_end(out, undisturbed)
-    for e, (step, values) in zip(read_log(out), shown, strict=True):
-        numbers = {f"{e['event']}/{k}": e[k] for k in e if isinstance(e[k], (int, float))}
-        assert (step, values) == (e["step"], numbers)

@@ -31,14 +31,14 @@ def command(main: Callable) -> Callable[..., int]:
 
 
 def expanded(text: str) -> Path:
-    """The type of an argument of a command that is a path. No shell expands the ~ of --out=~/x."""
+    """The type of an argument that is a path. No shell expands the ~ of --out=~/x."""
     if not text:
         raise ArgumentTypeError("is empty")
     return Path(os.path.expanduser(text))
 
 
 def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str], float]:
-    """The type of an argument of a command that is an int or a float from `least` to `most`."""
+    """The type of an argument that is an int or a float from `least` to `most`."""
 
     def read(text: str) -> float:
         with suppress(ValueError):

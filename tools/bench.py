@@ -140,9 +140,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         yield "compiled step", faster + share(flops / t, limit, device)
     if steps := plan.schedule.prune_steps():
         kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
-        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed, ranks.agree, ranks.mean)
+        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed)
         pruner.score(wide.model)
-        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width, [])
+        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width)
         t_step = t_wide * c.batch_size / micro_batch(c, ranks=1)
         yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
 

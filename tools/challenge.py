@@ -1,8 +1,7 @@
 """Does an entry beat the small model? python -m tools.challenge FOLDER [ARM]
 
 The rules: docs/challenge.md. FOLDER holds the runs.csv of tools.compare. The entry is its arm ARM
-("entry"), the small model its arm "scratch_flops". Prints YES, or NO and why; the exit code is 0
-or 1.
+("entry"), the small model its arm "scratch_flops". The exit code is 0 for YES, 1 for NO.
 """
 
 import argparse
@@ -20,7 +19,7 @@ LEVEL = 0.01
 
 
 def verdict(arms: Arms, entry: str = "entry") -> tuple[bool, str]:
-    """Whether the arm `entry` of a runs.csv wins, and the first reason why not, or the numbers."""
+    """Whether the arm `entry` wins, and the first reason why not, or the numbers."""
     for arm in (entry, SMALL):
         if (seeds := sorted(arms.get(arm, ()))) != SEEDS:
             return False, f"{arm} has the seeds {seeds}, not {SEEDS}"
@@ -35,9 +34,9 @@ def verdict(arms: Arms, entry: str = "entry") -> tuple[bool, str]:
     behind = paired(arms[entry], arms[SMALL])
     lead, p = -mean(behind), t_test(behind)
     numbers = f"lead {lead:+.4f} nats per token, p = {p:.2g}"
-    if lead <= 0:
-        return False, f"its mean loss is not lower: {numbers}"
-    return p < LEVEL, numbers if p < LEVEL else f"p is not below {LEVEL}: {numbers}"
+    if lead <= 0 or p >= LEVEL:
+        return False, f"its mean loss is not lower, with p below {LEVEL}: {numbers}"
+    return True, numbers
 
 
 @command

@@ -1,10 +1,10 @@
 """Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
-A config is an arm; a table of arms (tools/arms.py) is many; FILE.py:NAME is one of them. Every arm
-and seed is a run of train.py in --runs (out/NAME). What is done is not run again: after a stop, the
-same command goes on. runs.csv and table.md (tools/results.py) in --out are of every seed that is
-done: to give some arms more seeds, call it for these first, then for all. Any other --key=value is
-a knob for every arm. A run has one CPU thread, unless OMP_NUM_THREADS says more.
+A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and `arms`, name ->
+{key: value}; FILE.py:NAME is one of them. Every arm and seed is a run of train.py in --runs, on one
+CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the same
+command goes on. --out gets runs.csv and table.md, of every seed that is done: to give some arms
+more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm.
 """
 
 import argparse
@@ -13,21 +13,81 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from run import UserError
 from run.config import NOT_SAVED, Config
+from run.cost import Plan
 from run.folder import read_log
-from run.read_config import read_file
+from run.read_config import load_config, read_file
 from run.stop import SIGNALS
 from tools import command, expanded, positive
-from tools.arms import Arm, load_arms
+from tools.load import load_plan
 from tools.results import COLUMNS, Arms, read_results, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-# A run saves and ends at this. Windows' terminate() would end it unsaved
-STOP = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # other knobs are the same in all of an arm
+
+
+@dataclass
+class Arm:
+    name: str
+    path: str
+    knobs: list[str]  # --key=value, for train.py
+    config: Config
+    plan: Plan
+
+
+def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
+    """Name -> (config file, knobs), of the CONFIG of a command line. Raises UserError."""
+    path, colon, name = argument.partition(".py:")
+    table = read_file(path + ".py" if colon else path)
+    if not colon and "arms" not in table:
+        return {Path(path).stem: (path, [])}
+    try:
+        base, arms = table["base"], table["arms"]
+        names = [name] if colon else arms
+        return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
+    except (KeyError, TypeError, AttributeError) as error:
+        what = "no such name, or no table of base = 'FILE.py' and arms = {NAME: {key: value}}"
+        raise UserError(f"{argument}: {what}: {error}") from error
+
+
+def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
+    """The arms, with `overrides` on top. Raises UserError with the name of one that cannot run, or
+    does not compare with the reference."""
+    arms: dict[str, Arm] = {}
+    for argument in arguments:
+        for name, (path, changes) in read_arms(argument).items():
+            if name in arms:
+                raise UserError(f"{argument}: a second arm of the name {name}; rename one")
+            try:
+                knobs = [*changes, *overrides]
+                arms[name] = Arm(name, path, knobs, *load_plan(load_config(path, knobs)))
+            except UserError as error:
+                raise UserError(f"arm {name}: {error}") from error
+    if reference not in arms:
+        raise UserError(f"--reference={reference}: not among the arms {', '.join(arms)}")
+    for arm in arms.values():
+        check_comparable(arm, arms[reference])
+    return list(arms.values())
+
+
+def check_comparable(arm: Arm, reference: Arm) -> None:
+    """Raises UserError unless the arm ends in the reference's shape, on its tokens or its FLOPs; or
+    keeps its enlarged shape to the end: the ceiling."""
+    ours, theirs = arm.plan, reference.plan
+    where = f"arm {arm.name}: not comparable with {reference.name}"
+    ceiling = ours.final == ours.shape(1) == theirs.shape(1)
+    if ours.final != theirs.final and not ceiling:
+        raise UserError(f"{where}: ends as {ours.final}, not as {theirs.final}")
+    steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
+    tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
+    # A step and a half may differ: --shorter also rounds the steps between prunes
+    if tokens != wanted and abs(ratio - 1) * steps >= 1.5:
+        way = f"max_steps={round(steps * ratio)} would make the FLOPs equal"
+        raise UserError(f"{where}: neither its tokens nor its FLOPs; {way}")
 
 
 def is_done(log: list[dict]) -> bool:
@@ -35,30 +95,24 @@ def is_done(log: list[dict]) -> bool:
 
 
 def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
-    """Start train.py, or have it go on where it was stopped."""
+    """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
     with open(out_dir / "output.txt", "a") as file:
         return subprocess.Popen(
             [sys.executable, "-u", TRAIN, arm.path, *knobs],  # -u: its last line is its error
             stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ,
-            # A group of its own: Ctrl-C reaches it once, when train_all passes it on
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
 
 
 def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
     """Run every arm and seed that is not done, `jobs` side by side. One that fails stops no other.
-    A signal to stop is passed on, and every run saves. Returns whether none has failed.
-    """
+    At a signal to stop, every run saves. Returns whether none has failed."""
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
     todo = [run for run in every if not is_done(read_log(run[-1]))]
-    where = f"in {folder}/ARM/SEED (output.txt); another --runs does all"
-    print(f"runs to do: {len(todo)} of {len(every)}, {where}", flush=True)
-    for number in [*SIGNALS, getattr(signal, "SIGHUP", signal.SIGTERM)]:
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
-            signal.signal(number, signal.default_int_handler)  # like Ctrl-C
+    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
     good = True
     try:
@@ -78,19 +132,17 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
         if running:
             print("stopping; the same command goes on", file=sys.stderr)
         for process in running:
-            process.send_signal(STOP)
+            if os.name == "posix":  # on Windows it would end unsaved; Ctrl-C is the runs' as well
+                process.terminate()
         for process in running:
             process.wait()
     return good
 
 
 def collect(arms: list[Arm], folder: Path) -> Arms:
-    """The rows of runs.csv, of these arms and every seed that is done.
-
-    Raises UserError where an arm has been edited since, or where runs had different precisions or
-    data, or were validated on other text.
-    """
-    found, same = {}, {}
+    """The rows of runs.csv, of every seed that is done. Raises UserError where an arm has been
+    edited since, or runs had different precisions, data or text to validate on."""
+    found, same = {}, ()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             out_dir = folder / arm.name / str(seed)
@@ -101,10 +153,10 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
                 what = f"made by another config, with {', '.join(old)}"
                 raise UserError(f"{out_dir}: {what}; remove it, or give another --runs")
-            here = {key: had[key] for key in ("dtype", "eval_tokens")}
-            here["data"] = log[0].get("data", "")  # a digest
+            here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
-                raise UserError(f"{out_dir}: does not compare: {here}, other runs {same}")
+                what = f"does not compare: dtype, eval_tokens and data are {here}, elsewhere {same}"
+                raise UserError(f"{out_dir}: {what}")
             try:
                 rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
                 row = {"arm": arm.name, "seed": seed, "prune_cost": sum(rises)}

@@ -1,7 +1,6 @@
 """The loss of a trained model on your own text: python -m tools.evaluate OUT_DIR --text FILE ...
 
-OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA, export the run and give
-it to lm-evaluation-harness: docs/hugging-face.md has the command.
+OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: docs/hugging-face.md.
 """
 
 import argparse
@@ -22,9 +21,8 @@ from tools.load import Trained, load_trained
 def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
     """Metric -> value. Every byte is predicted: the first token follows <|endoftext|>.
 
-    The text is cut into windows of context_length tokens. The last one starts earlier, to be as
-    long as the others, but only its new tokens count (as in lm-eval's `loglikelihood_rolling`).
-    """
+    Windows have context_length tokens. The last one starts earlier, to be as long, but only its new
+    tokens count (as in lm-eval's `loglikelihood_rolling`)."""
     model, T = trained.model, trained.model.config.context_length
     ids = [trained.end_of_text, *encode_bytes(trained.tokenizer, text)]
     tokens = torch.tensor(ids, device=model.embed.weight.device)
@@ -47,12 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    texts = [file.read_bytes() for file in args.text]
-    if b"" in texts:
-        raise DataError(f"--text {args.text[texts.index(b'')]}: is empty")
     trained = load_trained(args.out_dir)
     print("| text | bytes | metric | value |\n| --- | --- | --- | --- |")
-    for file, text in zip(args.text, texts):
+    for file in args.text:
+        if not (text := file.read_bytes()):
+            raise DataError(f"{file}: is empty")
         for metric, value in judge_text(trained, text).items():
             print(f"| {file.name} | {len(text):,} | {metric} | {value:.4f} |")
 

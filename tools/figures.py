@@ -1,25 +1,18 @@
 """What every picture of runs needs: the events of a log, what they say, and a figure."""
 
-import math
 from pathlib import Path
-
-import numpy as np
 
 from run import UserError
 from run.folder import read_log
 
-RED = "#e54c4c"
-
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
-    log: dict[str, list[dict]] = {"step": [], "eval": [], "prune": []}
-    for e in read_log(out_dir):
-        log.setdefault(e["event"], []).append(e)
-    if not (log["step"] and log["eval"]):
-        raise UserError(f"{out_dir}: no run that was validated yet; nothing to draw")
-    if pruned and not log["prune"]:
-        raise UserError(f"{out_dir}: its log has no prune; nothing to draw")
+    events = read_log(out_dir)
+    log = {name: [e for e in events if e["event"] == name] for name in ("step", "eval", "prune")}
+    for name in ("step", "eval", "prune")[: 2 + pruned]:
+        if not log[name]:
+            raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
 
 
@@ -28,8 +21,7 @@ def along(events: list[dict], key: str = "tokens") -> list:
 
 
 def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
-    """The tokens (or FLOPs) from which on each width of this kind holds, and the width; the run's
-    end last."""
+    """The tokens (or FLOPs) from which each width of a kind holds, and the width; the end last."""
     prunes = [e for e in log["prune"] if e["kind"] == kind]
     first = prunes[0]["width_before"] if prunes else log["step"][0][kind]
     y = [first, *along(prunes, "width_after")]
@@ -46,22 +38,6 @@ def prunes_by_layer(log: dict[str, list[dict]]):
         gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
         yield e, layers if in_layers[e["kind"]] else [0], gone
         layers = [layer for layer in layers if layer not in gone]
-
-
-def draw_jumps(panel, log: dict[str, list[dict]], color: str, now: float = math.inf) -> None:
-    """Draw how each prune raises the loss on the same batches (red), and how it falls until the
-    next prune; behind them, the training loss. Of the run until `now`, in tokens.
-    """
-    steps, prunes = ([e for e in log[name] if e["tokens"] <= now] for name in ("step", "prune"))
-    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
-    panel.plot(along(steps), along(steps, "loss"), color=color, alpha=0.35, lw=1)
-    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=color)
-    panel.vlines(x, before, after, color=RED, lw=4)
-    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
-    margin = (last - first or log["step"][-1]["tokens"]) / 10
-    limits = min(losses) - 0.05, max(losses) + 0.05
-    panel.set(xlim=(first - margin, last + margin), ylim=limits)
 
 
 def open_figure(rows: int, columns: int, **settings):

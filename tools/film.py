@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from run.report import compact
-from tools.figures import RED, along, by_name, draw_jumps, open_figure, prunes_by_layer, widths
+from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 
 CAPTIONS = {"enlarged": "Train a large model", "prune": "Prune its weakest parts"}
 CAPTIONS["recover"] = "Train the rest"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
-GREY, BLUE = (0.5, 0.5, 0.5, 0.25), "#4c8cd9"
+GREY, BLUE, RED = (0.5, 0.5, 0.5, 0.25), "#4c8cd9", "#e54c4c"
 
 
 def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
@@ -34,8 +34,7 @@ def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, n
         moments[now, 0] = moments[now, 1] = states
         states = {kind: np.where(u == CHOSEN, GONE, u) for kind, u in states.items()}
         moments[now, 2] = states
-        states = {kind: -np.sort(-u) for kind, u in states.items()}
-        moments[now, 3] = states
+        moments[now, 3] = states = {kind: -np.sort(-u) for kind, u in states.items()}
     return moments
 
 
@@ -54,6 +53,20 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     panel.set_ylim(y[-2], 0)
     where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}", loc="left")
+
+
+def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
+    """How each prune raises the loss on the same batches (red), and how it falls until the next;
+    behind them, the training loss. Of the run until `now`, in tokens."""
+    steps, prunes = ([e for e in log[name] if e["tokens"] <= now] for name in ("step", "prune"))
+    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
+    panel.plot(along(steps), along(steps, "loss"), color=BLUE, alpha=0.35, lw=1)
+    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE)
+    panel.vlines(x, before, after, color=RED, lw=4)
+    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
+    margin = (last - first or log["step"][-1]["tokens"]) / 10
+    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
@@ -76,7 +89,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     loss.set_title("loss (red: prunes)", loc="left")
     for e in (e for e in log["eval"] if e["tokens"] <= now):
         loss.set_title(f"on new text: {e['val_loss']:.2f}", loc="right")
-    draw_jumps(jumps, log, BLUE, now)
+    draw_jumps(jumps, log, now)
     cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
     jumps.set_title("a prune hurts, then it heals", loc="left")
     jumps.set_title(f"prunes added {cost:.2f}", loc="right")

@@ -52,7 +52,7 @@ def load_trained(path: Path) -> Trained:
 
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
-    the data is not there yet; 0 has that raise DataError. Raises UserError, too."""
+    the data is not there yet; with 0, that raises DataError. Raises UserError."""
     prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
     if missing and not (Path(c.data_dir) / "meta.json").exists():

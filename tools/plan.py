@@ -1,9 +1,8 @@
 """What a run will need: python -m tools.plan CONFIG --gpus 8 --gpu h100 [--key=value ...]
 
-Of each phase, from shapes alone: parameters, tokens, work in FLOPs, hours, cost, memory of a rank;
-and what the final shape costs from scratch. Hours and cost are of all work: training, what is
-computed again (`recompute`), and the products of Muon, which each GPU does on its own. Where the
-data is not there yet, GPT-2's vocabulary is assumed.
+Of each phase, from shapes alone; and of the final shape from scratch. Hours and cost are of all
+work: training, what is computed again (`recompute`), and the products of Muon, which each GPU does
+on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
 """
 
 import argparse
@@ -18,18 +17,15 @@ from run.report import compact
 from tools import command, number, positive
 from tools.load import load_plan
 
-# The makers' figures: dense bfloat16 FLOP/s, bytes of memory.
-GPUS = {
-    "a100": (312e12, 80e9),
-    "h100": (989e12, 80e9),
-    "h200": (989e12, 141e9),
-    "4090": (165e12, 24e9),
-}
-GPT2_VOCABULARY = 50_257  # of text that is not prepared yet
+# The makers' figures: dense bfloat16 FLOP/s, bytes of memory
+GPUS = {"a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9)}
+GPUS |= {"4090": (165e12, 24e9)}
+GPT2_VOCABULARY = 50_257
+PRICE = 2.0  # dollars per GPU and hour
 
 
-def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float, price: float) -> str:
-    """The answer in Markdown. Raises UserError where the batch does not divide."""
+def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str:
+    """A table in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
     peak, capacity = GPUS[gpu]
     room = 0.9 * capacity  # the rest: CUDA, NCCL and gaps
@@ -46,7 +42,7 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float, price:
         need = sum(cost.memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
         way = cost.knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
         cells = [name, compact(cost.n_parameters(shape)), compact(steps * tokens)]
-        cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * price:,.0f}"]
+        cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * PRICE:,.0f}"]
         cells += [f"{need / 2**30:.1f}", "yes" if need <= room else f"no; {way}"]
         return f"| {' | '.join(cells)} |\n"
 
@@ -57,12 +53,12 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float, price:
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
-    flops, plan = plan.flops(), replace(plan, teacher=None)  # scratch learns from no teacher
+    ratio = plan.flops() / (last * tokens * cost.flops_per_token(plan.final))
+    plan = replace(plan, teacher=None)  # scratch learns from none
     scratch = [last * of(plan.final) for of in work.values()]
-    ratio = flops / scratch[0]
     table += row("scratch, same tokens", last, scratch, plan.final)
     return (
-        f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${price:g} per GPU and hour; "
+        f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
         f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
         f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
         f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
@@ -75,13 +71,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
-    share = "assumed share of the GPU's peak, with all work counted (known as HFU)"
+    share = "assumed share of the GPU's peak, with all work counted (HFU)"
     parser.add_argument("--mfu", type=number(float, 0.001, 1), default=0.4, help=share)
-    price = "dollars per GPU and hour"
-    parser.add_argument("--price", type=number(float, 0, 1e6), default=2.0, help=price)
     args, knobs = parser.parse_known_args(argv)
     c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
-    print(describe(c, plan, args.gpus, args.gpu, args.mfu, args.price))
+    print(describe(c, plan, args.gpus, args.gpu, args.mfu))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE]
 
-Loss, widths and learning rate over training tokens, one colour a run; --flops draws them over
-training FLOPs. For one run, --units draws what each prune cost, how that healed, and the scores
-that its units were chosen by; --animate shows all units that it prunes, as training goes on. The
-picture goes to the first OUT_DIR, as run.png, units.png or run.gif, unless --to names another file:
-.png or .svg; with --animate .gif, or .png for the last moment alone.
+Loss, widths and learning rate over training tokens, one colour a run. The picture goes to the first
+OUT_DIR, as run.png, units.png or run.gif, unless --to names another file. With --animate, a .png
+shows the last moment alone.
 """
 
 import argparse
@@ -12,19 +10,19 @@ import sys
 from pathlib import Path
 
 from run import UserError
-from run.files import write_whole
 from tools import command, expanded
-from tools.figures import along, by_name, draw_jumps, open_figure, prunes_by_layer, widths
+from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
 
 
-def draw(out_dirs: list[Path], x: str = "tokens"):
-    """A figure with the curves of runs, over tokens or FLOPs. Raises UserError."""
+def draw(out_dirs: list[Path], over_flops: bool = False):
+    """A figure with the curves of runs. Raises UserError."""
+    x = "flops" if over_flops else "tokens"
     logs = [by_name(out_dir) for out_dir in out_dirs]
     kinds = list(dict.fromkeys(e["kind"] for log in logs for e in log["prune"]))
     heights = (3, *[1.2] * len(kinds), 1.2)
-    size = {"figsize": (8, 1.1 * sum(heights)), "height_ratios": heights}
-    figure, axes = open_figure(len(heights), 1, **size)
+    size = 8, 1.1 * sum(heights)
+    figure, axes = open_figure(len(heights), 1, figsize=size, height_ratios=heights)
     loss, *rest, lr = axes[:, 0]
     for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
         evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
@@ -49,24 +47,15 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
 
 
 def draw_units(out_dir: Path):
-    """A figure of a run's loss and learning rate; and, for each kind of unit, of what each prune
-    cost, and of the scores that units were chosen by: the median of each layer, and between the
-    quartiles a shade. Layers keep the numbers that they had at first. Raises UserError.
-    """
+    """A figure, for each kind of unit, of what each prune cost, and of the scores that units were
+    chosen by. Layers keep the numbers that they had at first. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
     kinds = dict.fromkeys(along(log["prune"], "kind"))
-    rows = 1 + len(kinds)
-    figure, ((jumps, rate), *panels) = open_figure(rows, 2, figsize=(11, 3 * rows), sharex=False)
+    figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)))
     from matplotlib import colormaps
 
-    draw_jumps(jumps, log, "C0")
-    jumps.set_title("loss, on the same batches: each prune raises it (red), then it heals")
-    rate.plot(along(log["step"]), along(log["step"], "lr"))
-    rate.set_title("learning rate (dotted: prunes)")
-    for x in along(log["prune"]):
-        rate.axvline(x, color="0.5", lw=0.7, ls=":")
-    for kind, (cost, score) in zip(kinds, panels):
+    for kind, (cost, score) in zip(kinds, axes):
         prunes = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
         for e, _ in prunes:
             cost.vlines(e["tokens"], 0, e["loss_after"] - e["loss_before"], color="C0", lw=3)
@@ -83,8 +72,6 @@ def draw_units(out_dir: Path):
         if len(score.lines) > 1:
             score.legend(frameon=False, ncols=4)
         score.set_yscale("log")
-        cost.sharex(jumps)
-        score.sharex(jumps)
     return figure
 
 
@@ -95,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--flops", action="store_true", help="over training FLOPs, not tokens")
-    what.add_argument("--units", action="store_true", help="the prunes of one run")
+    what.add_argument("--units", action="store_true", help="what the prunes of one run cost")
     what.add_argument("--animate", action="store_true", help="the units of one run, as it goes on")
     args = parser.parse_args(argv)
     first, *others = args.out_dirs
@@ -103,25 +90,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--units and --animate take one OUT_DIR")
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
     to = args.to or first / name
-    endings = (".gif", ".png") if args.animate else (".png", ".svg")
-    if to.suffix not in endings:
-        raise UserError(f"--to={to}: must end in {' or '.join(endings)}")
     try:
         if args.animate:
             images = draw_film(first, moving=to.suffix == ".gif")
-        elif args.units:
-            figure = draw_units(first)
+            times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
+            images[0].save(to, save_all=True, append_images=images[1:], duration=times, loop=0)
         else:
-            figure = draw(args.out_dirs, "flops" if args.flops else "tokens")
+            figure = draw_units(first) if args.units else draw(args.out_dirs, args.flops)
+            figure.savefig(to, dpi=130)
     except (LookupError, TypeError, ValueError) as error:
-        what = f"an event of a log is damaged, or of an older version: {error!r}"
-        raise UserError(f"{first}: {what}") from error
-    if args.animate:
-        times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
-        film = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
-        write_whole(to, lambda file: images[0].save(file, to.suffix[1:], **film))
-    else:
-        write_whole(to, lambda file: figure.savefig(file, format=to.suffix[1:], dpi=130))
+        what = "a log of an older version, or damaged, or a name that ends otherwise"
+        raise UserError(f"{first}: cannot be drawn to {to} ({what}): {error!r}") from error
     print(to)
 
 

@@ -1,11 +1,7 @@
-"""Table of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]
-
-runs.csv has a row a run. table.md comes out of it byte for byte.
-"""
+"""table.md of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]"""
 
 import argparse
 import csv
-import io
 import math
 import sys
 from pathlib import Path
@@ -21,7 +17,6 @@ from tools import command, expanded
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
 COLUMNS |= {"tokens": int, "flops": int, "seconds": float, "prune_cost": float}
 
-
 Arms = dict[str, dict[int, dict]]  # arm -> seed -> row
 
 
@@ -30,18 +25,17 @@ def read_csv(path: Path) -> Arms:
     `seconds` that is not above 0, and for a run that comes twice."""
     arms: Arms = {}
     with open(path, newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
+        lines = csv.DictReader(file)
         try:
-            if next(lines, None) != [*COLUMNS]:
+            if lines.fieldnames != [*COLUMNS]:
                 raise ValueError(f"the columns should be {', '.join(COLUMNS)}")
             for line in lines:
-                cells = zip(COLUMNS.items(), line, strict=True)
-                row = {key: kind(text) for (key, kind), text in cells}
+                row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
                 runs, numbers = arms.setdefault(row["arm"], {}), list(row.values())[2:-1]
                 if row["seed"] in runs or not all(0 < number < math.inf for number in numbers):
                     raise ValueError("a run that comes twice, or a number that is not above 0")
                 runs[row["seed"]] = row
-        except (ValueError, csv.Error) as error:
+        except (ValueError, TypeError, csv.Error) as error:
             raise UserError(f"{path}: line {lines.line_num}: {error}") from error
     return arms
 
@@ -63,16 +57,15 @@ def write(folder: Path, arms: Arms) -> None:
                 what = f"holds a run of {arm}, seed {seed}, that is not among these"
                 raise UserError(f"{folder}: {what}; name its arm as well, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row for runs in arms.values() for row in runs.values())
-    write_text(folder / "runs.csv", file.getvalue())
+    rows = [[row[key] for key in COLUMNS] for runs in arms.values() for row in runs.values()]
+    write_text(
+        folder / "runs.csv", "".join(",".join(map(str, row)) + "\n" for row in [COLUMNS, *rows])
+    )
 
 
 def t_test(differences: list[float]) -> float:
-    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance alone.
-    nan for fewer than 2."""
+    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance. nan
+    for fewer than 2."""
     if len(differences) < 2:
         return math.nan
     df, middle = len(differences) - 1, mean(differences)
@@ -92,8 +85,7 @@ def spread(values: list[float]) -> str:
 
 def table(arms: Arms, reference: str) -> str:
     """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
-    the reference on the seeds that both have, with its p-value; lowest difference first.
-    """
+    the reference on the seeds that both have, with its p-value; lowest difference first."""
     lines = []
     for arm, runs in arms.items():
         loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
@@ -132,8 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
-    args = parser.parse_args(argv)
-    report(args.folder, args.reference)
+    report(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

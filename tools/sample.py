@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import encode_bytes
-from tools import command, expanded, number, positive
+from tools import command, expanded, number
 from tools.load import Trained, load_trained
 
 
@@ -46,8 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
-    parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most, in a sample")
-    parser.add_argument("--samples", type=positive, default=1)
+    parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")
     parser.add_argument("--temperature", type=number(float, 0), default=0.8, help="0: likeliest")
     parser.add_argument("--top_k", type=number(int, 0), default=50, help="0: all tokens")
     parser.add_argument("--seed", type=number(int, 0), default=1)
@@ -56,14 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     prompt = os.fsencode(args.prompt)
     tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]
     generator = torch.Generator().manual_seed(args.seed)
-    for i in range(args.samples):
-        new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
-        pieces = map(trained.tokenizer.decode_single_token_bytes, new)
-        print("\n---\n" if i else "", end="")
-        # A token may end within a character, which then waits for its rest
-        for text in codecs.iterdecode(chain([prompt], pieces), "utf-8", errors="replace"):
-            print(text, end="", flush=True)
-        print()
+    new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
+    pieces = map(trained.tokenizer.decode_single_token_bytes, new)
+    # A token may end within a character, which then waits for its rest
+    for text in codecs.iterdecode(chain([prompt], pieces), "utf-8", errors="replace"):
+        print(text, end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":
