@@ -1,8 +1,7 @@
-"""The texts in .txt, .jsonl and .parquet files, in the pieces that a split deals out.
+"""The texts in .txt, .jsonl and .parquet files.
 
 A format is one function: it takes a path, its unpacked stream and the key of the text, and yields
-items, which are pairs (text, whether a document ends here). The text is bytes. It is empty where a
-document has none.
+items: pairs (text as bytes, whether a document ends here). A document may have no text.
 """
 
 import glob
@@ -26,9 +25,6 @@ def read_txt(path: Path, stream: BinaryIO, key: str) -> Items:
     while part := stream.read(PART_BYTES):
         if not part.endswith(b"\n"):
             part += stream.readline(PART_BYTES)  # has a limit, as there may be no line end
-        for _ in range(3):  # the rest of a UTF-8 character, if the limit has cut one
-            if b"\x80" <= stream.peek(1)[:1] < b"\xc0":
-                part += stream.read(1)
         yield part, not stream.peek(1)
 
 
@@ -40,7 +36,7 @@ def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
         try:
             text = json.loads(line)[key]
             # JSON can spell half a surrogate pair (\ud800). Its three bytes are kept.
-            text = b"" if text is None else text.encode("utf-8", "surrogatepass")
+            text = text and text.encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError):
             what = f'should be UTF-8 JSON like {{"{key}": "..."}}; --key names another key'
             raise DataError(f"{path}, line {number}: {what}") from None
@@ -58,7 +54,7 @@ def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
         raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
-            yield text or b"", True
+            yield text, True
 
 
 def unpack_zst(raw: BinaryIO) -> BinaryIO:
@@ -79,9 +75,9 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order. A name is that of a file, or stands for all those of our formats
-    in a folder, or for what a glob like `part-*.parquet` finds. Raises DataError, and OSError for a
-    folder that cannot be read: no text is left out silently."""
+    """The files to read, in order. A name is a file, a folder (all files of our formats in it), or
+    a glob. Raises DataError; OSError for a folder that cannot be read: none is left out silently.
+    """
     inputs = []
     for name in map(str, names):
         found = []
@@ -92,7 +88,7 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
         if not found:
             kinds, packed = ", ".join(READ), ", ".join(UNPACK)
             what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
-            raise DataError(f"{name or repr(name)}: {what}")
+            raise DataError(f"{name!r}: {what}")
         inputs += found
     return inputs
 

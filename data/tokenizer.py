@@ -28,12 +28,10 @@ PATTERN = (
     r"|\s+"
 )
 
-# Text goes to tiktoken in pieces of a limited size. Without a limit, a megabyte of one letter takes
-# some versions quadratic time, and a megabyte of spaces overflows the regex engine. Where it can, a
-# piece ends before a single space that something follows: PATTERN and gpt2's pattern both start a
-# new match there, so the tokens are those of the whole text. Up to 64 of such pieces make a block,
-# for one call. Bytes that are not UTF-8 arrive as the lone surrogates U+DC80 to U+DCFF (PEP 383)
-# and get blocks of their own.
+# Text goes to tiktoken in blocks of limited size: a megabyte of spaces overflows its regex engine.
+# Where it can, a block ends before a single space that something follows: PATTERN and gpt2's both
+# start a new match there, so the tokens are those of the whole text. Bytes that are not UTF-8
+# arrive as the lone surrogates U+DC80 to U+DCFF (PEP 383) and get blocks of their own.
 _BLOCK = re.compile(
     r"(?P<stray>[\udc80-\udcff]{1,1024})"
     r"|(?:[^\udc80-\udcff]{1,1024}(?= \S)){1,64}"
@@ -48,15 +46,13 @@ BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 
 class FolderTokenizer:
-    """The tokenizer.json of a Hugging Face folder, with the methods of tiktoken's Encoding that are
-    used here.
+    """The tokenizer.json of a Hugging Face folder, with what is used here of tiktoken's Encoding.
 
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
-    split_special_tokens=True: nothing in a text is special, as everywhere here. Bytes that are not
-    UTF-8 become U+FFFD. Needs the package tokenizers.
+    split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
 
-    Attributes: `n_vocab`, and `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in
-    tokenizer_config.json. Raises DataError.
+    `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
+    Raises DataError. Needs the package tokenizers.
     """
 
     def __init__(self, folder: Path):
@@ -71,13 +67,11 @@ class FolderTokenizer:
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token = vocab[end]
             self.n_vocab = max(vocab.values()) + 1
-            if self.n_vocab > 2**21:  # the length of each token is looked up
-                raise ValueError(f"a token id of {self.n_vocab - 1}")
         except ImportError:
             way = "needs the package tokenizers: pip install -r requirements-extra.txt"
             raise DataError(f"tokenizer {folder}: {way}") from None
         except Exception as error:  # the package has no class of its own
-            what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
+            what = f"its tokenizer.json is damaged, or has no {END_OF_TEXT} or eos_token"
             raise DataError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
@@ -102,12 +96,10 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 def load_tokenizer(name: str) -> Encoding:
     """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
-    file, or that of a Hugging Face folder.
+    file, or that of a Hugging Face folder. Raises DataError.
 
     A rank file has tiktoken's own format, one `<base64 of the token> <rank>` a line. Text is cut by
     PATTERN, and `<|endoftext|>` gets the id after the last rank.
-
-    Raises DataError if the name is unknown, the file damaged, or gpt2 cannot be downloaded.
     """
     if name == "gpt2":
         try:
@@ -129,10 +121,8 @@ def load_tokenizer(name: str) -> Encoding:
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
         need = "with each of the 256 bytes and no gap in its ranks"
         raise DataError(f"tokenizer {path}: {what} {need}") from None
-    special = {END_OF_TEXT: len(ranks)}
-    return tiktoken.Encoding(
-        path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
-    )
+    special = {"special_tokens": {END_OF_TEXT: len(ranks)}}
+    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, **special)
 
 
 def tokenizer_files(name: str) -> dict[str, Path]:
@@ -154,8 +144,7 @@ def token_bytes(encoding: Encoding) -> np.ndarray:
 
 
 def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
-    """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text.
-    tiktoken's `decode_bytes` gives exactly `data` back."""
+    """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text."""
     if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
         return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
     parts = [np.empty(0, np.uint32)]
