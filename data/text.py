@@ -76,25 +76,19 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
     """The files to read, in order. A name is a file, a folder (all files of our formats in it), or
-    a glob. Raises DataError; OSError for a folder that cannot be read: none is left out silently.
-    """
+    a glob. Raises DataError."""
     inputs = []
     for name in map(str, names):
         found = []
-        for path in [name] if os.path.exists(name) else glob.glob(name):
-            below = os.walk(path, onerror=_raise) if os.path.isdir(path) else [("", [], [path])]
-            found += [Path(folder, file) for folder, _, files in below for file in files]
-        found = sorted(path for path in found if reader(path))
+        for path in map(Path, [name] if os.path.exists(name) else glob.glob(name)):
+            found += path.rglob("*") if path.is_dir() else [path]
+        found = sorted(path for path in found if reader(path) and not path.is_dir())
         if not found:
             kinds, packed = ", ".join(READ), ", ".join(UNPACK)
             what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
             raise DataError(f"{name!r}: {what}")
         inputs += found
     return inputs
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def read_items(path: Path, key: str) -> Items:
