@@ -4,9 +4,9 @@
     python -m data.prepare --input fineweb/ 'more/*.jsonl.zst' --tokenizer gpt2 --out data/fineweb
 
 Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz, .zst). The
-folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or
-uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
-token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
+folder `--out` gets the tokens (`train_000.bin` and `val_000.bin`, little-endian uint16 or uint32),
+a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each token in
+it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
 piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
@@ -39,7 +39,6 @@ from data.tokenizer import encode_to_numpy, load_tokenizer, token_bytes, tokeniz
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
-SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
 TASK_BYTES = 2**26  # of input: less is done before another process has started
 WAIT = 300  # seconds, for another process that makes the same folder
 SPLITS = ("train", "val")
@@ -136,22 +135,21 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
     """Does the tasks that have left no piece yet: in processes on all cores, as tokenizing in
     threads waits for Python's lock; one task alone, in this process."""
     left = [(piece, files, *settings) for piece, files in tasks.items() if not piece.exists()]
-    with tqdm(desc="tokenizing", unit="task", total=len(left), delay=10) as bar:  # 10 seconds
-        if len(left) < 2 or os.cpu_count() == 1:
-            for task in left:
-                _make_piece(*task)
-                bar.update()
-            return
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
-            try:
-                for done in as_completed([pool.submit(_make_piece, *task) for task in left]):
-                    done.result()
-                    bar.update()
-            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
+    bar = {"desc": "tokenizing", "unit": "task", "total": len(left), "delay": 10}  # seconds
+    if len(left) < 2 or os.cpu_count() == 1:
+        for task in tqdm(left, **bar):
+            _make_piece(*task)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
+        try:
+            started = [pool.submit(_make_piece, *task) for task in left]
+            for done in tqdm(as_completed(started), **bar):
+                done.result()
+        except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _end_with_main() -> None:
@@ -189,22 +187,17 @@ def _make_piece(
 
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
-    """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
-    of these. A memory map reads a piece that may be larger than memory."""
-    shards: list[dict] = []
-    for path in (piece / split for piece in pieces):
-        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-        while len(tokens):
-            if not shards or shards[-1]["tokens"] == SHARD_TOKENS:
-                file = f"{split}_{len(shards):03d}.bin"
-                shards.append({"file": file, "tokens": 0, "sha256": hashlib.sha256()})
-            shard = shards[-1]
-            part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
-            with (folder / shard["file"]).open("ab") as file:
-                file.write(part)
-            shard["sha256"].update(part)
-            shard["tokens"] += len(part)
-    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
+    """Writes the tokens that the pieces have of a split as one file, and returns what meta.json
+    says of it, in a list."""
+    path, sha256 = folder / f"{split}_000.bin", hashlib.sha256()
+    with path.open("wb") as whole:
+        for piece in pieces:
+            with (piece / split).open("rb") as file:
+                while part := file.read(2**24):
+                    whole.write(part)
+                    sha256.update(part)
+        tokens = whole.tell() // dtype.itemsize
+    return [{"file": path.name, "tokens": tokens, "sha256": sha256.hexdigest()}]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,17 +105,16 @@ def load_tokenizer(name: str) -> Encoding:
         try:
             return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
-            what = f"tiktoken cannot download it ({type(error).__name__})"
-            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
-            raise DataError(f"tokenizer gpt2: {what}; {way}") from None
+            way = "copy its TIKTOKEN_CACHE_DIR from a machine that can, or take another tokenizer"
+            raise DataError(f"tokenizer gpt2: cannot be downloaded ({error!r}); {way}") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
     try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        complete = all(bytes([byte]) in ranks for byte in range(256))
-        if not complete or sorted(ranks.values()) != list(range(len(ranks))):
+        in_order = sorted(ranks.values()) == list(range(len(ranks)))
+        if not in_order or not all(bytes([byte]) in ranks for byte in range(256)):
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
