@@ -68,9 +68,8 @@ class TokenDataset:
         # so that a window may start anywhere.
         self.windows_per_epoch = max(1, (self.tokens - T) // T)
         if self.tokens <= T:
-            few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
-            way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
-            raise DataError(f"{data_dir}: {few} {way}")
+            few = f"{split} has {self.tokens:,} tokens, fewer than one window of context_length"
+            raise DataError(f"{data_dir}: {few} + 1 = {T + 1:,}; give more text or a shorter one")
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
