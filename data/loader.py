@@ -17,6 +17,7 @@ from torch import Tensor
 from data import DataError
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
+Batch = tuple[Tensor, Tensor]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
@@ -73,12 +74,9 @@ class TokenDataset:
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs and next tokens of this rank, both int64 (batch_size // world_size, T).
-
-        Steps count from 1. Rank r has the r-th contiguous part of the batch. In an epoch each
-        window comes once, in an order drawn from (seed, epoch).
-        """
+    ) -> Batch:
+        """The batch_size // world_size rows of this rank. Steps count from 1. In an epoch each
+        window comes once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
         T, n, rows = self.context_length, self.windows_per_epoch, batch_size // world_size
         first = (step - 1) * batch_size + rank * rows
@@ -90,9 +88,7 @@ class TokenDataset:
         tokens = torch.from_numpy(np.stack(windows))  # (rows, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    def in_order(
-        self, batch_size: int, max_tokens: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back: each token but the first is a target once. Batches of up to
         `batch_size` full windows, then the rest as (1, r). `max_tokens` stops after so many
         targets, rounded down to whole windows, but at least one."""

@@ -153,8 +153,7 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
 
 
 def _end_with_main() -> None:
-    """In a worker: Ctrl-C is for the main process; when that has ended, even by a kill, so does the
-    worker."""
+    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main = multiprocessing.parent_process()
     threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
@@ -187,8 +186,7 @@ def _make_piece(
 
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
-    """Writes the tokens that the pieces have of a split as one file, and returns what meta.json
-    says of it, in a list."""
+    """Writes the tokens of a split as one file. Returns a list of what meta.json says of it."""
     path, sha256 = folder / f"{split}_000.bin", hashlib.sha256()
     with path.open("wb") as whole:
         for piece in pieces:

@@ -75,8 +75,7 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order. A name is a file, a folder (all files of our formats in it), or
-    a glob. Raises DataError."""
+    """The files to read, in order. A name is a file, a folder or a glob. Raises DataError."""
     inputs = []
     for name in map(str, names):
         found = []
@@ -92,17 +91,12 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
 
 
 def read_items(path: Path, key: str) -> Items:
-    """The items of a file. Raises DataError: damaged, or not what its name says, or a package is
-    missing."""
+    """The items of a file. Raises DataError: damaged, or not what its name says."""
     try:
         with path.open("rb") as raw:
             unpack = UNPACK.get(path.suffix.lower())
             yield from reader(path)(path, unpack(raw) if unpack else raw, key)
     except DataError:
         raise
-    except ImportError as error:
-        way = "pip install -r requirements-extra.txt"
-        raise DataError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
-        what = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read to its end: {what}") from None
+        raise DataError(f"{path}: cannot be read to its end: {error!r}") from None

@@ -1,7 +1,4 @@
-"""Text to token ids, with tiktoken or with the tokenizer.json of a Hugging Face folder.
-
-The vocabularies of tiktoken encode any bytes, valid UTF-8 or not.
-"""
+"""Text to token ids, with tiktoken or with the tokenizer.json of a Hugging Face folder."""
 
 import base64
 import json
@@ -67,11 +64,8 @@ class FolderTokenizer:
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token = vocab[end]
             self.n_vocab = max(vocab.values()) + 1
-        except ImportError:
-            way = "needs the package tokenizers: pip install -r requirements-extra.txt"
-            raise DataError(f"tokenizer {folder}: {way}") from None
         except Exception as error:  # the package has no class of its own
-            what = f"its tokenizer.json is damaged, or has no {END_OF_TEXT} or eos_token"
+            what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise DataError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
