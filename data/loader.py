@@ -23,13 +23,13 @@ Batch = tuple[Tensor, Tensor]  # inputs and next tokens, both int64 (rows, T)
 class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made.
 
-    Only the windows asked for are read, so a corpus may be far larger than memory. The size of the
-    file is always checked, its sha256 up to VERIFY_BYTES, token ids when they are read.
+    Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of the
+    files are always checked, their sha256 up to VERIFY_BYTES, token ids when they are read.
 
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of the number of bytes of each of its tokens. `digest` is the sha256 of meta.json, which
     holds those of all other files. Raises DataError if the folder is missing, damaged or of another
-    version, or the split has fewer than context_length + 1 tokens.
+    version, or has no shard of context_length + 1 tokens.
     """
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
@@ -40,7 +40,7 @@ class TokenDataset:
             self.digest = hashlib.sha256(content).hexdigest()
             meta = json.loads(content)
             counts, files = meta[split], dict(meta["files"])
-            (shard,) = counts["shards"]
+            shards = counts["shards"]
             self.tokens: int = counts["tokens"]
             self.bytes: int = counts["bytes"]
             self.vocab_size: int = meta["vocab_size"]
@@ -48,12 +48,13 @@ class TokenDataset:
             self.tokenizer: str = meta["tokenizer"]
             self.tokenizer_digest: str = files["token_bytes.bin"]
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-            self._path = self.data_dir / shard["file"]
-            size = self.tokens * self._dtype.itemsize
-            if self._path.stat().st_size != size:
-                raise ValueError(f"{self._path.name} should have {size:,} bytes")
-            if size <= VERIFY_BYTES:
-                files[shard["file"]] = shard["sha256"]
+            self._paths = [self.data_dir / shard["file"] for shard in shards]
+            self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
+            if self.tokens * self._dtype.itemsize <= VERIFY_BYTES:
+                files |= {shard["file"]: shard["sha256"] for shard in shards}
+            for path, size in zip(self._paths, self._sizes * self._dtype.itemsize):
+                if path.stat().st_size != size:
+                    raise ValueError(f"{path.name} should have {size:,} bytes")
             for name, sha256 in files.items():
                 if hashlib.sha256((self.data_dir / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is not what meta.json says")
@@ -65,12 +66,17 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads a window every T tokens. The first starts at an offset drawn for the epoch,
-        # so that a window may start anywhere.
-        self.windows_per_epoch = max(1, (self.tokens - T) // T)
-        if self.tokens <= T:
-            few = f"{split} has {self.tokens:,} tokens, fewer than one window of context_length"
-            raise DataError(f"{data_dir}: {few} + 1 = {T + 1:,}; give more text or a shorter one")
+        # An epoch reads floor((tokens - T) / T) windows of each shard, one every T tokens. The
+        # first starts at an offset drawn for the epoch, so that a window may start anywhere.
+        windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
+        self._slack = self._sizes - 1 - windows * T  # the largest offset
+        self._ends = np.cumsum(windows)  # in an epoch, shard s has windows starts[s] to ends[s] - 1
+        self._starts = self._ends - windows
+        self.windows_per_epoch = int(self._ends[-1])
+        if self.windows_per_epoch == 0:
+            few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
+            way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
+            raise DataError(f"{data_dir}: {few} {way}")
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -78,29 +84,41 @@ class TokenDataset:
         """The batch_size // world_size rows of this rank. Steps count from 1. In an epoch each
         window comes once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
-        T, n, rows = self.context_length, self.windows_per_epoch, batch_size // world_size
+        rows = batch_size // world_size
         first = (step - 1) * batch_size + rank * rows
-        epoch, position = np.divmod(np.arange(first, first + rows), n)
+        epoch, position = np.divmod(np.arange(first, first + rows), self.windows_per_epoch)
+
         key = _mix(_mix(np.full(rows, seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
-        offset = _mix(key ^ _mix(np.ones(1, np.uint64))) % np.uint64(self.tokens - n * T)
-        start = offset.astype(np.int64) + _shuffled(position, n, key) * T
-        windows = [self._read(first, T + 1) for first in start.tolist()]
+        window = _shuffled(position, self.windows_per_epoch, key)
+        shard = np.searchsorted(self._ends, window, side="right")
+        # (seed, epoch, shard) draws the offset, from 0 to the slack.
+        slack = self._slack[shard].astype(np.uint64)
+        offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % (slack + np.uint64(1))
+        start = offset.astype(np.int64) + (window - self._starts[shard]) * self.context_length
+
+        length = self.context_length + 1
+        windows = [self._read(s, t, length) for s, t in zip(shard.tolist(), start.tolist())]
         tokens = torch.from_numpy(np.stack(windows))  # (rows, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The split from front to back: each token but the first is a target once. Batches of up to
-        `batch_size` full windows, then the rest as (1, r). `max_tokens` stops after so many
-        targets, rounded down to whole windows, but at least one."""
-        T, start, end = self.context_length, 0, self.tokens - 1
-        if max_tokens is not None and max_tokens < end:
-            end = min(end, max(1, max_tokens // T) * T)
-        while start < end:
-            length = min(T, end - start)
-            rows = min(batch_size, (end - start) // length)
-            tokens = torch.from_numpy(self._read(start, rows * length + 1))
-            yield tokens[:-1].view(rows, length), tokens[1:].view(rows, length)
-            start += rows * length
+        """The split from front to back, for evaluation: each token but a shard's first is a target
+        exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
+
+        `max_tokens` stops after so many targets, rounded down to whole windows, but at least one.
+        """
+        T = self.context_length
+        left = self.tokens if max_tokens is None else max(max_tokens, T)
+        for shard, size in enumerate(self._sizes.tolist()):
+            start = 0
+            while start < size - 1:
+                length = min(T, size - 1 - start)
+                rows = min(batch_size, (size - 1 - start) // length, left // length)
+                if rows == 0:
+                    return
+                tokens = torch.from_numpy(self._read(shard, start, rows * length + 1))
+                yield tokens[:-1].view(rows, length), tokens[1:].view(rows, length)
+                start, left = start + rows * length, left - rows * length
 
     def bytes_per_target(self, max_tokens: int) -> float:
         """How many bytes of text a target of in_order(..., max_tokens) stands for, on average."""
@@ -110,13 +128,14 @@ class TokenDataset:
         targets = [lengths[y.numpy()].ravel() for _, y in self.in_order(1024, max_tokens)]
         return float(np.concatenate(targets).mean())
 
-    def _read(self, start: int, count: int) -> np.ndarray:
-        """int64 (count,): the tokens from `start` on."""
+    def _read(self, shard: int, start: int, count: int) -> np.ndarray:
+        """int64 (count,): the shard's tokens from `start` on. For one window, a read is cheaper
+        than a memory map."""
         offset = start * self._dtype.itemsize
-        tokens = np.fromfile(self._path, self._dtype, count, offset=offset)
+        tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
         if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds
             what = f"cut short, or holds a token id past the vocabulary of {self.vocab_size:,}"
-            raise DataError(f"{self._path}: {what}; prepare the data again")
+            raise DataError(f"{self._paths[shard]}: {what}; prepare the data again")
         return tokens.astype(np.int64)
 
 

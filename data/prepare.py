@@ -4,9 +4,9 @@
     python -m data.prepare --input fineweb/ 'more/*.jsonl.zst' --tokenizer gpt2 --out data/fineweb
 
 Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz, .zst). The
-folder `--out` gets the tokens (`train_000.bin` and `val_000.bin`, little-endian uint16 or uint32),
-a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each token in
-it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
+folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or
+uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
+token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
 piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
@@ -26,6 +26,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from data.tokenizer import encode_to_numpy, load_tokenizer, token_bytes, tokeniz
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
+SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
 TASK_BYTES = 2**26  # of input: less is done before another process has started
 WAIT = 300  # seconds, for another process that makes the same folder
 SPLITS = ("train", "val")
@@ -64,6 +66,8 @@ def prepare(
     whole, but a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes,
     on any number of cores. Raises DataError, also where `out` exists.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
+        raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
@@ -83,8 +87,13 @@ def prepare(
             for left_over in part.glob("*.tmp"):  # by a kill
                 shutil.rmtree(left_over)
             tasks = _cut(part, inputs, (*settings, sha256))
+            if set(part.glob("[0-9]*_*")) - set(tasks):
+                what = "was begun with other arguments, or an input file has changed"
+                raise DataError(f"{part}: {what}; remove it to start anew")
             _make_pieces(tasks, settings)
             counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
+            if skipped := sum(count["skipped"] for count in counts):
+                print(f"skipped {skipped:,} documents without text", file=sys.stderr)
             (whole := part / "whole.tmp").mkdir()
             for split in SPLITS:
                 meta[split] = {name: sum(count[split][name] for count in counts) for name in COUNTS}
@@ -97,6 +106,8 @@ def prepare(
             for name, content in files.items():
                 (whole / name).write_bytes(content)
             os.rename(whole, out)
+    except (ValueError, LookupError) as error:
+        raise DataError(f"{part}: is damaged; remove it to start anew: {error!r}") from error
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:
@@ -135,21 +146,22 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
     """Does the tasks that have left no piece yet: in processes on all cores, as tokenizing in
     threads waits for Python's lock; one task alone, in this process."""
     left = [(piece, files, *settings) for piece, files in tasks.items() if not piece.exists()]
-    bar = {"desc": "tokenizing", "unit": "task", "total": len(left), "delay": 10}  # seconds
-    if len(left) < 2 or os.cpu_count() == 1:
-        for task in tqdm(left, **bar):
-            _make_piece(*task)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
-        try:
-            started = [pool.submit(_make_piece, *task) for task in left]
-            for done in tqdm(as_completed(started), **bar):
-                done.result()
-        except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    with tqdm(desc="tokenizing", unit="task", total=len(left), delay=10) as bar:  # 10 seconds
+        if len(left) < 2 or os.cpu_count() == 1:
+            for task in left:
+                _make_piece(*task)
+                bar.update()
+            return
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
+            try:
+                for done in as_completed([pool.submit(_make_piece, *task) for task in left]):
+                    done.result()
+                    bar.update()
+            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
 
 
 def _end_with_main() -> None:
@@ -159,17 +171,24 @@ def _end_with_main() -> None:
     threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
+_load_once = lru_cache(load_tokenizer)  # for all tasks of a process
+
+
 def _make_piece(
     piece: Path, inputs: list[Path], tokenizer: str, dtype: np.dtype, key: str, val_fraction: float
 ) -> None:
     """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
-    encoding = load_tokenizer(tokenizer)
+    encoding, items = _load_once(tokenizer), 0
     counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
+    counts["skipped"] = 0
     (aside := piece.with_suffix(".tmp")).mkdir()
-    items = (item for path in inputs for item in read_items(path, key) if item[0])
     with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
-        for i, (text, ends_document) in enumerate(items):
-            held_out = is_validation(i, val_fraction)
+        for text, ends_document in (item for path in inputs for item in read_items(path, key)):
+            if not text:
+                counts["skipped"] += 1
+                continue
+            held_out = is_validation(items, val_fraction)
+            items += 1
             tokens = encode_to_numpy(encoding, text)
             if ends_document:
                 tokens = np.append(tokens, encoding.eot_token)
@@ -186,16 +205,22 @@ def _make_piece(
 
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
-    """Writes the tokens of a split as one file. Returns a list of what meta.json says of it."""
-    path, sha256 = folder / f"{split}_000.bin", hashlib.sha256()
-    with path.open("wb") as whole:
-        for piece in pieces:
-            with (piece / split).open("rb") as file:
-                while part := file.read(2**24):
-                    whole.write(part)
-                    sha256.update(part)
-        tokens = whole.tell() // dtype.itemsize
-    return [{"file": path.name, "tokens": tokens, "sha256": sha256.hexdigest()}]
+    """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
+    of these. A memory map reads a piece that may be larger than memory."""
+    shards: list[dict] = []
+    for path in (piece / split for piece in pieces):
+        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+        while len(tokens):
+            if not shards or shards[-1]["tokens"] == SHARD_TOKENS:
+                file = f"{split}_{len(shards):03d}.bin"
+                shards.append({"file": file, "tokens": 0, "sha256": hashlib.sha256()})
+            shard = shards[-1]
+            part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
+            with (folder / shard["file"]).open("ab") as file:
+                file.write(part)
+            shard["sha256"].update(part)
+            shard["tokens"] += len(part)
+    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
 
 
 def main(argv: list[str] | None = None) -> int:

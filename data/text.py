@@ -25,6 +25,9 @@ def read_txt(path: Path, stream: BinaryIO, key: str) -> Items:
     while part := stream.read(PART_BYTES):
         if not part.endswith(b"\n"):
             part += stream.readline(PART_BYTES)  # has a limit, as there may be no line end
+        for _ in range(3):  # the rest of a UTF-8 character, if the limit has cut one
+            if b"\x80" <= stream.peek(1)[:1] < b"\xc0":
+                part += stream.read(1)
         yield part, not stream.peek(1)
 
 
@@ -36,7 +39,7 @@ def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
         try:
             text = json.loads(line)[key]
             # JSON can spell half a surrogate pair (\ud800). Its three bytes are kept.
-            text = text and text.encode("utf-8", "surrogatepass")
+            text = b"" if text is None else text.encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError):
             what = f'should be UTF-8 JSON like {{"{key}": "..."}}; --key names another key'
             raise DataError(f"{path}, line {number}: {what}") from None
@@ -54,7 +57,7 @@ def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
         raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
-            yield text, True
+            yield text or b"", True
 
 
 def unpack_zst(raw: BinaryIO) -> BinaryIO:
@@ -75,13 +78,15 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order. A name is a file, a folder or a glob. Raises DataError."""
+    """The files to read, in order. A name is a file, a folder or a glob. Raises DataError, and
+    OSError for a folder that cannot be read: no text is left out silently."""
     inputs = []
     for name in map(str, names):
         found = []
-        for path in map(Path, [name] if os.path.exists(name) else glob.glob(name)):
-            found += path.rglob("*") if path.is_dir() else [path]
-        found = sorted(path for path in found if reader(path) and not path.is_dir())
+        for path in [name] if os.path.exists(name) else glob.glob(name):
+            below = os.walk(path, onerror=_raise) if os.path.isdir(path) else [("", [], [path])]
+            found += [Path(folder, file) for folder, _, files in below for file in files]
+        found = sorted(path for path in found if reader(path))
         if not found:
             kinds, packed = ", ".join(READ), ", ".join(UNPACK)
             what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
@@ -90,13 +95,21 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
     return inputs
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def read_items(path: Path, key: str) -> Items:
-    """The items of a file. Raises DataError: damaged, or not what its name says."""
+    """The items of a file. Raises DataError: damaged, or not what its name says, or a package is
+    missing."""
     try:
         with path.open("rb") as raw:
             unpack = UNPACK.get(path.suffix.lower())
             yield from reader(path)(path, unpack(raw) if unpack else raw, key)
     except DataError:
         raise
+    except ImportError as error:
+        way = "pip install -r requirements-extra.txt"
+        raise DataError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
         raise DataError(f"{path}: cannot be read to its end: {error!r}") from None

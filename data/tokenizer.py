@@ -64,6 +64,11 @@ class FolderTokenizer:
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token = vocab[end]
             self.n_vocab = max(vocab.values()) + 1
+            if self.n_vocab > 2**21:  # the length of each token is looked up
+                raise ValueError(f"a token id of {self.n_vocab - 1}")
+        except ImportError:
+            way = "needs the package tokenizers: pip install -r requirements-extra.txt"
+            raise DataError(f"tokenizer {folder}: {way}") from None
         except Exception as error:  # the package has no class of its own
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise DataError(f"tokenizer {folder}: {what}: {error!r}") from None
@@ -99,16 +104,17 @@ def load_tokenizer(name: str) -> Encoding:
         try:
             return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
-            way = "copy its TIKTOKEN_CACHE_DIR from a machine that can, or take another tokenizer"
-            raise DataError(f"tokenizer gpt2: cannot be downloaded ({error!r}); {way}") from None
+            what = f"tiktoken cannot download it ({type(error).__name__})"
+            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
+            raise DataError(f"tokenizer gpt2: {what}; {way}") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
     try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        in_order = sorted(ranks.values()) == list(range(len(ranks)))
-        if not in_order or not all(bytes([byte]) in ranks for byte in range(256)):
+        complete = all(bytes([byte]) in ranks for byte in range(256))
+        if not complete or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"

@@ -42,22 +42,26 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
-def by_hand(folder: Path, tokens: range, vocab_size: int = 2000) -> TokenDataset:
-    """The dataset of a prepared folder written by hand."""
-    content = {"tokens": np.array(tokens, "<u2").tobytes(), "token_bytes.bin": b""}
-    for name, part in content.items():
-        (folder / name).write_bytes(part)
-    sha256 = {name: hashlib.sha256(part).hexdigest() for name, part in content.items()}
+def by_hand(folder: Path, *shards, vocab_size: int = 2000) -> TokenDataset:
+    """The dataset of a prepared folder written by hand. shards: each a list of ids."""
+    folder.mkdir(exist_ok=True)
+    (folder / "token_bytes.bin").touch()
+    entries = []
+    for i, tokens in enumerate(shards):
+        (folder / f"{i}.bin").write_bytes(content := np.array(tokens, "<u2").tobytes())
+        sha256 = hashlib.sha256(content).hexdigest()
+        entries.append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
     meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": 0, "tokenizer": "none"}
-    shard = {"file": "tokens", "tokens": len(tokens), "sha256": sha256.pop("tokens")}
-    meta |= {"files": sha256, "train": {"tokens": len(tokens), "bytes": 0, "shards": [shard]}}
+    meta["files"] = {"token_bytes.bin": hashlib.sha256(b"").hexdigest()}
+    meta["train"] = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
     (folder / "meta.json").write_text(json.dumps(meta))
     return TokenDataset(folder, "train", T)
 
 
 def read_tokens(folder: Path, split: str) -> list[int]:
-    dtype = json.loads((folder / "meta.json").read_text())["dtype"]
-    return np.fromfile(folder / f"{split}_000.bin", dtype).tolist()
+    meta = json.loads((folder / "meta.json").read_text())
+    parts = [np.fromfile(folder / shard["file"], meta["dtype"]) for shard in meta[split]["shards"]]
+    return np.concatenate(parts).tolist()
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
@@ -103,7 +107,10 @@ def small_tasks(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_documents_come_back_however_the_work_is_cut(tmp_path, small_tasks, pairs, dtype):
+def test_documents_come_back_however_the_work_is_cut(
+    tmp_path, monkeypatch, small_tasks, pairs, dtype
+):
+    monkeypatch.setattr(data.prepare, "SHARD_TOKENS", 40)
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
     files = [write_jsonl(tmp_path / name, texts) for name in ("a.jsonl", "b.jsonl")]
@@ -119,6 +126,8 @@ def test_documents_come_back_however_the_work_is_cut(tmp_path, small_tasks, pair
         targets = torch.cat([y.flatten() for _, y in dataset.in_order(3, 20)]).tolist()
         text = encoding.decode_bytes([token for token in targets if token != encoding.eot_token])
         assert dataset.bytes_per_target(20) == len(text) / len(targets)
+        full, (rest,) = np.split([shard["tokens"] for shard in meta[split]["shards"]], [-1])
+        assert len(full) and set(full) == {40} and 0 < rest <= 40
     assert meta["dtype"] == dtype
     assert Path(dataset.tokenizer).parent == out  # prepared data keeps its tokenizer
 
@@ -270,8 +279,9 @@ def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):
 
 @pytest.fixture
 def counting(tmp_path) -> TokenDataset:
-    """A token says where it stands."""
-    return by_hand(tmp_path, range(1000))
+    """Two shards of use and two too small for a window. A token says where it stands."""
+    shards = [range(1000), range(1100, 1105), range(1200, 1700), range(1800, 1800 + T)]
+    return by_hand(tmp_path, *shards)
 
 
 def test_a_batch_follows_from_seed_and_step_and_is_shared_by_ranks(counting):
@@ -280,7 +290,8 @@ def test_a_batch_follows_from_seed_and_step_and_is_shared_by_ranks(counting):
     for step in random.Random(0).sample(range(1, 41), 40):
         x, y = again.batch(step, 8, seed=3)
         assert x.dtype == y.dtype == torch.int64 and x.shape == y.shape == (8, T)
-        assert torch.equal(x, expected[step][0]) and torch.equal(y, x + 1)
+        assert torch.equal(x, expected[step][0]) and torch.equal(y, expected[step][1])
+        assert torch.equal(y, x + 1)  # so no window crosses from one shard to the next
         for n in (2, 4, 8):
             parts = [again.batch(step, 8, 3, rank, n) for rank in range(n)]
             assert all(map(torch.equal, map(torch.cat, zip(*parts)), (x, y)))
@@ -289,11 +300,14 @@ def test_a_batch_follows_from_seed_and_step_and_is_shared_by_ranks(counting):
 
 def test_each_epoch_has_each_window_once_in_a_new_order_at_a_new_offset(counting):
     n = counting.windows_per_epoch
-    assert n == (1000 - T) // T and n % 8  # some batches are of two epochs
+    assert n == (1000 - T) // T + (500 - T) // T and n % 8  # some batches are of two epochs
     rows = torch.cat([counting.batch(step, 8, seed=0)[0][:, 0] for step in range(1, 200)])
     orders = rows[: 10 * n].view(10, n).tolist()  # the first token of each window
     for order in orders:
-        assert sorted(order) == list(range(min(order), min(order) + n * T, T))
+        gaps = np.diff(sorted(order))
+        assert (gaps >= T).all()  # no token is an input twice ...
+        assert (gaps > T).sum() <= 1  # ... and none is left out but around the shards' ends
+        assert min(order) < 2 * T and 1700 - max(order) <= 3 * T
         assert abs(np.corrcoef(order, range(n))[0, 1]) < 0.35  # shuffled, not merely rotated
     assert len({tuple(np.argsort(order).tolist()) for order in orders}) == 10
     assert len({min(order) for order in orders}) > 5  # offsets
@@ -304,20 +318,26 @@ def test_every_start_is_reached_and_every_target_evaluated_once(tmp_path, size):
     dataset = by_hand(tmp_path, range(size))
     x = torch.cat([dataset.batch(step, 99, seed=0)[0] for step in range(1, 41)])
     assert set(x[:, 0].tolist()) == set(range(size - T))
+
+
+def test_in_order_predicts_every_token_but_a_shards_first_once(tmp_path):
+    ends = np.cumsum([0, 5 * T + 1, 70, 1, 2, T + 1, T, 3 * T]).tolist()
+    shards = [range(start, end) for start, end in zip(ends, ends[1:])]
+    dataset = by_hand(tmp_path, *shards)
     for rows in (1, 3, 100):
         targets = []
         for x, y in dataset.in_order(rows):
             assert torch.equal(y, x + 1) and len(x) <= rows
             assert x.shape[1] == T or (len(x) == 1 and x.shape[1] < T)
             targets += y.flatten().tolist()
-        assert targets == list(range(1, size))
-    for cap, n in ((1, T), (3 * T + 3, min(3 * T, size - 1)), (10**9, size - 1)):  # whole windows
+        assert targets == [token for shard in shards for token in list(shard)[1:]]
+    for cap, n in ((1, T), (T, T), (4 * T + 3, 4 * T), (10**9, len(targets))):  # whole windows
         assert sum(y.numel() for _, y in dataset.in_order(4, max_tokens=cap)) == n
 
 
 DAMAGE = [  # file, content, words of the message
-    ("tokens", bytes(100), "should have 2,000 bytes"),
-    ("tokens", bytes(2000), "not what meta.json says"),
+    ("0.bin", bytes(100), "should have 2,000 bytes"),
+    ("0.bin", bytes(2000), "not what meta.json says"),
     ("meta.json", b"{}", "damaged or of an older version"),
 ]
 
@@ -333,6 +353,6 @@ def test_what_is_found_while_reading_is_refused_before_the_model_sees_it(tmp_pat
     dataset = by_hand(tmp_path, range(60), vocab_size=50)
     with pytest.raises(DataError, match="past the vocabulary of 50"):
         list(dataset.in_order(8))
-    os.truncate(tmp_path / "tokens", 0)
-    with pytest.raises(DataError, match="cut short"):
+    os.truncate(tmp_path / "0.bin", 0)
+    with pytest.raises(DataError, match="0.bin.*cut short"):
         dataset.batch(1, 64, seed=3)

@@ -238,6 +238,17 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
 
 
+def test_llama_cpp_gives_our_ids_and_logits(model, file):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    exact = {"type_k": 0, "type_v": 0}  # keys and values in float32
+    llama = llama_cpp.Llama(str(file), n_ctx=0, logits_all=True, verbose=False, **exact)
+    ids = llama.tokenize(text := b"Fellow citizens,\n\n  we've 1234567 <|endoftext|> reasons")
+    assert ids == load_tokenizer("shipped").encode_ordinary(text.decode())
+    llama.eval(ids[:32])
+    ours = model(torch.tensor([ids[:32]]))[0, :, :V].detach()
+    torch.testing.assert_close(torch.tensor(llama.scores[:32]), ours, rtol=1e-4, atol=1e-3)
+
+
 def test_gpt2_has_its_own_cut(tmp_path):
     about = read(exported(GPT(OTHER), tmp_path / "a.gguf", "gpt2"))[0]
     assert about["pre"] == "gpt-2"

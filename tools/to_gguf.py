@@ -31,9 +31,11 @@ def spell_merges(encoding: tiktoken.Encoding) -> tuple[list[str], list[tuple[str
 
 
 def write_gguf(trained: Trained, path: Path) -> None:
-    """Raises UserError for a tokenizer that is not one of tiktoken's."""
-    import gguf
-
+    """Raises UserError: no package gguf, or a tokenizer that is not one of tiktoken's."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("no package gguf: pip install -r requirements-extra.txt") from None
     if isinstance(trained.tokenizer, FolderTokenizer):
         way = "export a folder, and give it to llama.cpp's convert_hf_to_gguf.py"
         raise UserError(f"the model has a Hugging Face tokenizer; {way}")
