@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import data.text
 from data import DataError
 from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
+from data.text import read_items
 from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
 
 ENCODING = load_tokenizer("shipped")
@@ -174,7 +176,23 @@ def test_what_cannot_be_prepared_is_one_line_and_no_folder(
     assert not Path("out").exists() and Path(name).read_bytes() == content
 
 
-def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path):
+def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.text, "PART_BYTES", 5)
+    for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
+        (tmp_path / "a.txt").write_bytes(text)
+        parts = [part for part, _ in read_items(tmp_path / "a.txt", "text")]
+        assert b"".join(parts) == text and max(map(len, parts)) <= 13
+        assert text[0] == 0x80 or all(part.decode() for part in parts)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    denied = PermissionError(13, "Permission denied", "locked")
+    monkeypatch.setattr("os.scandir", Mock(side_effect=denied))  # root may read all folders
+    with pytest.raises(DataError, match=r"\A.*Permission denied.*locked.*\Z"):
+        prepare([tmp_path], "shipped", tmp_path / "out")
+
+
+def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (folder := tmp_path / "in" / "deeper").mkdir(parents=True)
     texts = [None if i % 9 == 0 else f"Text {i}. é " * 20 for i in range(2000)]
@@ -189,6 +207,7 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path):
     expected = prepare([plain], "shipped", tmp_path / "plain")
     for i, name in enumerate([tmp_path / "in", folder / "*.[pj]*"]):
         assert prepare([name], "shipped", tmp_path / f"out{i}", key="body") == expected
+        assert "skipped 223 documents without text\n" in capsys.readouterr().err
 
     def refuse(path: Path, words: str, key: str = "body") -> None:
         with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
@@ -228,6 +247,26 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes_and_repeats_nothing(
         stop += 4
     assert contents(out) == contents(whole) and len(contents(out)) == 5
     assert done[0][1].startswith(b"3: ")  # at last, one task was left
+
+
+def test_pieces_of_other_files_and_damaged_ones_are_refused(tmp_path, monkeypatch, small_tasks):
+    for name in "ab":
+        write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
+
+    def refuse(words: str) -> None:
+        with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
+            prepare([tmp_path], "shipped", tmp_path / "out")
+
+    with monkeypatch.context() as full:
+        full.setattr(data.prepare, "_join", Mock(side_effect=OSError(28, "No space left")))
+        refuse("out: cannot be made: .*No space left")
+    before = (tmp_path / "b.jsonl").stat()
+    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
+    refuse("an input file has changed; remove it to start anew")
+    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
+    (counts,) = (tmp_path / ".out.part").glob("00000_*/counts.json")
+    counts.write_bytes(counts.read_bytes()[:9])
+    refuse("part: is damaged; remove it to start anew")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")

@@ -138,6 +138,7 @@ REFUSED = [
     ({"intermediate_size": 23}, "mismatched.*down_proj"),
     ({"num_hidden_layers": 3}, "missing.*layers.2"),
     ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
+    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
 ]
 
 
