@@ -17,20 +17,19 @@ from torch import Tensor
 from data import DataError
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
+Batch = tuple[Tensor, Tensor]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made.
 
     Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of the
-    files are always checked. Their sha256 is checked if the split has at most 1 GiB: beyond that, a
-    start would take minutes. Token ids are checked against the vocabulary when they are read.
+    files are always checked, their sha256 up to VERIFY_BYTES, token ids when they are read.
 
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
-    sha256 of the number of bytes of each of its tokens. `digest` names the content of the folder,
-    tokenizer included: it is the sha256 of meta.json, which holds those of the other files. Raises
-    DataError if the folder is missing, damaged or not made by this version of data.prepare, or has
-    fewer than context_length + 1 tokens.
+    sha256 of the number of bytes of each of its tokens. `digest` is the sha256 of meta.json, which
+    holds those of all other files. Raises DataError if the folder is missing, damaged or of another
+    version, or has no shard of context_length + 1 tokens.
     """
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
@@ -60,7 +59,7 @@ class TokenDataset:
                 if hashlib.sha256((self.data_dir / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is not what meta.json says")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            what = f"no data, or damaged or of an older version ({type(error).__name__}: {error})"
+            what = f"no data, or damaged or of an older version ({error!r})"
             raise DataError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
@@ -81,14 +80,9 @@ class TokenDataset:
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs and next tokens of this rank, both int64 (batch_size // world_size, T).
-
-        Steps count from 1. All ranks together have the same `batch_size` rows for every
-        `world_size`: rank r has the r-th contiguous part. In an epoch each window comes once, in an
-        order drawn from (seed, epoch). A batch may hold the end of one epoch and the start of the
-        next.
-        """
+    ) -> Batch:
+        """The batch_size // world_size rows of this rank. Steps count from 1. In an epoch each
+        window comes once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
         rows = batch_size // world_size
         first = (step - 1) * batch_size + rank * rows
@@ -107,9 +101,7 @@ class TokenDataset:
         tokens = torch.from_numpy(np.stack(windows))  # (rows, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    def in_order(
-        self, batch_size: int, max_tokens: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
 
@@ -129,10 +121,7 @@ class TokenDataset:
                 start, left = start + rows * length, left - rows * length
 
     def bytes_per_target(self, max_tokens: int) -> float:
-        """How many bytes of text a target of in_order(..., max_tokens) stands for, on average.
-
-        Of the whole split, meta.json has the exact bytes. Of a part, they are those of its tokens.
-        """
+        """How many bytes of text a target of in_order(..., max_tokens) stands for, on average."""
         if max_tokens >= self.tokens:
             return self.bytes / self.tokens
         lengths = np.fromfile(self.data_dir / "token_bytes.bin", "<u2")  # of each token
@@ -140,9 +129,8 @@ class TokenDataset:
         return float(np.concatenate(targets).mean())
 
     def _read(self, shard: int, start: int, count: int) -> np.ndarray:
-        """int64 (count,): the shard's tokens from `start` on. A read is cheaper than a memory map:
-        mapping one of thousands of shards for a single window costs more than reading the window.
-        """
+        """int64 (count,): the shard's tokens from `start` on. For one window, a read is cheaper
+        than a memory map."""
         offset = start * self._dtype.itemsize
         tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
         if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds

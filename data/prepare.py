@@ -9,10 +9,9 @@ uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the numbe
 token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
-piece: a folder with the tokens of both splits. At the end they are joined. The folder `--out`
-appears as a whole or not at all; until then all is in a hidden folder beside it, `.NAME.part`.
-After a kill or an error, the same command does the tasks that have no piece yet, and ends in the
-same bytes. To give up, remove that folder.
+piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
+are joined, and the folder `--out` appears as a whole. After a kill or an error, the same command
+does the tasks that have no piece yet, and ends in the same bytes.
 """
 
 import argparse
@@ -25,29 +24,27 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from data import DataError
 from data.text import find_inputs, read_items
-from data.tokenizer import Encoding, encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
+from data.tokenizer import encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
 TASK_BYTES = 2**26  # of input: less is done before another process has started
+WAIT = 300  # seconds, for another process that makes the same folder
 SPLITS = ("train", "val")
 COUNTS = ("tokens", "bytes", "documents")  # bytes of text; documents that end in the split
-Settings = tuple[str, np.dtype, str, float]  # tokenizer, type of its tokens, key, val_fraction
 
 
 def is_validation(item: int, fraction: float) -> bool:
@@ -66,10 +63,8 @@ def prepare(
 
     Each line of a .jsonl file and each row of a .parquet file is a document, its text under `key`,
     and so is a .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a
-    whole, but for a .txt file: it is cut at line ends into parts of about 32 KiB, and each part
-    goes to one of the splits. Same inputs give same bytes, on any number of cores.
-
-    Raises DataError, also where `out` exists.
+    whole, but a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes,
+    on any number of cores. Raises DataError, also where `out` exists.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
         raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
@@ -78,28 +73,26 @@ def prepare(
     out, encoding = Path(out), load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     settings = (tokenizer, dtype, key, val_fraction)
+    meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     part = out.parent / f".{out.name}.part"
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
         files["token_bytes.bin"] = token_bytes(encoding).tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab}
-        meta |= {"end_of_text": encoding.eot_token}
-        with _lock(part, out):
+        part.mkdir(parents=True, exist_ok=True)
+        with FileLock(part / "lock", WAIT):
+            if out.exists():
+                raise DataError(f"{out}: exists; remove it, or give another --out")
             for left_over in part.glob("*.tmp"):  # by a kill
                 shutil.rmtree(left_over)
             tasks = _cut(part, inputs, (*settings, sha256))
             if set(part.glob("[0-9]*_*")) - set(tasks):
                 what = "was begun with other arguments, or an input file has changed"
                 raise DataError(f"{part}: {what}; remove it to start anew")
-            _make_pieces(tasks, settings, encoding)
-            try:
-                counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
-                skipped = sum(count["skipped"] for count in counts)
-            except (ValueError, LookupError, TypeError):
-                raise DataError(f"{part}: is damaged; remove it to start anew") from None
-            if skipped:
+            _make_pieces(tasks, settings)
+            counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
+            if skipped := sum(count["skipped"] for count in counts):
                 print(f"skipped {skipped:,} documents without text", file=sys.stderr)
             (whole := part / "whole.tmp").mkdir()
             for split in SPLITS:
@@ -107,24 +100,24 @@ def prepare(
                 meta[split]["shards"] = _join(list(tasks), split, dtype, whole)
                 if not meta[split]["tokens"]:
                     what = f"the {split} split would be empty with --val-fraction {val_fraction}"
-                    few = "too few documents (32 KiB of a .txt file count as one)"
-                    raise DataError(f"{what}: {few}; give more text, or another fraction")
+                    raise DataError(f"{what}; give more text, or another fraction")
             meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
             files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
             for name, content in files.items():
                 (whole / name).write_bytes(content)
             os.rename(whole, out)
-    except BrokenProcessPool:
-        what = "a process that tokenizes has ended: is there enough memory?"
-        raise DataError(f"{part}: {what} The same command goes on") from None
-    except OSError as error:
+    except (ValueError, LookupError) as error:
+        raise DataError(f"{part}: is damaged; remove it to start anew: {error!r}") from error
+    except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
+    finally:
+        if out.exists():
+            shutil.rmtree(part, ignore_errors=True)
     return meta
 
 
 def prepare_shipped(data_dir: str) -> None:
-    """Makes the tokens of the shipped corpus if `data_dir` is their folder and it is not there yet.
-    This takes a few seconds."""
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet."""
     out = Path(data_dir)
     if data_dir == SHIPPED_FOLDER and not out.exists():
         try:
@@ -134,53 +127,29 @@ def prepare_shipped(data_dir: str) -> None:
                 raise
 
 
-@contextmanager
-def _lock(part: Path, out: Path) -> Iterator[None]:
-    """Waits until no other process makes `out`, and has others wait. Removes `part` once `out` is
-    there. Raises DataError if it is there before."""
-    part.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(part / "lock")
-    with suppress(OSError):  # some network disks have no locks, or the other has removed `part`
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{out}: waiting, as another process makes it", file=sys.stderr)
-            lock.acquire()
-    try:
-        if out.exists():
-            raise DataError(f"{out}: exists; remove it, or give another --out")
-        yield
-    finally:
-        lock.release()
-        if out.exists():
-            shutil.rmtree(part, ignore_errors=True)
-
-
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
     """Tasks of TASK_BYTES or more, and the rest: piece -> input files. The name of a piece has a
     digest of all that decides what it holds. It is renamed as a whole, so it is there or not."""
     tasks, files, size = {}, [], 0
-    for i, path in enumerate(inputs, 1):
+    for path in inputs:
         stat = path.stat()
         files.append((path, stat.st_size, stat.st_mtime_ns))
         size += stat.st_size
-        if size >= TASK_BYTES or i == len(inputs):
-            digest = hashlib.sha256(repr((len(tasks), files, settings)).encode()).hexdigest()
-            piece = part / f"{len(tasks):05d}_{digest[:32]}"
-            tasks[piece] = [path for path, _, _ in files]
+        if size >= TASK_BYTES or path is inputs[-1]:
+            digest = hashlib.sha256(repr((files, settings)).encode()).hexdigest()
+            tasks[part / f"{len(tasks):05d}_{digest[:32]}"] = [path for path, _, _ in files]
             files, size = [], 0
     return tasks
 
 
-def _make_pieces(tasks: dict[Path, list[Path]], settings: Settings, encoding: Encoding) -> None:
+def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
     """Does the tasks that have left no piece yet: in processes on all cores, as tokenizing in
     threads waits for Python's lock; one task alone, in this process."""
-    left = [(piece, files, settings) for piece, files in tasks.items() if not piece.exists()]
-    count = {"unit": "task", "total": len(tasks), "initial": len(tasks) - len(left)}
-    with tqdm(desc="tokenizing", **count, delay=10, mininterval=10, miniters=1) as bar:  # seconds
-        if min(len(left), os.cpu_count() or 1) <= 1:
+    left = [(piece, files, *settings) for piece, files in tasks.items() if not piece.exists()]
+    with tqdm(desc="tokenizing", unit="task", total=len(left), delay=10) as bar:  # 10 seconds
+        if len(left) < 2 or os.cpu_count() == 1:
             for task in left:
-                _make_piece(*task, encoding)
+                _make_piece(*task)
                 bar.update()
             return
         spawn = multiprocessing.get_context("spawn")
@@ -196,40 +165,38 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: Settings, encoding: En
 
 
 def _end_with_main() -> None:
-    """In a worker: Ctrl-C is for the main process; when that has ended, even by a kill, so does the
-    worker."""
+    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main = multiprocessing.parent_process()
     threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
-_load_once = lru_cache(load_tokenizer)  # in a worker
+_load_once = lru_cache(load_tokenizer)  # for all tasks of a process
 
 
 def _make_piece(
-    piece: Path, inputs: list[Path], settings: Settings, encoding: Encoding | None = None
+    piece: Path, inputs: list[Path], tokenizer: str, dtype: np.dtype, key: str, val_fraction: float
 ) -> None:
     """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
-    tokenizer, dtype, key, val_fraction = settings
-    encoding = encoding or _load_once(tokenizer)
+    encoding, items = _load_once(tokenizer), 0
     counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
-    counts["skipped"] = items = 0
+    counts["skipped"] = 0
     (aside := piece.with_suffix(".tmp")).mkdir()
     with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
-        for path in inputs:
-            for text, ends_document in read_items(path, key):
-                if not text:
-                    counts["skipped"] += 1
-                    continue
-                split = "val" if is_validation(items, val_fraction) else "train"
-                items += 1
-                tokens = encode_to_numpy(encoding, text)
-                if ends_document:
-                    tokens = np.append(tokens, encoding.eot_token)
-                (val if split == "val" else train).write(tokens.astype(dtype))
-                counts[split]["tokens"] += len(tokens)
-                counts[split]["bytes"] += len(text)
-                counts[split]["documents"] += ends_document
+        for text, ends_document in (item for path in inputs for item in read_items(path, key)):
+            if not text:
+                counts["skipped"] += 1
+                continue
+            held_out = is_validation(items, val_fraction)
+            items += 1
+            tokens = encode_to_numpy(encoding, text)
+            if ends_document:
+                tokens = np.append(tokens, encoding.eot_token)
+            (val if held_out else train).write(tokens.astype(dtype))
+            count = counts["val" if held_out else "train"]
+            count["tokens"] += len(tokens)
+            count["bytes"] += len(text)
+            count["documents"] += ends_document
     (aside / "counts.json").write_text(json.dumps(counts))
     for path in aside.iterdir():  # or a power cut could leave a piece of empty files
         with path.open("rb+") as file:
@@ -259,8 +226,7 @@ def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     path = {"required": True, "type": os.path.expanduser}  # a shell expands no ~ behind a =
-    known = "files, folders, or globs in quotes"
-    parser.add_argument("--input", **path, nargs="+", help=known)
+    parser.add_argument("--input", **path, nargs="+", help="files, folders, or globs in quotes")
     known = "gpt2, shipped, a tiktoken rank file, or a Hugging Face folder"
     parser.add_argument("--tokenizer", **path, help=known)
     parser.add_argument("--out", **path, help="the folder to make")

@@ -1,8 +1,7 @@
-"""The texts in .txt, .jsonl and .parquet files, in the pieces that a split deals out.
+"""The texts in .txt, .jsonl and .parquet files.
 
 A format is one function: it takes a path, its unpacked stream and the key of the text, and yields
-items, which are pairs (text, whether a document ends here). The text is bytes. It is empty where a
-document has none.
+items: pairs (text as bytes, whether a document ends here). A document may have no text.
 """
 
 import glob
@@ -79,9 +78,8 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order. A name is that of a file, or stands for all those of our formats
-    in a folder, or for what a glob like `part-*.parquet` finds. Raises DataError, and OSError for a
-    folder that cannot be read: no text is left out silently."""
+    """The files to read, in order. A name is a file, a folder or a glob. Raises DataError, and
+    OSError for a folder that cannot be read: no text is left out silently."""
     inputs = []
     for name in map(str, names):
         found = []
@@ -92,7 +90,7 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
         if not found:
             kinds, packed = ", ".join(READ), ", ".join(UNPACK)
             what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
-            raise DataError(f"{name or repr(name)}: {what}")
+            raise DataError(f"{name!r}: {what}")
         inputs += found
     return inputs
 
@@ -114,5 +112,4 @@ def read_items(path: Path, key: str) -> Items:
         way = "pip install -r requirements-extra.txt"
         raise DataError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
-        what = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read to its end: {what}") from None
+        raise DataError(f"{path}: cannot be read to its end: {error!r}") from None

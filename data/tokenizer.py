@@ -1,7 +1,4 @@
-"""Text to token ids, with tiktoken or with the tokenizer.json of a Hugging Face folder.
-
-The vocabularies of tiktoken encode any bytes, valid UTF-8 or not.
-"""
+"""Text to token ids, with tiktoken or with the tokenizer.json of a Hugging Face folder."""
 
 import base64
 import json
@@ -28,12 +25,10 @@ PATTERN = (
     r"|\s+"
 )
 
-# Text goes to tiktoken in pieces of a limited size. Without a limit, a megabyte of one letter takes
-# some versions quadratic time, and a megabyte of spaces overflows the regex engine. Where it can, a
-# piece ends before a single space that something follows: PATTERN and gpt2's pattern both start a
-# new match there, so the tokens are those of the whole text. Up to 64 of such pieces make a block,
-# for one call. Bytes that are not UTF-8 arrive as the lone surrogates U+DC80 to U+DCFF (PEP 383)
-# and get blocks of their own.
+# Text goes to tiktoken in blocks of limited size: a megabyte of spaces overflows its regex engine.
+# Where it can, a block ends before a single space that something follows: PATTERN and gpt2's both
+# start a new match there, so the tokens are those of the whole text. Bytes that are not UTF-8
+# arrive as the lone surrogates U+DC80 to U+DCFF (PEP 383) and get blocks of their own.
 _BLOCK = re.compile(
     r"(?P<stray>[\udc80-\udcff]{1,1024})"
     r"|(?:[^\udc80-\udcff]{1,1024}(?= \S)){1,64}"
@@ -48,15 +43,13 @@ BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 
 class FolderTokenizer:
-    """The tokenizer.json of a Hugging Face folder, with the methods of tiktoken's Encoding that are
-    used here.
+    """The tokenizer.json of a Hugging Face folder, with what is used here of tiktoken's Encoding.
 
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
-    split_special_tokens=True: nothing in a text is special, as everywhere here. Bytes that are not
-    UTF-8 become U+FFFD. Needs the package tokenizers.
+    split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
 
-    Attributes: `n_vocab`, and `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in
-    tokenizer_config.json. Raises DataError.
+    `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
+    Raises DataError. Needs the package tokenizers.
     """
 
     def __init__(self, folder: Path):
@@ -102,12 +95,10 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 def load_tokenizer(name: str) -> Encoding:
     """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
-    file, or that of a Hugging Face folder.
+    file, or that of a Hugging Face folder. Raises DataError.
 
     A rank file has tiktoken's own format, one `<base64 of the token> <rank>` a line. Text is cut by
     PATTERN, and `<|endoftext|>` gets the id after the last rank.
-
-    Raises DataError if the name is unknown, the file damaged, or gpt2 cannot be downloaded.
     """
     if name == "gpt2":
         try:
@@ -129,10 +120,8 @@ def load_tokenizer(name: str) -> Encoding:
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
         need = "with each of the 256 bytes and no gap in its ranks"
         raise DataError(f"tokenizer {path}: {what} {need}") from None
-    special = {END_OF_TEXT: len(ranks)}
-    return tiktoken.Encoding(
-        path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
-    )
+    special = {"special_tokens": {END_OF_TEXT: len(ranks)}}
+    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, **special)
 
 
 def tokenizer_files(name: str) -> dict[str, Path]:
@@ -154,8 +143,7 @@ def token_bytes(encoding: Encoding) -> np.ndarray:
 
 
 def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
-    """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text.
-    tiktoken's `decode_bytes` gives exactly `data` back."""
+    """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text."""
     if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
         return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
     parts = [np.empty(0, np.uint32)]

@@ -1,7 +1,7 @@
 """Our model as a Hugging Face folder of a LlamaForCausalLM, in and out: shape, names of weights.
 
-The computation is the same (model.py), so the weights only change their names. The package
-transformers reads and writes the files: safetensors only, and never code from a folder.
+The computation is the same, so the weights only change their names. The package transformers reads
+and writes the files: safetensors only, and never code from a folder.
 """
 
 import json
@@ -33,11 +33,6 @@ SIZES = {
     "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "head_dim": "head_dim",
     "tie_embeddings": "tie_word_embeddings", "rope_theta": "rope_theta", "norm_eps": "rms_norm_eps",
 }  # fmt: skip
-# What a LlamaForCausalLM has where config.json says nothing, or null.
-DEFAULTS = {
-    "max_position_embeddings": 2048, "tie_word_embeddings": False, "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-6,
-}  # fmt: skip
 # Keys that would change the computation, and the value that does not.
 SUPPORTED = {
     "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
@@ -48,15 +43,13 @@ SUPPORTED = {
 def weight_names(shape: GPTConfig) -> dict[str, str]:
     """Our name -> theirs, of every weight."""
     names = dict(NAMES)
-    for layer in range(shape.n_layer):
-        for ours, theirs in BLOCK_NAMES.items():
-            names[f"blocks.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
+    for i in range(shape.n_layer):
+        names |= {f"blocks.{i}.{a}": f"model.layers.{i}.{b}" for a, b in BLOCK_NAMES.items()}
     return {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in names.items()}
 
 
 def need_transformers():
-    """The package, told to say nothing: what matters comes as an error. Raises UserError where it
-    is missing."""
+    """The package, told to say nothing. Raises UserError where it is missing."""
     try:
         import transformers
     except ImportError:
@@ -68,7 +61,6 @@ def need_transformers():
 
 
 def llama_config(shape: GPTConfig):
-    """The LlamaConfig of a shape."""
     sizes = {theirs: getattr(shape, ours) for ours, theirs in SIZES.items()}
     config = need_transformers().LlamaConfig(**sizes)
     config.rope_theta = shape.rope_theta  # 5 writes it elsewhere only, where 4 does not look
@@ -84,10 +76,7 @@ def to_llama(shape: GPTConfig, weights: dict[str, Tensor]):
 
 def load_folder(folder: Path) -> dict:
     """`model_config` and `model` of a folder, as checkpoint.load_model takes them. Weights keep
-    their type, 16 or 32 bits.
-
-    Raises UserError, in one line, for what is missing, damaged or not supported.
-    """
+    their type, 16 or 32 bits. Raises UserError for what is missing, damaged or not supported."""
     shape, llama = read_shape(folder), need_transformers().LlamaForCausalLM
     try:
         model, found = llama.from_pretrained(
@@ -99,14 +88,12 @@ def load_folder(folder: Path) -> dict:
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
-    weights = model.state_dict()
-    weights = {ours: weights[theirs] for ours, theirs in weight_names(shape).items()}
-    return {"model_config": shape, "model": weights}
+    given, names = model.state_dict(), weight_names(shape)
+    return {"model_config": shape, "model": {ours: given[names[ours]] for ours in names}}
 
 
 def read_shape(folder: Path) -> GPTConfig:
-    """The shape in a folder's config.json. Needs no package. Raises UserError that names what is
-    missing or not supported."""
+    """The shape in a folder's config.json. Raises UserError: what is missing or not supported."""
     path = folder / "config.json"
     try:
         said = {k: v for k, v in json.loads(path.read_bytes()).items() if v is not None}
@@ -117,8 +104,11 @@ def read_shape(folder: Path) -> GPTConfig:
             if said.get(key, value) != value:
                 raise ValueError(f"{key}={said[key]!r} is not supported, only {value!r} is")
         n_head = said["num_attention_heads"]
-        given = {"num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head}
-        given |= DEFAULTS | said | rope  # which may hold theta
+        given = {  # what a LlamaForCausalLM has where config.json says nothing, or null
+            "num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head,
+            "max_position_embeddings": 2048, "tie_word_embeddings": False,
+            "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
+        } | said | rope  # fmt: skip
         sizes = {ours: given[theirs] for ours, theirs in SIZES.items()}
         sizes["context_length"] = min(sizes["context_length"], 2**17)  # each one takes memory
         sizes["queries_per_kv"] = sizes.pop("n_head") // sizes["n_kv_head"]

@@ -1,10 +1,10 @@
-"""Our model as a Hugging Face folder, and a folder as our model."""
+"""Our model as a Hugging Face folder and back, and as a GGUF file."""
 # ruff: noqa: E402 (imports after importorskip)
 
-import errno
 import json
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,16 +12,18 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from helpers import events, refused, run
+from helpers import ROOT, events, refused, run
 from test_model import large
 
 import train
 from data.prepare import prepare
-from data.tokenizer import END_OF_TEXT, load_tokenizer
+from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
 from model import GPT, GPTConfig
+from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.hugging_face import load_folder, read_shape
 from tools import export, sample
@@ -32,14 +34,25 @@ BASE = GPTConfig(
     vocab_size=V, context_length=32, n_layer=2, d_model=32, head_dim=8, queries_per_kv=2,
     n_kv_head=2, d_ff=24,
 )  # fmt: skip
-SHAPES = {
-    "padded vocabulary": replace(BASE, vocab_size=V + 64, rope_theta=500.0, norm_eps=0.1),
-    "not tied, narrow": replace(BASE, d_model=16, d_ff=40, tie_embeddings=False),
-}
+OTHER = GPTConfig(
+    vocab_size=V, context_length=32, n_layer=2, d_model=48, head_dim=16, queries_per_kv=3,
+    n_kv_head=2, d_ff=40, rope_theta=500.0, norm_eps=1e-3, tie_embeddings=False,
+)  # fmt: skip
+SHAPES = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
+BLOCK = {
+    "attn_norm": "attention_norm", "attn_q": "attention.q", "attn_k": "attention.k",
+    "attn_v": "attention.v", "attn_output": "attention.o", "ffn_norm": "ffn_norm",
+    "ffn_gate": "ffn.gate", "ffn_up": "ffn.up", "ffn_down": "ffn.down",
+}  # fmt: skip
+ABOUT = {
+    "block_count": 2, "context_length": 32, "embedding_length": 48, "feed_forward_length": 40,
+    "head_count": 6, "head_count_kv": 2, "key_length": 16, "value_length": 16,
+    "dimension_count": 16, "freq_base": 500, "layer_norm_rms_epsilon": 1e-3, "vocab_size": V,
+}  # fmt: skip
 
 
-def exported(model: GPT, to: Path) -> Path:
-    export.export(Trained(model, load_tokenizer("shipped"), "shipped", V, V - 1, {}), to)
+def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
+    export.export(Trained(model, load_tokenizer("shipped"), tokenizer, V, V - 1, {}), to)
     return to
 
 
@@ -48,13 +61,32 @@ def folder(tmp_path) -> Path:
     return exported(large(GPT(BASE)), tmp_path / "hf")
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_an_export_has_the_same_logits_and_never_says_padding(shape, tmp_path):
-    model = large(GPT(shape))
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+def model(request) -> GPT:
+    return large(GPT(request.param))
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory) -> Path:
+    return exported(model, tmp_path_factory.mktemp("gguf") / "a.gguf")
+
+
+def read(file: Path) -> tuple[dict, dict]:
+    """What a GGUF file says, by the last word of each key, and its tensors."""
+    reader = gguf.GGUFReader(file)
+    about = {key.split(".")[-1]: field.contents() for key, field in reader.fields.items()}
+    return about, {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+
+
+def change_json(path: Path, **change) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_an_export_has_the_same_logits_and_never_says_padding(model, tmp_path):
     folder = exported(model, tmp_path / "hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert type(theirs) is transformers.LlamaForCausalLM
-    x = torch.randint(0, V, (2, shape.context_length))
+    x = torch.randint(0, V, (2, 32))
     with torch.no_grad():
         torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
         again = load_trained(folder).model.cpu()
@@ -63,17 +95,6 @@ def test_an_export_has_the_same_logits_and_never_says_padding(shape, tmp_path):
         theirs.get_output_embeddings().weight.zero_()
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
-
-
-def test_an_export_that_fails_leaves_nothing(undisturbed, tmp_path, capsys, monkeypatch):
-    to, arguments = tmp_path / "folder", (undisturbed, f"--to={tmp_path / 'folder'}")
-    with monkeypatch.context() as patched:
-        full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr(Path, "write_text", Mock(side_effect=full))
-        refused(capsys, export.main, *arguments, words=f"{to}: cannot be written: .*space")
-    assert not list(tmp_path.iterdir())
-    assert export.main(list(map(str, arguments))) == 0
-    refused(capsys, export.main, *arguments, words=f"{to}: exists")
 
 
 def test_an_exported_tokenizer_gives_the_same_ids(folder):
@@ -96,7 +117,7 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     assert (theirs.eos_token_id, again.n_vocab, again.eot_token) == (V - 1, V, V - 1)
 
 
-def test_shards_in_16_bits_that_transformers_wrote_are_read(tmp_path):
+def test_files_in_16_bits_that_transformers_wrote_are_read(tmp_path):
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=6, num_key_value_heads=3, head_dim=16, rms_norm_eps=1e-3,
@@ -109,10 +130,6 @@ def test_shards_in_16_bits_that_transformers_wrote_are_read(tmp_path):
     with torch.no_grad():
         again = transformers.LlamaForCausalLM.from_pretrained(tmp_path).float()
         torch.testing.assert_close(model(x), again(x).logits, rtol=1e-4, atol=1e-4)
-
-
-def change_json(path: Path, **change) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 REFUSED = [
@@ -131,16 +148,12 @@ def test_what_is_not_supported_is_refused_by_name(change, words, folder, capsys)
     refused(capsys, sample.main, folder, words=f"{folder}.*{words}")
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder, capsys):
-    path = folder / "tokenizer.json"
+def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, capsys):
+    path, weights = folder / "tokenizer.json", folder / "model.safetensors"
     added = json.loads(path.read_bytes())["added_tokens"]
     change_json(path, added_tokens=[*added, added[-1] | {"id": V, "content": "<one more>"}])
     refused(capsys, sample.main, folder, words=f"{folder}: .* {V + 1} ids, its model knows {V}")
-
-
-def test_damaged_weights_are_refused(folder, capsys):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    weights.write_bytes(weights.read_bytes()[:-100])
     refused(capsys, sample.main, folder, words=f"{folder}.*damaged")
 
 
@@ -175,7 +188,7 @@ def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
 
 
 def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(tmp_path, toy, capsys):
-    wide = replace(SHAPES["padded vocabulary"], d_ff=64)  # TOY: 32
+    wide = replace(BASE, vocab_size=V + 64, d_ff=64, rope_theta=500.0, norm_eps=0.1)
     folder, out = exported(large(GPT(wide)), tmp_path / "hf"), tmp_path / "out"
     knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]
     words = "1088.*1024.*--round_vocab_to"
@@ -194,3 +207,67 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     pieces = map(load_tokenizer(str(tmp_path)).decode_single_token_bytes, [1, 2, 3, 4])
     assert b"".join(pieces).decode() == " caféé"
+
+
+def test_a_gguf_file_has_every_weight_and_no_padding(model, file):
+    (about, tensors), weights = read(file), model.state_dict()
+    assert {key: about[key] for key in ABOUT} == pytest.approx(ABOUT)
+    names = {"token_embd": "embed", "output_norm": "norm"}
+    names |= {f"blk.{i}.{a}": f"blocks.{i}.{b}" for i in range(2) for a, b in BLOCK.items()}
+    names |= {} if model.config.tie_embeddings else {"output": "unembed"}
+    assert tensors.keys() == {f"{name}.weight" for name in names}
+    for theirs, ours in names.items():
+        weight, found = weights[f"{ours}.weight"], tensors[f"{theirs}.weight"]
+        if ours.endswith((".q", ".k")):  # what is rotated together is 8 apart in our heads
+            heads, pairs = range(0, len(weight), 16), range(8)
+            weight = weight[[h + i + half for h in heads for i in pairs for half in (0, 8)]]
+        assert torch.equal(found, weight[:V] if "embed" in ours else weight), ours
+
+
+def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(file, folder):
+    about, end = read(file)[0], V - 1
+    assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
+    assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
+    assert about["token_type"] == [gguf.TokenType.NORMAL] * end + [gguf.TokenType.CONTROL]
+    theirs = json.loads((folder / "tokenizer.json").read_bytes())
+    vocab = {token["content"]: token["id"] for token in theirs["added_tokens"]}
+    vocab |= theirs["model"]["vocab"]
+    assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
+    assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
+    for line in (ROOT / "studies/gguf/measured.jsonl").read_text().splitlines():
+        for text, ids in json.loads(line)["ids"]:  # by llama.cpp
+            assert load_tokenizer("shipped").encode_ordinary(text) == ids
+
+
+def test_llama_cpp_gives_our_ids_and_logits(model, file):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    exact = {"type_k": 0, "type_v": 0}  # keys and values in float32
+    llama = llama_cpp.Llama(str(file), n_ctx=0, logits_all=True, verbose=False, **exact)
+    ids = llama.tokenize(text := b"Fellow citizens,\n\n  we've 1234567 <|endoftext|> reasons")
+    assert ids == load_tokenizer("shipped").encode_ordinary(text.decode())
+    llama.eval(ids[:32])
+    ours = model(torch.tensor([ids[:32]]))[0, :, :V].detach()
+    torch.testing.assert_close(torch.tensor(llama.scores[:32]), ours, rtol=1e-4, atol=1e-3)
+
+
+def test_gpt2_has_its_own_cut(tmp_path):
+    about = read(exported(GPT(OTHER), tmp_path / "a.gguf", "gpt2"))[0]
+    assert about["pre"] == "gpt-2"
+
+
+def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
+    to, foreign = tmp_path / "run.gguf", Mock(spec=FolderTokenizer)
+    with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
+        export.export(Trained(GPT(OTHER), foreign, "a folder", V, V - 1, {}), to)
+    with monkeypatch.context() as patched:
+        full = Mock(side_effect=OSError("No space left"))
+        patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+        patched.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
+        for name in ("run.gguf", "hf"):
+            arguments, words = (undisturbed, f"--to={tmp_path / name}"), f"{name}: cannot.*: No spa"
+            refused(capsys, export.main, *arguments, words=words)
+        patched.setitem(sys.modules, "gguf", None)
+        refused(capsys, export.main, undisturbed, f"--to={to}", words="run.gguf: cannot.* gguf")
+    assert not list(tmp_path.iterdir())
+    assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)[1]
+    refused(capsys, export.main, undisturbed, f"--to={to}", words=f"{to}: exists")

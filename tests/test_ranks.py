@@ -218,8 +218,7 @@ def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(run_ranks, to
     data = tmp_path / "data"
     elsewhere = f"import data.prepare as prepare; prepare.SHIPPED_FOLDER = {str(data)!r}"
     knobs = (f"--data_dir={data}", "--stop_after=1")
-    error = run_ranks(toy, tmp_path / "run", *knobs, ranks=4, before=elsewhere)
-    assert "waiting, as another process makes it" in error
+    run_ranks(toy, tmp_path / "run", *knobs, ranks=4, before=elsewhere)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
 
 

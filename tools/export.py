@@ -1,8 +1,7 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
-The folder is a plain LlamaForCausalLM, which transformers and what builds on it load without our
-code. A FOLDER named *.gguf is a file instead, for llama.cpp. Needs: pip install -r
-requirements-extra.txt
+The folder is a plain LlamaForCausalLM, which transformers loads without our code. A FOLDER named
+*.gguf is a file instead, for llama.cpp. Needs: pip install -r requirements-extra.txt
 """
 
 import argparse
@@ -39,10 +38,9 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(folder / "tokenizer.json"))
     # Not by transformers: what 5 writes, 4 does not read
-    settings = dict.fromkeys(SPECIAL, END_OF_TEXT)
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings["clean_up_tokenization_spaces"] = False
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4 has another, too
+    settings |= dict.fromkeys(SPECIAL, END_OF_TEXT)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
