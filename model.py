@@ -4,10 +4,10 @@ Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, n
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
-share it, a channel of the residual stream, or a block. A block is a module; all other units are
-slices of several weights. A *group* is all units of one kind in one place, such as the neurons of a
-layer. Its *width* is the number of its units. All layers are equally wide: the plan of a run, its
-checkpoints and the export rely on it.
+share it, a channel of the residual stream, or a block (a layer). A block is a module; all other
+units are slices of several weights. A *group* is all units of one kind in one place, such as the
+neurons of a layer. Its *width* is the number of its units. All layers are equally wide: the plan of
+a run, its checkpoints and the export rely on it.
 """
 
 from dataclasses import dataclass, replace
@@ -44,14 +44,14 @@ class GPTConfig:
 SLICES = {
     "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
     "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
-    # A channel of the stream; it is also in `norm` and the embeddings: see groups(). A channel that
-    # goes does more than one at zero: the norms then take their mean over fewer channels
+    # A channel of the stream; it is also in `norm` and the embeddings: see groups(). To remove
+    # a channel is not the same as to set it to zero: the norms take their mean over fewer channels
     "d_model": (
         ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
         ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
     ),
 }  # fmt: skip
-KINDS = (*SLICES, "n_layer")  # every kind of unit, by the field of GPTConfig that has its width
+KINDS = (*SLICES, "n_layer")  # every kind, by the name of its width in GPTConfig
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def slice_group(model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tens
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
     optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way. The step
-    count stays. With the same gradient, a weight that stays gets the same AdamW update as without
-    the prune. Muon's update depends on the whole matrix. Old gradients are dropped.
+    count stays. Given the same gradient, AdamW updates the weights that stay as if nothing had been
+    pruned. Muon's update depends on the whole matrix. Old gradients are dropped.
     """
     for name, dim in group.slices:
         old = model.get_parameter(name)
@@ -91,7 +91,7 @@ def slice_group(model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tens
             for param_group in optimizer.param_groups:
                 param_group["params"] = [new if p is old else p for p in param_group["params"]]
             if old in optimizer.state:
-                optimizer.state[new] = {  # what is not of the weight's shape is the step count
+                optimizer.state[new] = {  # the only other entry is the step count
                     key: value.index_select(dim, index) if value.shape == old.shape else value
                     for key, value in optimizer.state.pop(old).items()
                 }
@@ -153,7 +153,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # it starts at 0: that scales all scores alike
+                average.lerp_(s, 1 - self.beta)  # early averages are too small, all alike
             elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)

@@ -28,8 +28,8 @@ class Schedule:
     warmup_steps: int
     lr_restart: bool
     # The steps at which the prune window opens and closes; None: never prune. Prunes come
-    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot", it
-    # closes as it opens, with the one prune. A restart comes when it opens
+    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot" both
+    # are one step, that of the one prune. Naive restarts when the window opens
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens
@@ -61,7 +61,7 @@ class Schedule:
     def width(self, step: int, kind: str) -> int:
         """How many units of this kind each group has during `step`.
 
-        In the window: target + (enlarged - target) (1 - p)^3, p from 0 to 1 (Zhu & Gupta,
+        In the window: target + (enlarged - target) (1 - progress)^3, from 0 to 1 (Zhu & Gupta,
         1710.01878). This is fast while many units are redundant, and slow at the end. Between two
         prunes the width stays as it is. It is rounded up to the grid.
         """
@@ -85,7 +85,7 @@ class Schedule:
         return {kind: width for kind, width in widths.items() if width < self.width(step - 1, kind)}
 
     def prune_steps(self) -> list[int]:
-        """All steps with a prune. Where the grid is coarse, not every prune that is due comes."""
+        """All steps with a prune. One that is due, but would change no width, does not come."""
         if self.window is None:
             return []
         opens, closes = self.window
@@ -122,7 +122,7 @@ def make_schedule(c) -> Schedule:
         need(averaged <= c.max_steps, c, "score_beta", what)
     if c.lr_restart:
         need(bool(widths), c, "lr_restart", "restarts where pruning begins, and no target is set")
-        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the shorter cosine
+        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # the shorter
     room = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
     need(c.warmup_steps < cosine_steps, c, "warmup_steps", room)
     return Schedule(
@@ -160,8 +160,8 @@ def pruned_widths(c) -> dict[str, Widths]:
 
 
 def prune_window(c) -> tuple[int, int]:
-    """The steps at which the window opens and closes, when prune_start and prune_end of the run are
-    done."""
+    """The steps at which the window opens and closes: those after the fractions prune_start and
+    prune_end of the run."""
     oneshot = c.prune_schedule == "oneshot"
     need(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
