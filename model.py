@@ -61,7 +61,7 @@ class UnitGroup:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # one of KINDS
     width: int  # how many units
-    # (name, dim) of each weight that the units share. Along dim, the weight is cut into `width`
+    # (name, dim) of each weight that the units are slices of. Along dim, it is cut into `width`
     # equal slices: slice j is of unit j. None: the units are the modules of the ModuleList `name`.
     slices: tuple[tuple[str, int], ...] | None
 
@@ -105,7 +105,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    # Two views: with one, torch.compile cannot tell head_dim where heads are pruned
+    # Two views: with one, torch.compile takes head_dim for a size that varies with the heads
     return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -171,7 +171,7 @@ class GPT(nn.Module):
     @property
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
-        widths = {(group.kind, group.width) for group in self.groups()}
+        widths = {(group.kind, group.width) for group in self.groups()}  # one pair a kind, or:
         assert len(widths) == len(KINDS), "layers of different widths"
         return replace(self.initial_config, **dict(widths))
 

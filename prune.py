@@ -1,8 +1,8 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups (`model.UnitGroup`). A group lists the weights that its units share, or names
-the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is. Read
-from top to bottom: score, choose, slice, then the Pruner, which does all three.
+Units come in groups (`model.UnitGroup`). A group lists the weights that its units are slices of, or
+names the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is.
+Read from top to bottom: score, choose, slice, then the Pruner, which does all three.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
 # it in this dict. Signs do not matter: importances are squared.
 ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
 # `random` scores whole units. To add such a criterion, name it here, and have Pruner.score set
-# self.scores[group.name], (width,): the higher is kept.
+# self.scores[group.name], (width,): the units with the highest numbers stay.
 CRITERIA = (*ELEMENTWISE, "random")
 
 
@@ -153,7 +153,7 @@ class Pruner:
             if self.criterion in ELEMENTWISE:
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # early averages are too small, all alike
+                average.lerp_(s, 1 - self.beta)  # from 0: all too small, by one factor
             elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)

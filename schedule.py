@@ -28,8 +28,8 @@ class Schedule:
     warmup_steps: int
     lr_restart: bool
     # The steps at which the prune window opens and closes; None: never prune. Prunes come
-    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot" both
-    # are one step, that of the one prune. Naive restarts when the window opens
+    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot" it
+    # opens and closes at one step, with one prune. lr_restart restarts when it opens
     window: tuple[int, int] | None
     prune_every: int
     score_steps: int  # for how many steps units are scored before the window opens
@@ -55,15 +55,15 @@ class Schedule:
         return floor + (self.peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def restarts(self, step: int) -> bool:
-        """Whether naive's second warm-up and cosine begin with this step."""
+        """Whether a second warm-up and cosine begin with this step."""
         return self.lr_restart and step == self.window[0]
 
     def width(self, step: int, kind: str) -> int:
         """How many units of this kind each group has during `step`.
 
-        In the window: target + (enlarged - target) (1 - progress)^3, from 0 to 1 (Zhu & Gupta,
-        1710.01878). This is fast while many units are redundant, and slow at the end. Between two
-        prunes the width stays as it is. It is rounded up to the grid.
+        target + (enlarged - target) (1 - progress)^3, where progress goes from 0 to 1 over the
+        window (Zhu & Gupta, 1710.01878): fast while many units are redundant, slow at the end.
+        Between two prunes the width stays as it is. It is rounded up to the grid.
         """
         enlarged, target = self.widths[kind].enlarged, self.widths[kind].target
         if self.window is None or step < self.window[0]:

@@ -5,8 +5,8 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all numbers of steps by eight, also those that
-the command line gives. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune,
+on with the run in that folder. --shorter=8 makes a run eight times shorter, also what the command
+line says of its steps. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune,
 forward and backward, score, update.
 """
 
@@ -16,7 +16,7 @@ import signal
 import sys
 from dataclasses import replace
 
-from run import machine  # isort: skip  (before torch, which reads what run/__init__.py sets)
+from run import machine  # isort: skip  (first: torch, on its import, reads what run/__init__.py sets)
 
 import torch
 
@@ -78,7 +78,7 @@ def train(c: Config) -> int:
     if folder.resumes(c):  # --resume, and a checkpoint is there
         c, saved = folder.load(c)
     elif c.init_from:
-        c, saved = load_start(c, data.vocab_size)  # as if saved at step 0; c gets their shape
+        c, saved = load_start(c, data.vocab_size)  # weights alone, at step 0; c takes their shape
     else:  # also with --resume, where nothing was saved
         saved = None
     done = saved["step"] if saved else 0  # how many steps were taken
@@ -111,7 +111,7 @@ def train(c: Config) -> int:
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def pass_of_nothing(forward: torch.nn.Module) -> None:
-        """Forward and backward of a step, for 0 times the loss of any tokens."""
+        """Forward and backward, where all gradients are 0: for torch.compile and several GPUs."""
         tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
         with autocast():
             loss = forward(tokens, tokens)
@@ -134,7 +134,7 @@ def train(c: Config) -> int:
     for step in range(done + 1, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
-        if schedule.restarts(step):  # naive alone: a fresh optimizer for a second cosine
+        if schedule.restarts(step):  # only with lr_restart: a fresh optimizer, a second cosine
             optimizers = make_optimizers(model, c, dtype)
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
@@ -149,7 +149,7 @@ def train(c: Config) -> int:
                 after = validate(plan.tokens_per_step)
                 report.prune(step, kind, before, after, record)
                 before = after
-            del forward  # DDP, with the old parameters and their gradients
+            del forward  # under torchrun, DDP with the old parameters and their gradients
             forward = ranks.wrap(model, pass_of_nothing)
 
         # Forward and backward: the gradient of the mean loss over micro-batches and ranks
@@ -157,17 +157,18 @@ def train(c: Config) -> int:
         x, y = (machine.send(tokens, device) for tokens in batch)  # tokens, next tokens
         micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
         loss = torch.zeros((), device=device)
-        for i, (x, y) in enumerate(micro_batches, 1):
-            forward.require_backward_grad_sync = i == len(micro_batches)  # DDP: only in the last
+        for i, (inputs, targets) in enumerate(micro_batches, 1):
+            forward.require_backward_grad_sync = i == len(micro_batches)  # read by DDP alone
             with autocast():
-                targets = teacher.targets(x, y) if teacher else y
-                micro_loss = forward(x, targets) / len(micro_batches)
+                if teacher:
+                    targets = teacher.targets(inputs, targets)
+                micro_loss = forward(inputs, targets) / len(micro_batches)
             micro_loss.backward()
             loss += micro_loss.detach()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        # stopping: above 0 if any rank got a signal. This waits for the GPU
+        # stopping: above 0 if any rank got a signal. The CPU waits for the GPU here
         loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal > 0)
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
@@ -181,7 +182,7 @@ def train(c: Config) -> int:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not ranks.launched)  # DDP's stay in their buckets
+            optimizer.zero_grad(set_to_none=not ranks.launched)  # DDP keeps their memory
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:

@@ -2,7 +2,8 @@
 
 config, read_config: the knobs. cost: FLOPs and memory. optimizer: AdamW and Muon. machine: device,
 precision, compiling. ranks: several processes. folder, checkpoint, files: what lies on the disk.
-report: what is printed and logged. stop: signals. errors: one line for a person.
+hugging_face: their folders. teacher: a second model. report: what is printed and logged. stop:
+signals. errors: one line for a person.
 """
 
 import os

@@ -23,7 +23,7 @@ class Config:
     dtype: str = "auto"  # of the matrix products: auto, float32 or bfloat16
     compile: str = "auto"  # auto, on or off. On a CPU, auto compiles only long runs
     data_dir: str = "data/sotu"  # made by data.prepare; the shipped corpus is made on first use
-    init_from: str = ""  # weights and shape to start from; the same three as for `teacher`
+    init_from: str = ""  # to start from: a run, a checkpoint.pt or a Hugging Face folder
     # Length
     max_steps: int = 1000  # the horizon of the schedule; the whole budget: enlarged, prune, recover
     batch_size: int = 32  # sequences per step, over all ranks and micro batches
@@ -50,7 +50,7 @@ class Config:
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Teacher
-    teacher: str = ""  # a model to learn from, too: a run, a checkpoint.pt or a Hugging Face folder
+    teacher: str = ""  # a model to learn from, too; the same three
     teacher_weight: float = 0.5  # of the teacher's distribution; the token that came has the rest
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
