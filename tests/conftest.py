@@ -4,10 +4,9 @@ is in pyproject.toml: pytest prints the stacks of a late test, and exits at once
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
 
-from helpers import ROOT, TOY, run  # noqa: E402
+from helpers import TOY, run, run_here  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
@@ -50,67 +49,28 @@ def in_project(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent.parent)
 
 
-# Runs code in new processes, for each line of its input. They are forks of one that has imported
-# torch: that takes seconds
-FORKS = """
-import json, os, sys
-import torch._dynamo  # the first optimizer would import it
-import train
-for line in sys.stdin:
-    code, arguments, environments, output = json.loads(line)
-    pids = []
-    for environment in environments:
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            os.environ.update(environment)
-            sys.argv[1:] = arguments
-            for stream, file in zip((1, 2), output):
-                os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
-            exec(code)
-            sys.exit()
-    print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
-"""
-
-
 @pytest.fixture(scope="session")
-def together(tmp_path_factory):
-    """Runs Python code, with arguments, in processes of their own that have imported train, one for
-    each dict of variables. Returns their exit codes, their output and their errors."""
-    files = [tmp_path_factory.mktemp("together") / name for name in ("stdout", "stderr")]
-    to_forks = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    forks = hasattr(os, "fork") and subprocess.Popen([sys.executable, "-c", FORKS], **to_forks)
+def processes(tmp_path_factory):
+    """Runs Python code, with arguments, in processes of their own, one for each dict of variables.
+    Returns their exit codes and their errors."""
+    file = tmp_path_factory.mktemp("processes") / "stderr"
+    # Forks of one that has imported torch: that takes seconds
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload(["train", "torch._dynamo"])
 
-    def in_forks(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
-        job = [code, arguments, environments, list(map(str, files))]
-        print(json.dumps(job), file=forks.stdin, flush=True)
-        return json.loads(forks.stdout.readline())
+    def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
+        file.write_text("")
+        started = []
+        for environment in environments:
+            given = (code, [str(a) for a in arguments], environment, file)
+            started.append(context.Process(target=run_here, args=given))
+            started[-1].start()
+        for process in started:
+            process.join()
+        return [process.exitcode for process in started], file.read_text()
 
-    def in_new(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
-        command = [sys.executable, "-c", "import os, sys, train\n" + code, *arguments]
-        with open(files[0], "a") as out, open(files[1], "a") as err:
-            to_files = {"stdout": out, "stderr": err, "cwd": ROOT}
-            new = [subprocess.Popen(command, env=os.environ | e, **to_files) for e in environments]
-            return [process.wait() for process in new]
-
-    def run_code(code: str, *arguments, environments: list[dict]) -> tuple[list[int], str, str]:
-        for file in files:
-            file.write_text("")
-        codes = (in_forks if forks else in_new)(code, list(map(str, arguments)), environments)
-        return codes, *(file.read_text() for file in files)
-
-    yield run_code
-    if forks:
-        forks.communicate()
-
-
-@pytest.fixture(scope="session")
-def forked(together):
-    """The same for one process."""
-
-    def run_code(code: str, *arguments) -> tuple[int, str, str]:
-        (ended,), output, error = together(code, *arguments, environments=[{}])
-        return ended, output, error
-
+    run_code("")  # starts the first before a test counts its processes
     return run_code
 
 

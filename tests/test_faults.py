@@ -15,7 +15,7 @@ from helpers import events, refused, run, same_end
 
 import train
 from model import GPT
-from run import UserError, report
+from run import report
 from run.checkpoint import load_checkpoint
 from run.config import Config
 from run.errors import print_error
@@ -59,29 +59,26 @@ def assert_same_as(undisturbed: Path, out: Path) -> None:
     assert len(events(out, "done")) == 1
 
 
-def test_killed_again_and_again_a_run_ends_in_the_same_bytes(forked, toy, undisturbed, tmp_path):
+def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
     """In its start, a line of the log, a save, between prunes. The first signal alone would end it
     with a save; the second one ends it at once.
 
     `last`: what the log has as its last whole line, its event, step and kind of unit.
     """
-    out, kept, kill = tmp_path / "run", {"lock", "config.json"}, KILLED
+    out, kept = tmp_path / "run", {"lock", "config.json"}
     saved = kept | {"log.jsonl", "checkpoint.pt"}
     both = saved | {"checkpoint.prev.pt"}
     for place, nth, end, left, *last in (
-        ("rename log.jsonl.tmp", 1, kill, kept | {"log.jsonl.tmp"}),
-        ("half log.jsonl", 10, kill, saved, ("step", 7, None)),
-        ("half log.jsonl", 3, TWICE, saved, ("step", 6, None)),
-        ("half checkpoint.pt.tmp", 200, kill, saved | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
+        ("rename log.jsonl.tmp", 1, KILLED, kept | {"log.jsonl.tmp"}),
+        ("half log.jsonl", 10, TWICE, saved, ("step", 7, None)),
+        ("half checkpoint.pt.tmp", 200, KILLED, saved | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
         # The old checkpoint has two names, and the new one none yet
-        ("rename checkpoint.pt.tmp", 1, kill, both | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
-        # Among the prunes of four kinds, from step 5; in a save after them; and again, from 15
-        ("half log.jsonl", 21, kill, both, ("prune", 17, "d_model")),
-        ("half checkpoint.pt.tmp", 200, kill, both | {"checkpoint.pt.tmp"}, ("eval", 20, None)),
-        ("half log.jsonl", 21, kill, both, ("prune", 25, "d_model")),
+        ("rename checkpoint.pt.tmp", 1, KILLED, both | {"checkpoint.pt.tmp"}, ("eval", 10, None)),
+        # Among the prunes of four kinds, from step 5
+        ("half log.jsonl", 21, KILLED, both, ("prune", 17, "d_model")),
     ):
         dying = (DYING, place, nth, int(end), toy, f"--out_dir={out}", "--resume")
-        assert forked(*dying)[0] == end
+        assert processes(*dying)[0] == [end]
         assert {path.name for path in out.iterdir()} == left
         whole = [(e["event"], e["step"], e.get("kind")) for e in read_log(out)]
         assert whole[-1:] == last
@@ -90,19 +87,19 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(forked, toy, undist
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, capsys):
-    out, new = tmp_path / "run", f"--out_dir={tmp_path / 'new'}"
+    """Cut short, with another bit in a weight, or gone."""
+    out, new = shutil.copytree(undisturbed, tmp_path / "run"), f"--out_dir={tmp_path / 'new'}"
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
-    assert run(toy, out, "--stop_after=18") == 0
-    path.write_bytes(path.read_bytes()[:-1000])
-    for what in ("damaged", "no such checkpoint"):
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(load_checkpoint(path)["model"]["norm.weight"].numpy().tobytes())] ^= 1
+    for content in (whole[:-1000], flipped, None):
+        path.unlink() if content is None else path.write_bytes(content)
+        what = "damaged" if content else "no such checkpoint"
         words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}$"
         refused(capsys, sample.main, out, words=words)
         refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
         refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
-        path.unlink(missing_ok=True)
-    other = out / "log.jsonl"  # what is no checkpoint is not replaced
-    words = f"{other}: damaged, or not a checkpoint of this version of train.py \\([^;]*\\)$"
-    refused(capsys, train.main, toy, new, f"--init_from={other}", words=words)
     before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert_same_as(undisturbed, out)
@@ -167,21 +164,11 @@ def test_resume_begins_no_run_again_whose_checkpoint_or_log_is_gone(
         refused(capsys, train.main, *resume, words=words)
 
 
-def test_after_an_overwrite_that_failed_at_its_start_resume_begins_afresh(
-    toy, undisturbed, tmp_path, monkeypatch
-):
-    out = shutil.copytree(undisturbed, tmp_path / "run")
-    with monkeypatch.context() as full_disk:
-        full_disk.setattr("run.folder.write_text", Mock(side_effect=OSError))
-        assert run(toy, out, "--overwrite") == 1
-    assert run(toy, out, "--resume") == 0
-    assert_same_as(undisturbed, out)
-
-
-def test_no_run_writes_over_the_weights_it_starts_from(toy, undisturbed, capsys):
+def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, capsys):
     for path in (undisturbed, undisturbed / "checkpoint.pt"):
-        knobs = (f"--out_dir={undisturbed}", f"--init_from={path}", "--overwrite")
-        refused(capsys, train.main, toy, *knobs, words="init_from=.*: the run would write over it")
+        for key in ("init_from", "teacher"):
+            knobs = (f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
+            refused(capsys, train.main, toy, *knobs, words=f"{key}=.*: the run would write over it")
 
 
 def test_a_disk_without_locks_is_named_and_used(toy, tmp_path, monkeypatch, capsys):
@@ -195,15 +182,6 @@ def test_a_checkpoint_that_cannot_be_read_now_does_not_count_as_damaged(undistur
         monkeypatch.setattr(torch, "load", Mock(side_effect=error))
         with pytest.raises(OSError, match=f"cannot read .*: {what}"):
             load_checkpoint(undisturbed / "checkpoint.pt")
-
-
-def test_a_flipped_bit_of_a_weight_is_found(undisturbed, tmp_path):
-    damaged = bytearray((undisturbed / "checkpoint.pt").read_bytes())
-    weight = load_checkpoint(undisturbed / "checkpoint.pt")["model"]["norm.weight"]
-    damaged[damaged.index(weight.numpy().tobytes())] ^= 1
-    (tmp_path / "checkpoint.pt").write_bytes(damaged)
-    with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(tmp_path / "checkpoint.pt")
 
 
 def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
@@ -235,19 +213,18 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
     assert_same_as(undisturbed, out)
 
 
-def test_without_its_standard_output_a_run_goes_on(forked, toy, undisturbed, tmp_path):
-    ways = {
-        "head": "read, write = os.pipe(); os.close(read); os.dup2(write, 1)",
-        "closed": "os.close(1); sys.stdout = None",  # as Python finds it then
-    }
-    for out, code in ways.items():
-        arguments = (toy, f"--out_dir={tmp_path / out}")
-        ended, _, error = forked(f"{code}; sys.exit(train.main())", *arguments)
-        assert (ended, error) == (0, "") and same_end(tmp_path / out, undisturbed)
+@pytest.mark.parametrize(
+    "way", ["r, w = os.pipe(); os.close(r); os.dup2(w, 1)", "os.close(1); sys.stdout = None"]
+)
+def test_without_its_standard_output_a_run_goes_on(way, processes, toy, tmp_path):
+    """As before `| head`, or closed as Python finds it then."""
+    arguments = (toy, f"--out_dir={tmp_path / 'run'}", "--shorter=3")
+    assert processes(f"{way}; sys.exit(train.main())", *arguments) == ([0], "")
+    assert events(tmp_path / "run", "done")
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(
-    toy, undisturbed, tmp_path, monkeypatch, capsys
+    toy, tmp_path, monkeypatch, capsys
 ):
     """While the first still builds its model."""
     out, codes = tmp_path / "run", []
@@ -259,21 +236,18 @@ def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(
         return GPT(shape)
 
     monkeypatch.setattr(train, "GPT", build)
-    assert run(toy, out) == 0 and codes == [2]
+    assert run(toy, out, "--stop_after=1") == 0 and codes == [2]
     assert "another process" in capsys.readouterr().err
-    assert same_end(out, undisturbed)
-
-
-NO_MEMORY = [  # of a CPU, of MPS twice, of CUDA
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, other allocations: 1 KB"),
-    RuntimeError("Invalid buffer size: 9.06 GB"),
-    torch.OutOfMemoryError("CUDA out of memory."),
-]
+    assert load_checkpoint(out / "checkpoint.pt")["config"]["seed"] == 1
 
 
 def test_out_of_memory_names_the_micro_batch_to_try(capsys):
-    for error in NO_MEMORY:
+    for error in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, other allocations: 1 KB"),
+        RuntimeError("Invalid buffer size: 9.06 GB"),  # of MPS, too
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ):
         assert print_error(error, Config(micro_batch_size=8)) == 1
         assert "try --micro_batch_size=4" in capsys.readouterr().err
 
@@ -281,7 +255,7 @@ def test_out_of_memory_names_the_micro_batch_to_try(capsys):
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux lists them there")
 def test_a_run_leaves_no_tensor_in_memory_and_no_file_open(toy, tmp_path):
     def left() -> tuple[int, int]:
-        assert run(toy, tmp_path, "--overwrite") == 0
+        assert run(toy, tmp_path, "--shorter=3", "--overwrite") == 0
         gc.collect()
         tensors = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
         return tensors, len(os.listdir("/proc/self/fd"))
