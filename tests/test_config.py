@@ -32,8 +32,7 @@ def test_every_config_loads_and_plans(name):
 
 
 def test_plan_counts_the_flops_of_every_step():
-    some = ["--n_layer_target=2", "--d_model_target=32", "--round_to=8"]
-    c = load("idea_attention", *some)
+    c = load("idea_attention", "--n_layer_target=2", "--d_model_target=32", "--round_to=8")
     plan, by_step = make_plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
         widths = {kind: plan.schedule.width(step, kind) for kind in KINDS}
@@ -59,18 +58,16 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
 
 BAD = [
     ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
-    ("--shorter=0", "shorter=0: must be"),
     ("--criterion=taylor", "criterion='taylor': must be one of sensitivity, "),
     ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
     ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
     ("--micro_batch_size=7", "micro_batch_size=7: must divide the 32"),
+    ("--max_steps=ten", "max_steps='ten' is not of type int"),
     ("--max_steps=2 --warmup_steps=0", "max_steps=2: too few"),
     ("--context_length=1000000", "fewer than one window of context_length"),
-    ("--n_layer=9000000000000", "n_layer=.* must be at most 10000"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
     ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),
     ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
-    ("--seed=100000000000000000000", "seed=.* less than 2\\^63"),
     ("--out_dir=README.md", "out_dir=README.md: cannot write there"),
 ]
 
@@ -95,25 +92,15 @@ def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_pa
     refused(capsys, main, "configs/idea.py", f"--out_dir={tmp_path / 'out'}", words=words)
 
 
-LLAMA = {
-    "model_type": "llama", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32,
-    "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
-NO_MODEL = [
-    {"max_position_embeddings": 0}, {"rope_theta": float("nan")}, {"num_attention_heads": 0},
-    {"num_key_value_heads": -4}, {"hidden_size": "32"}, {"head_dim": 7}, {"rope_parameters": 3},
-]  # fmt: skip
-
-
-def test_sizes_that_no_model_has_are_refused_in_a_hugging_face_folder(tmp_path):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(LLAMA))
+def test_sizes_that_a_hugging_face_folder_leaves_out_are_those_of_llama(tmp_path):
+    llama = {"model_type": "llama", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32}
+    llama |= {"num_attention_heads": 4, "intermediate_size": 48}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
     shape = read_shape(tmp_path)
     assert (shape.n_kv_head, shape.head_dim, shape.context_length) == (4, 8, 2048)
-    for change in NO_MODEL:
-        config.write_text(json.dumps(LLAMA | change))
-        with pytest.raises(UserError, match="config.json: "):
-            read_shape(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(llama | {"hidden_size": "32"}))
+    with pytest.raises(UserError, match="config.json: "):
+        read_shape(tmp_path)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):
