@@ -1,8 +1,6 @@
-"""Around every test: one thread for torch, and what the test leaves running is ended. The deadline
-is in pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
+"""Around every test: one thread for torch, and signals as a command finds them. The deadline is in
+pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
 
-import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
@@ -14,39 +12,17 @@ import pytest
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
 
-from helpers import TOY, run, run_here  # noqa: E402
+from helpers import ROOT, TOY, run, run_here  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
-if os.name == "posix":  # on Linux, an orphan, such as a rank without torchrun, becomes our child
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
-def children() -> set[int]:
-    """The processes that this one has started, and the orphans that those have left (Linux)."""
-    found = set()
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
-            found |= set(map(int, task.read_text().split()))
-    return found
-
 
 @pytest.fixture(autouse=True)
-def no_process_left():
-    others = children()
+def as_a_command_finds_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it
-    while left := children() - others:
-        for pid in left:
-            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            os.waitpid(pid, 0)
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -61,16 +37,18 @@ def processes(tmp_path_factory):
 
     def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
         file.write_text("")
-        started = []
-        for environment in environments:
-            given = (code, [str(a) for a in arguments], environment, file)
-            started.append(context.Process(target=run_here, args=given))
-            started[-1].start()
-        for process in started:
-            process.join()
+        given = [(code, [str(a) for a in arguments], e, file) for e in environments]
+        started = [context.Process(target=run_here, args=args) for args in given]
+        try:
+            for process in started:
+                process.start()
+            for process in started:
+                process.join()
+        finally:
+            for process in started:
+                process.kill()
         return [process.exitcode for process in started], file.read_text()
 
-    run_code("")  # starts the first before a test counts its processes
     return run_code
 
 

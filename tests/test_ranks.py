@@ -3,7 +3,6 @@
 import re
 import shutil
 import socket
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -26,14 +25,13 @@ code = train.main()
 {after}
 sys.exit(code)
 """
-PAIR = ("--micro_batch_size=2", "--recompute")
 
 
 @pytest.fixture(scope="module")
 def run_ranks(processes):
     """Runs the ranks to their end, and returns the errors."""
 
-    def run_ranks(config, out, *arguments, ranks=2, before="", after="", code=0) -> str:
+    def run_ranks(config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
         with socket.create_server(("localhost", 0)) as free:
             port = str(free.getsockname()[1])
         address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
@@ -41,7 +39,7 @@ def run_ranks(processes):
         script = SCRIPT.format(before=before, after=after)
         arguments = (config, f"--out_dir={out}", *arguments)
         ended, error = processes(script, *arguments, environments=environments)
-        assert ended == [code] * ranks, error
+        assert ended == (codes or [0] * ranks), error
         return error
 
     return run_ranks
@@ -64,59 +62,38 @@ train.Pruner.score = upside_down
 """
 
 
-@pytest.fixture(scope="module")
-def pair(run_ranks, toy, tmp_path_factory) -> Path:
+def test_two_ranks_train_like_one_and_prune_what_the_first_chose(
+    run_ranks, toy, undisturbed, tmp_path
+):
     """The scores of the second rank are wrong, so they must not count. No thread of gloo is left at
     the end: it might abort the process."""
-    out = tmp_path_factory.mktemp("pair") / "run"
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
     none = f"assert not os.path.exists('/proc/self/task') or 'gloo' not in str({threads})"
-    run_ranks(toy, out, *PAIR, before=UPSIDE_DOWN, after=none)
-    return out
-
-
-def test_two_ranks_train_like_one_and_prune_what_the_first_chose(undisturbed, pair):
-    a, b = events(undisturbed, "step"), events(pair, "step")
+    knobs = ("--micro_batch_size=2", "--recompute")
+    run_ranks(toy, tmp_path, *knobs, before=UPSIDE_DOWN, after=none)
+    a, b = events(undisturbed, "step"), events(tmp_path, "step")
     assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
-    assert len(events(pair, "done")) == 1
-    assert_close(undisturbed, pair)
+    assert len(events(tmp_path, "done")) == 1
+    assert_close(undisturbed, tmp_path)
 
 
 def test_ranks_that_prune_differently_are_stopped(run_ranks, toy, tmp_path):
     each_its_own = UPSIDE_DOWN + "Ranks.agree = lambda self, mask: mask"
-    error = run_ranks(toy, tmp_path, "--shorter=3", before=each_its_own, code=1)
+    error = run_ranks(toy, tmp_path, "--shorter=3", before=each_its_own, codes=[1, 1])
     assert "error: the ranks hold different weights" in error
     assert events(tmp_path, "step")[-1]["step"] == events(tmp_path, "prune")[0]["step"] - 1
 
 
-# As torchrun does, but its processes are forks: each would import torch for seconds
-TORCHRUN = """
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-def rank(save=train.Report.save_checkpoint):
-    def dies_once(self, step, *arguments):
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if step == 15 and os.environ["RANK"] == "1" and first:
-            os.kill(os.getpid(), 9)
-        save(self, step, *arguments)
-
-    train.Report.save_checkpoint = dies_once
-    sys.exit(train.main())
-
-once = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 1}
-once |= {"run_id": "toy", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-elastic_launch(LaunchConfig(**once, start_method="fork"), rank)()
+def test_where_a_rank_is_killed_the_other_stops(run_ranks, toy, tmp_path):
+    killed = """
+def save(self, step, *arguments, save=train.Report.save_checkpoint):
+    if step == 6 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    save(self, step, *arguments)
+train.Report.save_checkpoint = save
 """
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a fork is safe on Linux only")
-def test_a_killed_rank_stops_the_other_and_torchrun_starts_both_again(
-    processes, toy, pair, tmp_path
-):
-    ended, error = processes(TORCHRUN, toy, f"--out_dir={tmp_path}", *PAIR, "--resume")
-    assert ended == [0] and "error: another rank no longer answers; --resume goes on" in error
-    assert same_end(tmp_path, pair)
-    assert [e["resumed"] for e in events(tmp_path, "start")] == [False, True]
+    error = run_ranks(toy, tmp_path, "--shorter=3", before=killed, codes=[1, -9])
+    assert "error: another rank no longer answers; --resume goes on" in error
 
 
 SMALL_BUCKETS = """
@@ -155,7 +132,7 @@ def test_ranks_that_would_start_at_different_steps_are_stopped(run_ranks, toy, t
     """As on two machines whose out_dir is not the same disk."""
     assert run(toy, tmp_path / "run0", "--stop_after=1") == 0
     own_disk = "sys.argv[2] += os.environ['RANK']"
-    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, code=1)
+    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, codes=[1, 1])
     assert "error: step=1 on this rank, another elsewhere" in error
 
 

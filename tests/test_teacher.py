@@ -28,13 +28,13 @@ from tools.load import load_trained
 @pytest.fixture(scope="module")
 def taught(toy, undisturbed, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("taught") / "run"
-    assert run(toy, out, f"--teacher={undisturbed}") == 0
+    assert run(toy, out, f"--teacher={undisturbed}", "--shorter=3") == 0
     return out
 
 
 def lesson(toy, teacher: Path) -> tuple:
     """The config of a run with this teacher, the teacher, and the batch of the first step."""
-    c = load_config(str(toy), [f"--teacher={teacher}"])
+    c = load_config(str(toy), [f"--teacher={teacher}", "--shorter=3"])
     data = TokenDataset(c.data_dir, "train", c.context_length)
     return c, Teacher(c, data, torch.device("cpu")), *data.batch(1, c.batch_size, c.seed)
 
@@ -65,12 +65,12 @@ def test_a_taught_run_resumes_to_the_same_bytes_and_by_its_teacher_alone(
 ):
     """Wherever the teacher is by now."""
     moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
-    assert run(toy, out, f"--teacher={undisturbed}", "--stop_after=18") == 0
+    assert run(toy, out, f"--teacher={undisturbed}", "--shorter=3", "--stop_after=7") == 0
     for other in (taught, ""):
         words = f"teacher={other} is not the teacher that the run began with"
-        knobs = (f"--out_dir={out}", "--resume", f"--teacher={other}")
+        knobs = (f"--out_dir={out}", "--shorter=3", "--resume", f"--teacher={other}")
         refused(capsys, train.main, toy, *knobs, words=words)
-    assert run(toy, out, f"--teacher={moved}", "--resume") == 0
+    assert run(toy, out, f"--teacher={moved}", "--shorter=3", "--resume") == 0
     assert_close(out, taught, 0)
 
 
@@ -106,9 +106,9 @@ def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught, capsys)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         teacher.targets(x, y)
     flops = c.max_steps * counter.get_total_flops()
-    with_teacher, alone = (events(out, "done")[0]["flops"] for out in (taught, undisturbed))
-    assert with_teacher - alone == flops
-    assert not plan.main([str(toy), f"--teacher={undisturbed}", "--gpus=1"])
+    alone = make_plan(c, teacher.model.config.vocab_size).flops()
+    assert events(taught, "done")[0]["flops"] - alone == flops
+    assert not plan.main([str(toy), f"--teacher={undisturbed}", "--shorter=3", "--gpus=1"])
     table = rows(capsys.readouterr().out)
     planned = dict(zip(table["phase"], table["the run"]))["teacher FLOPs"]
     assert float(planned) == pytest.approx(flops, rel=0.01)
