@@ -1,16 +1,13 @@
 """Knobs: every shipped config makes a run, and what could not be one is refused in one line."""
 
-import json
 from dataclasses import fields, replace
 
 import pytest
 from helpers import refused
 
 from model import KINDS
-from run import UserError
 from run.config import Config
 from run.cost import flops_per_token, make_plan
-from run.hugging_face import read_shape
 from run.read_config import load_config
 from train import main
 
@@ -90,17 +87,6 @@ def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_pa
     monkeypatch.setenv("LOCAL_RANK", "0")
     words = "batch_size=32: must divide by the 3 ranks"
     refused(capsys, main, "configs/idea.py", f"--out_dir={tmp_path / 'out'}", words=words)
-
-
-def test_sizes_that_a_hugging_face_folder_leaves_out_are_those_of_llama(tmp_path):
-    llama = {"model_type": "llama", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32}
-    llama |= {"num_attention_heads": 4, "intermediate_size": 48}
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    shape = read_shape(tmp_path)
-    assert (shape.n_kv_head, shape.head_dim, shape.context_length) == (4, 8, 2048)
-    (tmp_path / "config.json").write_text(json.dumps(llama | {"hidden_size": "32"}))
-    with pytest.raises(UserError, match="config.json: "):
-        read_shape(tmp_path)
 
 
 def test_help_lists_every_knob_with_its_default(capsys):
