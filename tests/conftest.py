@@ -39,14 +39,10 @@ def processes(tmp_path_factory):
         file.write_text("")
         given = [(code, [str(a) for a in arguments], e, file) for e in environments]
         started = [context.Process(target=run_here, args=args) for args in given]
-        try:
-            for process in started:
-                process.start()
-            for process in started:
-                process.join()
-        finally:
-            for process in started:
-                process.kill()
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
         return [process.exitcode for process in started], file.read_text()
 
     return run_code
