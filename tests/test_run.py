@@ -62,6 +62,7 @@ def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypa
         write(self, line)
         if line["event"] == "step" and line["step"] == step - 1:  # heeded at the end of `step`
             signal.raise_signal(number)
+            assert signal.getsignal(number) == signal.SIG_DFL  # one more ends it at once
 
     with monkeypatch.context() as patched:
         patched.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
