@@ -63,23 +63,22 @@ def test_two_ranks_train_like_one_and_prune_what_the_first_chose(
     assert_close(undisturbed, tmp_path)
 
 
-def test_ranks_that_prune_differently_are_stopped(run_ranks, toy, tmp_path):
-    each_its_own = UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask"
-    error = run_ranks(toy, tmp_path, "--shorter=3", before=each_its_own, codes=[1, 1])
-    assert "error: the ranks hold different weights" in error
-    assert events(tmp_path, "step")[-1]["step"] == events(tmp_path, "prune")[0]["step"] - 1
+DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
+APART = [
+    (
+        "sys.argv.append('--seed=' + os.environ['RANK'])",
+        1,
+        "seed=0 on this rank, another elsewhere",
+    ),
+    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", 1, "hold different weights"),
+    (DEATH, 9, "another rank no longer answers; --resume goes on"),
+]
 
 
-def test_where_a_rank_is_killed_the_other_stops(run_ranks, toy, tmp_path):
-    killed = """
-def save(self, step, *arguments, save=train.Report.save_checkpoint):
-    if step == 6 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), 9)
-    save(self, step, *arguments)
-train.Report.save_checkpoint = save
-"""
-    error = run_ranks(toy, tmp_path, "--shorter=3", before=killed, codes=[1, -9])
-    assert "error: another rank no longer answers; --resume goes on" in error
+@pytest.mark.parametrize("before, code, words", APART)
+def test_ranks_that_part_are_stopped(before, code, words, run_ranks, toy, tmp_path):
+    error = run_ranks(toy, tmp_path, "--shorter=3", before=before, codes=[1, code])
+    assert words in error
 
 
 SMALL_BUCKETS = """
@@ -112,14 +111,6 @@ def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(
     assert run(toy, one, *knobs, "--resume") == 0
     assert_close(one, cut)
     assert {e["kind"] for e in events(one, "prune") if e["step"] > 7} == set(KINDS)
-
-
-def test_ranks_that_would_start_at_different_steps_are_stopped(run_ranks, toy, tmp_path):
-    """As on two machines whose out_dir is not the same disk."""
-    assert run(toy, tmp_path / "run0", "--stop_after=1") == 0
-    own_disk = "sys.argv[2] += os.environ['RANK']"
-    error = run_ranks(toy, tmp_path / "run", "--resume", before=own_disk, codes=[1, 1])
-    assert "error: step=1 on this rank, another elsewhere" in error
 
 
 def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(run_ranks, toy, tmp_path):
