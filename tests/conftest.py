@@ -52,12 +52,10 @@ def processes(tmp_path_factory):
 def toy(tmp_path_factory) -> Path:
     """A config file with its data: sentences that a small model can learn."""
     folder = tmp_path_factory.mktemp("toy")
-    texts = [f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines)
+    texts = (f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     prepare([folder / "text.jsonl"], "shipped", folder / "data")
-    knobs = TOY | {"data_dir": str(folder / "data")}
-    config = folder / "toy.py"
+    knobs, config = TOY | {"data_dir": str(folder / "data")}, folder / "toy.py"
     config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
     return config
 

