@@ -99,5 +99,4 @@ def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
     alone = make_plan(c, teacher.model.config.vocab_size).flops()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         teacher.targets(x, y)
-    expected = alone + c.max_steps * counter.get_total_flops()
-    assert events(taught, "done")[0]["flops"] == expected
+    assert events(taught, "done")[0]["flops"] == alone + c.max_steps * counter.get_total_flops()
