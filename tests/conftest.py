@@ -1,13 +1,10 @@
-"""Around every test: one thread for torch, and what the test leaves running is ended. The deadline
-is in pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
+"""Around every test: one thread for torch, and signals as a command finds them. The deadline is in
+pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
 
-import contextlib
-import ctypes
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,101 +12,38 @@ import pytest
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
 
-from helpers import ROOT, TOY, run  # noqa: E402
+from helpers import ROOT, TOY, run, run_here  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
-if os.name == "posix":  # on Linux, an orphan, such as a rank without torchrun, becomes our child
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
-def children() -> set[int]:
-    """The processes that this one has started, and the orphans that those have left (Linux)."""
-    found = set()
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
-            found |= set(map(int, task.read_text().split()))
-    return found
-
 
 @pytest.fixture(autouse=True)
-def no_process_left():
-    others = children()
+def as_a_command_finds_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it
-    while left := children() - others:
-        for pid in left:
-            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            os.waitpid(pid, 0)
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
-
-
-# Runs code in new processes, for each line of its input. They are forks of one that has imported
-# torch: that takes seconds
-FORKS = """
-import json, os, sys
-import torch._dynamo  # the first optimizer would import it
-import train
-for line in sys.stdin:
-    code, arguments, environments, output = json.loads(line)
-    pids = []
-    for environment in environments:
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            os.environ.update(environment)
-            sys.argv[1:] = arguments
-            for stream, file in zip((1, 2), output):
-                os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
-            exec(code)
-            sys.exit()
-    print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
-"""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
-def together(tmp_path_factory):
-    """Runs Python code, with arguments, in processes of their own that have imported train, one for
-    each dict of variables. Returns their exit codes, their output and their errors."""
-    files = [tmp_path_factory.mktemp("together") / name for name in ("stdout", "stderr")]
-    to_forks = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    forks = hasattr(os, "fork") and subprocess.Popen([sys.executable, "-c", FORKS], **to_forks)
+def processes(tmp_path_factory):
+    """Runs Python code, with arguments, in processes of their own, one for each dict of variables.
+    Returns their exit codes and their errors."""
+    file = tmp_path_factory.mktemp("processes") / "stderr"
+    # Forks of one that has imported torch: that takes seconds
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload(["train", "torch._dynamo"])
 
-    def in_forks(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
-        job = [code, arguments, environments, list(map(str, files))]
-        print(json.dumps(job), file=forks.stdin, flush=True)
-        return json.loads(forks.stdout.readline())
-
-    def in_new(code: str, arguments: list[str], environments: list[dict]) -> list[int]:
-        command = [sys.executable, "-c", "import os, sys, train\n" + code, *arguments]
-        with open(files[0], "a") as out, open(files[1], "a") as err:
-            to_files = {"stdout": out, "stderr": err, "cwd": ROOT}
-            new = [subprocess.Popen(command, env=os.environ | e, **to_files) for e in environments]
-            return [process.wait() for process in new]
-
-    def run_code(code: str, *arguments, environments: list[dict]) -> tuple[list[int], str, str]:
-        for file in files:
-            file.write_text("")
-        codes = (in_forks if forks else in_new)(code, list(map(str, arguments)), environments)
-        return codes, *(file.read_text() for file in files)
-
-    yield run_code
-    if forks:
-        forks.communicate()
-
-
-@pytest.fixture(scope="session")
-def forked(together):
-    """The same for one process."""
-
-    def run_code(code: str, *arguments) -> tuple[int, str, str]:
-        (ended,), output, error = together(code, *arguments, environments=[{}])
-        return ended, output, error
+    def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
+        file.write_text("")
+        given = [(code, [str(a) for a in arguments], e, file) for e in environments]
+        started = [context.Process(target=run_here, args=args) for args in given]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        return [process.exitcode for process in started], file.read_text()
 
     return run_code
 
@@ -118,12 +52,10 @@ def forked(together):
 def toy(tmp_path_factory) -> Path:
     """A config file with its data: sentences that a small model can learn."""
     folder = tmp_path_factory.mktemp("toy")
-    texts = [f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines)
+    texts = (f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     prepare([folder / "text.jsonl"], "shipped", folder / "data")
-    knobs = TOY | {"data_dir": str(folder / "data")}
-    config = folder / "toy.py"
+    knobs, config = TOY | {"data_dir": str(folder / "data")}, folder / "toy.py"
     config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
     return config
 

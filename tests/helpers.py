@@ -1,7 +1,9 @@
 """What several files of tests use; their fixtures are in conftest.py."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import train
@@ -21,6 +23,15 @@ TOY = {
 
 def run(config: Path, out: Path, *arguments: str) -> int:
     return train.main([str(config), f"--out_dir={out}", *arguments])
+
+
+def run_here(code: str, arguments: list[str], environment: dict, errors: Path) -> None:
+    """Run code in this new process, with its errors in a file, and no other output."""
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    for stream, file in ((1, os.devnull), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
+    exec(code, {"os": os, "sys": sys, "train": train})
 
 
 def events(out: Path, name: str) -> list[dict]:

@@ -1,16 +1,13 @@
 """Knobs: every shipped config makes a run, and what could not be one is refused in one line."""
 
-import json
 from dataclasses import fields, replace
 
 import pytest
 from helpers import refused
 
 from model import KINDS
-from run import UserError
 from run.config import Config
 from run.cost import flops_per_token, make_plan
-from run.hugging_face import read_shape
 from run.read_config import load_config
 from train import main
 
@@ -32,8 +29,7 @@ def test_every_config_loads_and_plans(name):
 
 
 def test_plan_counts_the_flops_of_every_step():
-    some = ["--n_layer_target=2", "--d_model_target=32", "--round_to=8"]
-    c = load("idea_attention", *some)
+    c = load("idea_attention", "--n_layer_target=2", "--d_model_target=32", "--round_to=8")
     plan, by_step = make_plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
         widths = {kind: plan.schedule.width(step, kind) for kind in KINDS}
@@ -41,12 +37,6 @@ def test_plan_counts_the_flops_of_every_step():
         by_step += c.batch_size * c.context_length * flops_per_token(shape)
         assert step % 50 or plan.flops(step) == by_step
     assert plan.flops() == by_step
-
-
-def test_command_line_overrides_the_file_with_the_type_of_the_knob():
-    c = load("idea", "--max_steps=700", "--learning_rate=1", "--resume", "--compile=off")
-    assert (c.max_steps, c.learning_rate, c.resume, c.compile) == (700, 1.0, True, "off")
-    assert load("idea", "--resume=false", "--out_dir=1e3").out_dir == "1e3"
 
 
 def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
@@ -59,18 +49,16 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
 
 BAD = [
     ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
-    ("--shorter=0", "shorter=0: must be"),
     ("--criterion=taylor", "criterion='taylor': must be one of sensitivity, "),
     ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
     ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
     ("--micro_batch_size=7", "micro_batch_size=7: must divide the 32"),
-    ("--max_steps=2 --warmup_steps=0", "max_steps=2: too few"),
+    ("--max_steps=ten", "max_steps='ten' is not of type int"),
     ("--context_length=1000000", "fewer than one window of context_length"),
-    ("--n_layer=9000000000000", "n_layer=.* must be at most 10000"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
     ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),
+    ("--shorter=0", "shorter=0: must be 1, 2, 3"),
     ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
-    ("--seed=100000000000000000000", "seed=.* less than 2\\^63"),
     ("--out_dir=README.md", "out_dir=README.md: cannot write there"),
 ]
 
@@ -85,35 +73,12 @@ def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path,
 
 def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RANK", "9")
-    for local_rank, said in (("0", "rank 9: error: shorter=0: must be 1, 2, 3, ...\n"), ("1", "")):
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
-        assert main(["configs/idea.py", "--shorter=0"]) == 2
-        assert capsys.readouterr().err == said
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    words = "batch_size=32: must divide by the 3 ranks"
-    refused(capsys, main, "configs/idea.py", f"--out_dir={tmp_path / 'out'}", words=words)
-
-
-LLAMA = {
-    "model_type": "llama", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32,
-    "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
-NO_MODEL = [
-    {"max_position_embeddings": 0}, {"rope_theta": float("nan")}, {"num_attention_heads": 0},
-    {"num_key_value_heads": -4}, {"hidden_size": "32"}, {"head_dim": 7}, {"rope_parameters": 3},
-]  # fmt: skip
-
-
-def test_sizes_that_no_model_has_are_refused_in_a_hugging_face_folder(tmp_path):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(LLAMA))
-    shape = read_shape(tmp_path)
-    assert (shape.n_kv_head, shape.head_dim, shape.context_length) == (4, 8, 2048)
-    for change in NO_MODEL:
-        config.write_text(json.dumps(LLAMA | change))
-        with pytest.raises(UserError, match="config.json: "):
-            read_shape(tmp_path)
+    said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
+    for local_rank, error in (("0", said), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main(["configs/idea.py", f"--out_dir={tmp_path / 'out'}"]) == 2
+        assert capsys.readouterr().err == error
 
 
 def test_help_lists_every_knob_with_its_default(capsys):

@@ -1,13 +1,10 @@
 """Whole runs of a toy: what a person gets from `python train.py CONFIG`."""
 
-import contextlib
-import io
 import math
 import re
 import shlex
 import shutil
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from helpers import TOY, events, refused, run, same_end
 
-import train as train_module
+import train
 from data.loader import TokenDataset
 from data.tokenizer import load_tokenizer
 from model import GPT, KINDS
-from run.checkpoint import load_checkpoint, load_model
+from run.checkpoint import load_checkpoint
 from run.folder import Folder
 from run.optimizer import Muon
-from run.ranks import Ranks
 
 
 def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
@@ -33,8 +29,6 @@ def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
     for kind, (first, last) in widths.items():
         assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
-    for key in (*widths, "params"):
-        assert all(a[key] >= b[key] for a, b in zip(steps, steps[1:]))
     last = events(undisturbed, "prune")[-1]
     assert events(undisturbed, "eval")[-1]["val_loss"] < last["loss_after"]
 
@@ -48,6 +42,7 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     (done,) = events(undisturbed, "done")
     assert done["flops"] == events(undisturbed, "start")[0]["planned_flops"]
     assert done["tokens"] == 30 * 8 * 16
+    assert done["params"] == events(undisturbed, "step")[-1]["params"]
     val = TokenDataset(toy.parent / "data", "val", 16)
     targets = torch.cat([y.flatten() for _, y in val.in_order(8, TOY["eval_tokens"])]).tolist()
     text = load_tokenizer("shipped").decode([t for t in targets if t != val.end_of_text])
@@ -57,41 +52,31 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
 
 
-@pytest.mark.parametrize(
-    "step, number, knob",
-    [
-        (7, signal.SIGTERM, "--criterion=sensitivity"),  # still enlarged
-        (11, signal.SIGINT, "--criterion=sensitivity"),  # scoring
-        (18, signal.SIGTERM, "--criterion=activation"),  # between two prunes
-        (18, signal.SIGTERM, "--optimizer=muon"),
-        (28, signal.SIGINT, "--dtype=bfloat16"),  # recovering
-    ],
-)
-def test_a_stop_saves_and_resume_is_bitwise(step, number, knob, toy, tmp_path, monkeypatch):
-    """After a real signal during `step`, and another one just after it."""
-    whole, out, write = tmp_path / "whole", tmp_path / "run", Folder.write
+def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
+    """After a real signal during a step, and another one just after it: while the model is still
+    enlarged, scoring, between two prunes, recovering."""
+    write, term, ctrl_c = Folder.write, signal.SIGTERM, signal.SIGINT
 
     def write_and_signal(self, line):
         write(self, line)
         if line["event"] == "step" and line["step"] == step - 1:  # heeded at the end of `step`
             signal.raise_signal(number)
+            assert signal.getsignal(number) == signal.SIG_DFL  # one more ends it at once
 
-    assert run(toy, whole, knob) == 0
     with monkeypatch.context() as patched:
         patched.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
         patched.setattr(Folder, "write", write_and_signal)
-        assert run(toy, out, knob) == 128 + number
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == step
-    assert run(toy, out, knob, "--resume") == 0
-    assert same_end(out, whole)
-    assert [e["step"] for e in events(out, "step")] == list(range(1, 31))
+        for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
+            assert run(toy, tmp_path, "--resume") == 128 + number
+            assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
+    assert run(toy, tmp_path, "--resume") == 0
+    assert same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(optimizer, toy, tmp_path):
-    """The first 14 steps, up to the first prune, again by hand."""
+def test_the_loop_updates_with_its_optimizers_and_scores_raw_gradients(toy, tmp_path):
+    """The first 14 steps, up to the first prune, again by hand. AdamW has what Muon does not."""
     knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
-    assert run(toy, tmp_path, f"--optimizer={optimizer}", "--stop_after=14", *knobs) == 0
+    assert run(toy, tmp_path, "--optimizer=muon", "--stop_after=14", *knobs) == 0
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     data = TokenDataset(state["config"]["data_dir"], "train", 16)
 
@@ -99,11 +84,9 @@ def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(optimizer,
     model = GPT(replace(state["model_config"], d_ff=32, n_kv_head=4))
     matrices = [p for name, p in model.blocks.named_parameters() if "norm" not in name]
     norms = [p for name, p in model.named_parameters() if "norm" in name]
-    decayed = [model.embed.weight] + matrices * (optimizer == "adamw")
-    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": norms, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
-    if optimizer == "muon":
-        optimizers += [Muon(matrices, 2e-2, weight_decay=0.3, dtype=torch.float32)]
+    groups = [{"params": [model.embed.weight]}, {"params": norms, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.3, fused=True)
+    optimizers = [adamw, Muon(matrices, 2e-2, weight_decay=0.3, dtype=torch.float32)]
     scores, clipped, ffn = 0.0, 0, model.blocks[1].ffn
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
@@ -114,11 +97,11 @@ def test_the_loop_updates_with_the_optimizer_and_scores_raw_gradients(optimizer,
         scores = 0.85 * scores + 0.15 * s.sqrt()
         clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
         cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)  # after a warm-up of 3 steps
-        for other in optimizers:
-            for group in other.param_groups:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = 2e-2 * (step / 3 if step < 3 else cosine)
-            other.step()
-            other.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
     assert clipped > 5
     for name, p in model.named_parameters():
         torch.testing.assert_close(state["model"][name], p.detach(), rtol=1e-4, atol=1e-5)
@@ -131,105 +114,68 @@ def test_muon_is_torchs(dtype, within):
     torch.manual_seed(1)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in [(24, 8), (8, 24), (16, 16)]]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    optimizers = [
-        Muon(ours, 0.1, 0.3, dtype),
-        torch.optim.Muon(theirs, 0.1, 0.3, adjust_lr_fn="match_rms_adamw"),
-    ]
+    optimizer = Muon(ours, 0.1, 0.3, dtype)
+    reference = torch.optim.Muon(theirs, 0.1, 0.3, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         before = [p.detach().clone() for p in theirs]
         for p, q in zip(ours, theirs):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
+            p.grad = q.grad = torch.randn_like(p)
+        optimizer.step()
+        reference.step()
         for p, q, old in zip(ours, theirs, before):
             assert (p - q).norm() < within * (q - old).norm()
             p.data.copy_(q)  # differences do not add up
 
 
-def test_validation_weighs_every_token_alike(undisturbed):
-    state = load_checkpoint(undisturbed / "checkpoint.pt")
-    data, model = TokenDataset(state["config"]["data_dir"], "val", 16), load_model(state)
-    losses = [F.cross_entropy(model(x)[0], y[0], reduction="none") for x, y in data.in_order(1)]
-    ranks = Ranks(torch.device("cpu"))
-    got = train_module.evaluate(model, data, 10**9, 8, contextlib.nullcontext, ranks)
-    assert len(losses[-1]) < 16 and sum(map(len, losses)) == data.tokens - 1
-    assert got == pytest.approx(torch.cat(losses).double().mean().item(), abs=1e-5)
-
-
 def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
     out = tmp_path / "my run"
-    for steps in (["--stop_after=7"], ["--resume", "--stop_after=15"]):
-        assert run(toy, out, *steps) == 0
-        last = capsys.readouterr().out.splitlines()[-1]
-        assert last.endswith(f"; python train.py '{out}' --resume goes on")
+    assert run(toy, out, "--shorter=3", "--stop_after=7") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"; python train.py '{out}' --resume goes on")
     for _ in range(2):  # where all is done, nothing is done again
-        assert train_module.main(shlex.split(last)[-4:-2]) == 0
+        assert train.main(shlex.split(last)[-4:-2]) == 0
     assert len(events(out, "done")) == 1
     end = capsys.readouterr().out.partition("\n\n")[2]
     assert f"python -m tools.sample '{out}'\n" in end and f"tools.plot '{out}'\n" in end
-    assert "; bigram baseline " in end and "train.py" not in end and "resume" not in end
-
-
-def test_no_name_ends_a_run_where_ascii_is_all_and_a_prune_has_a_bar(toy, tmp_path, monkeypatch):
-    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stdout)
-    assert run(toy, tmp_path / "größe") == 0
-    said = stdout.buffer.getvalue().decode("ascii")
-    assert r"gr\xf6\xdfe" in said
-    bars = re.findall(r"^prune +step \d+: d_ff \d+ -> \d+, loss .* ([#.]{16})$", said, re.M)
-    assert len(bars) == 4 and bars[-1] == "####............"
+    assert "train.py" not in end and "resume" not in end
 
 
 def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys):
-    knobs, moved = ["--seed=3", "--shorter=2"], tmp_path / "moved"
+    """And is refused there, unless told to go on as it was or to begin again."""
+    data, out = shutil.copytree(toy.with_name("data"), tmp_path / "data"), tmp_path / "moved"
+    knobs = ["--optimizer=muon", "--shorter=3", f"--data_dir={data}"]
     assert run(toy, tmp_path / "whole", *knobs) == 0
     assert run(toy, tmp_path / "first", *knobs, "--stop_after=7") == 0
-    (tmp_path / "first").rename(moved)
-    refused(capsys, train_module.main, moved, words=f"out_dir={moved}: holds a run; --resume goes")
-    assert train_module.main([str(moved), "--resume"]) == 0
-    assert same_end(moved, tmp_path / "whole") and not (tmp_path / "first").exists()
-    assert train_module.main([str(moved), "--overwrite"]) == 0
-    assert [e["resumed"] for e in events(moved, "start")] == [False]
+    (tmp_path / "first").rename(out)
+    log, same = (out / "log.jsonl").read_bytes(), (toy, f"--out_dir={out}", *knobs)
+    for command in ([out], same):
+        words = f"out_dir={out}: holds a run; --resume goes on .*--overwrite replaces it"
+        refused(capsys, train.main, *command, words=words)
+    words = "seed=1 there, 3 here, d_ff_target=8 there, 16 here"
+    refused(capsys, train.main, *same, "--resume", "--d_ff_target=16", "--seed=3", words=words)
+    meta = (data / "meta.json").read_bytes()
+    (data / "meta.json").write_bytes(meta + b"\n")
+    words = f"{out}/checkpoint.pt: data_dir={data} is not the data that the run began with"
+    refused(capsys, train.main, out, "--resume", words=words)
+    (data / "meta.json").write_bytes(meta)
+    assert (out / "log.jsonl").read_bytes() == log
+    assert train.main([str(out), "--resume"]) == 0
+    assert same_end(out, tmp_path / "whole") and not (tmp_path / "first").exists()
+    assert train.main([str(out), "--overwrite", "--stop_after=1"]) == 0
+    assert [e["resumed"] for e in events(out, "start")] == [False]
 
 
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
 def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, capsys):
-    """Such as a Hugging Face folder; nor a file that has the name of the lock, also by a link."""
-    out, lock, theirs = tmp_path / "out", tmp_path / "lock", '{"model_type": "llama"}'
-    out.mkdir()
-    for file in (lock, out / name):
-        file.write_text(theirs)
-    (out / "lock").symlink_to(lock)
-    refused(capsys, train_module.main, out, "--resume", words=f"{out}: not a run's folder")
+    """Such as a Hugging Face folder."""
+    theirs = '{"model_type": "llama"}'
+    (tmp_path / name).write_text(theirs)
+    resume = (tmp_path, "--resume")
+    refused(capsys, train.main, *resume, words=f"{tmp_path}: not a run's folder")
     for flag in ((), ("--resume",), ("--overwrite",)):
-        words = f"out_dir={out}: holds {name}, but no config.json of a run; choose another"
-        refused(capsys, train_module.main, toy, f"--out_dir={out}", *flag, words=words)
-    assert (out / name).read_text() == lock.read_text() == theirs
-
-
-def test_an_occupied_out_dir_is_refused_unless_overwritten(toy, undisturbed, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert run(toy, out, "--seed=2", "--stop_after=1") == 0
-    log = (out / "log.jsonl").read_text()
-    words = f"out_dir={out}: holds a run; --resume .*--overwrite"
-    refused(capsys, train_module.main, toy, f"--out_dir={out}", words=words)
-    assert (out / "log.jsonl").read_text() == log
-    assert run(toy, out, "--overwrite") == 0 and same_end(out, undisturbed)
-
-
-def test_resume_with_another_config_or_other_data_is_refused(toy, tmp_path, capsys):
-    out, data = tmp_path / "run", tmp_path / "data"
-    shutil.copytree(toy.parent / "data", data)
-    arguments = [toy, f"--out_dir={out}", f"--data_dir={data}"]
-    assert run(toy, out, arguments[2], "--stop_after=6") == 0
-    arguments += ["--resume"]
-    words = "seed=1 there, 3 here, d_ff_target=8 there, 16 here"
-    refused(capsys, train_module.main, *arguments, "--d_ff_target=16", "--seed=3", words=words)
-    (data / "meta.json").write_bytes((data / "meta.json").read_bytes() + b"\n")
-    words = f"{out}/checkpoint.pt: data_dir={data} is not the data that the run began with"
-    refused(capsys, train_module.main, *arguments, words=words)
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
+        words = f"out_dir={tmp_path}: holds {name}, but no config.json of a run; choose another"
+        refused(capsys, train.main, toy, f"--out_dir={tmp_path}", *flag, words=words)
+    assert (tmp_path / name).read_text() == theirs
 
 
 def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys):
@@ -248,36 +194,22 @@ def test_the_default_learns_as_much_as_it_did(tmp_path):
 
 
 def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
-    out = tmp_path / "run"
     knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
-    knobs += ["--d_model_target=0", "--n_layer_target=0"]
-    assert run(toy, out, *knobs, "--save_every=7") == 0
-    rates = {e["step"]: e["lr"] for e in events(out, "step")}
-    assert rates[12] == min(rates.values()) and rates[15] == max(rates.values()) == rates[3]
-    (event,) = events(out, "prune")
-    assert (event["step"], event["width_before"], event["width_after"]) == (13, 32, 8)
-    state = load_checkpoint(out / "checkpoint.pt")  # the last step is saved whatever the interval
-    assert {m["step"].item() for m in state["optimizer"].values()} == {30 - 12}
-
-
-def test_lower_precision_keeps_weights_moments_and_scores_in_float32(toy, undisturbed, tmp_path):
-    out = tmp_path / "run"
-    assert run(toy, out, "--dtype=bfloat16") == 0
-    state = load_checkpoint(out / "checkpoint.pt")
-    for tensors in (state["model"], state["scores"], *state["optimizer"].values()):
-        assert {t.dtype for t in tensors.values()} == {torch.float32}
-    losses, exact = ([e["loss"] for e in events(o, "step")] for o in (out, undisturbed))
-    assert losses == pytest.approx(exact, abs=0.05)
-    assert sum(a != b for a, b in zip(losses, exact)) > 20  # the products are in lower precision
+    knobs += ["--d_model_target=0", "--n_layer_target=0", "--stop_after=15"]
+    assert run(toy, tmp_path, *knobs) == 0
+    rates = {e["step"]: e["lr"] for e in events(tmp_path, "step")}
+    assert rates[12] < rates[11] and rates[13] == rates[1] and rates[15] == rates[3]
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert {m["step"].item() for m in state["optimizer"].values()} == {15 - 12}
 
 
 def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--learning_rate=1e-5", "--warmup_steps=0"]
-    knobs += ["--d_model_target=4", "--n_layer_target=1"]
+    knobs += ["--d_model_target=4", "--n_layer_target=1", "--shorter=3"]
     start = f"--init_from={undisturbed / 'checkpoint.pt'}"
-    assert run(toy, tmp_path / "run", start, *knobs) == 0
-    assert run(toy, tmp_path / "run", start + "-gone", *knobs, "--resume") == 0  # needed once only
-    first, last = events(tmp_path / "run", "step")[0], events(tmp_path / "run", "step")[-1]
+    assert run(toy, tmp_path, start, *knobs) == 0
+    assert run(toy, tmp_path, start + "-gone", *knobs, "--resume") == 0  # needed once only
+    first, *_, last = events(tmp_path, "step")
     assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
     assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
