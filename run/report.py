@@ -39,7 +39,7 @@ class Report:
     def say(self, text: str) -> None:
         """Print. If that fails (`| head -1`, a full disk), the run goes on, without what it would
         print later."""
-        if self.folder.main:
+        if self.folder.main and sys.stdout:  # it is None where it was closed
             encoding = sys.stdout.encoding or "utf-8"
             try:
                 print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
