@@ -210,7 +210,8 @@ def test_committed_tables_come_out_of_their_runs_byte_for_byte():
     made = (ROOT / "studies").rglob("table.md")
     tables = [path for path in made if path.with_name("runs.csv").exists()]
     for path in tables:
-        reference = "scratch_flops" if "challenge" in path.parts else "idea"
+        other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw"}
+        reference = other.get(path.parent.name, "idea")
         arms = read_csv(path.with_name("runs.csv"))
         assert results.table(arms, reference) == path.read_text(), path
     assert len(tables) > 3
