@@ -122,7 +122,7 @@ def make_schedule(c) -> Schedule:
         need(averaged <= c.max_steps, c, "score_beta", what)
     if c.lr_restart:
         need(bool(widths), c, "lr_restart", "restarts where pruning begins, and no target is set")
-        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # the shorter
+        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the two
     room = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
     need(c.warmup_steps < cosine_steps, c, "warmup_steps", room)
     return Schedule(

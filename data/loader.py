@@ -81,8 +81,9 @@ class TokenDataset:
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> Batch:
-        """The batch_size // world_size rows of this rank. Steps count from 1. In an epoch each
-        window comes once, in an order drawn from (seed, epoch)."""
+        """The batch_size // world_size rows of this rank: the rank-th part of what all ranks have,
+        which is the same for every world_size. Steps count from 1. In an epoch each window comes
+        once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
         rows = batch_size // world_size
         first = (step - 1) * batch_size + rank * rows

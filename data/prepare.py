@@ -91,8 +91,12 @@ def prepare(
                 what = "was begun with other arguments, or an input file has changed"
                 raise DataError(f"{part}: {what}; remove it to start anew")
             _make_pieces(tasks, settings)
-            counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
-            if skipped := sum(count["skipped"] for count in counts):
+            try:
+                counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
+                skipped = sum(count["skipped"] for count in counts)
+            except (ValueError, LookupError, TypeError):
+                raise DataError(f"{part}: is damaged; remove it to start anew") from None
+            if skipped:
                 print(f"skipped {skipped:,} documents without text", file=sys.stderr)
             (whole := part / "whole.tmp").mkdir()
             for split in SPLITS:
@@ -106,8 +110,6 @@ def prepare(
             for name, content in files.items():
                 (whole / name).write_bytes(content)
             os.rename(whole, out)
-    except (ValueError, LookupError) as error:
-        raise DataError(f"{part}: is damaged; remove it to start anew: {error!r}") from error
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import math
 import sys
 from pathlib import Path
@@ -57,10 +58,11 @@ def write(folder: Path, arms: Arms) -> None:
                 what = f"holds a run of {arm}, seed {seed}, that is not among these"
                 raise UserError(f"{folder}: {what}; name its arm as well, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [[row[key] for key in COLUMNS] for runs in arms.values() for row in runs.values()]
-    write_text(
-        folder / "runs.csv", "".join(",".join(map(str, row)) + "\n" for row in [COLUMNS, *rows])
-    )
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row for runs in arms.values() for row in runs.values())
+    write_text(folder / "runs.csv", file.getvalue())
 
 
 def t_test(differences: list[float]) -> float:
