@@ -8,11 +8,10 @@ optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot"
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Widths:
+class Widths(NamedTuple):
     """How many units of a kind there are."""
 
     enlarged: int  # before the first prune
@@ -20,25 +19,30 @@ class Widths:
     grid: int  # widths in between are multiples of this
 
 
-@dataclass(frozen=True)
 class Schedule:
-    max_steps: int
-    peak: float  # the highest learning rate
-    min_lr_fraction: float  # the last step has this fraction of the peak
-    warmup_steps: int
-    lr_restart: bool
-    # The steps at which the prune window opens and closes; None: never prune. Prunes come
-    # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot" it
-    # opens and closes at one step, with one prune. lr_restart restarts when it opens
-    window: tuple[int, int] | None
-    prune_every: int
-    score_steps: int  # for how many steps units are scored before the window opens
-    widths: dict[str, Widths]  # by kind of unit, of those that the run prunes
+    """What a run with the knobs `c` (run/config.py) does at each step. Raises ValueError, with the
+    knob to blame, where they make no schedule."""
+
+    def __init__(self, c):
+        self.c, self.max_steps = c, c.max_steps
+        self.widths = pruned_widths(c)  # by kind of unit, of those that the run prunes
+        # The steps at which the prune window opens and closes; None: never prune. Prunes come
+        # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot"
+        # it opens and closes at one step, with one prune. lr_restart restarts when it opens
+        self.window = prune_window(c) if self.widths else None
+        # Scores from earlier would hardly count: beta^score_steps is about e^-5, less than 1%
+        self.score_steps = math.ceil(5 / (1 - c.score_beta))
+        cosine = c.max_steps  # steps of the shorter one, if there are two
+        if c.lr_restart:
+            need(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
+            cosine = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
+        room = f"must be less than its cosine's {cosine} steps (max_steps={c.max_steps})"
+        need(c.warmup_steps < cosine, c, "warmup_steps", room)
 
     def learning_rate(self, step: int) -> float:
         """One linear warm-up and one cosine over the whole run. Naive has two: one before the
         window opens, and one from there on."""
-        if not self.lr_restart:
+        if not self.c.lr_restart:
             return self.warmup_then_cosine(step, self.max_steps)
         before = self.window[0] - 1
         if step <= before:
@@ -48,15 +52,15 @@ class Schedule:
     def warmup_then_cosine(self, step: int, steps: int) -> float:
         """Linear warm-up to the peak, then half a cosine, which reaches exactly min_lr_fraction of
         the peak at the last step. step: from 1 to `steps`."""
-        if step < self.warmup_steps:
-            return self.peak * step / self.warmup_steps
-        progress = (step - self.warmup_steps) / (steps - self.warmup_steps)
-        floor = self.min_lr_fraction * self.peak
-        return floor + (self.peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+        if step < self.c.warmup_steps:
+            return self.c.learning_rate * step / self.c.warmup_steps
+        progress = (step - self.c.warmup_steps) / (steps - self.c.warmup_steps)
+        floor = self.c.min_lr_fraction * self.c.learning_rate
+        return floor + (self.c.learning_rate - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def restarts(self, step: int) -> bool:
         """Whether a second warm-up and cosine begin with this step."""
-        return self.lr_restart and step == self.window[0]
+        return self.c.lr_restart and step == self.window[0]
 
     def width(self, step: int, kind: str) -> int:
         """How many units of this kind each group has during `step`.
@@ -65,18 +69,18 @@ class Schedule:
         window (Zhu & Gupta, 1710.01878): fast while many units are redundant, slow at the end.
         Between two prunes the width stays as it is. It is rounded up to the grid.
         """
-        enlarged, target = self.widths[kind].enlarged, self.widths[kind].target
-        if self.window is None or step < self.window[0]:
-            return enlarged
+        enlarged, target, grid = self.widths[kind]
         opens, closes = self.window
+        if step < opens:
+            return enlarged
         if step >= closes:
             return target
         # How long the window was open at the most recent prune
-        since_opening = (step - opens) // self.prune_every * self.prune_every
+        since_opening = (step - opens) // self.c.prune_every * self.c.prune_every
         progress = since_opening / (closes - opens)
         left = (1 - progress) ** 3
         exact = target + (enlarged - target) * left
-        on_grid = math.ceil(exact / self.widths[kind].grid) * self.widths[kind].grid
+        on_grid = math.ceil(exact / grid) * grid
         return min(enlarged, max(target, on_grid))  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:
@@ -86,16 +90,16 @@ class Schedule:
 
     def prune_steps(self) -> list[int]:
         """All steps with a prune. One that is due, but would change no width, does not come."""
-        if self.window is None:
+        if not self.window:
             return []
         opens, closes = self.window
-        due = [*range(opens, closes, self.prune_every), closes]
+        due = [*range(opens, closes, self.c.prune_every), closes]
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:
         """One of the three phases of IDEA Prune: enlarged, prune, recover. One-shot pruning has no
         phase "prune". A run that never prunes is in phase "train"."""
-        if self.window is None:
+        if not self.window:
             return "train"
         opens, closes = self.window
         return "enlarged" if step < opens else "prune" if step < closes else "recover"
@@ -103,43 +107,13 @@ class Schedule:
     def scoring(self, step: int) -> bool:
         """Whether units are scored in this step: from `score_steps` before the window opens to the
         step before the last prune."""
-        if self.window is None:
+        if not self.window:
             return False
         opens, closes = self.window
         return opens - self.score_steps <= step < closes
 
 
-def make_schedule(c) -> Schedule:
-    """The schedule of a run with these knobs (run/config.py).
-
-    Raises ValueError, with the knob to blame, where they make none.
-    """
-    widths, window, cosine_steps = pruned_widths(c), None, c.max_steps
-    if widths:
-        window = prune_window(c)
-        averaged = round(1 / (1 - c.score_beta))
-        what = f"averages over {averaged} steps, more than max_steps={c.max_steps}"
-        need(averaged <= c.max_steps, c, "score_beta", what)
-    if c.lr_restart:
-        need(bool(widths), c, "lr_restart", "restarts where pruning begins, and no target is set")
-        cosine_steps = min(window[0] - 1, c.max_steps - window[0] + 1)  # of the two
-    room = f"must be less than its cosine's {cosine_steps} steps (max_steps={c.max_steps})"
-    need(c.warmup_steps < cosine_steps, c, "warmup_steps", room)
-    return Schedule(
-        max_steps=c.max_steps,
-        peak=c.learning_rate,
-        min_lr_fraction=c.min_lr_fraction,
-        warmup_steps=c.warmup_steps,
-        lr_restart=c.lr_restart,
-        window=window,
-        prune_every=c.prune_every,
-        # Scores from before would hardly count: beta^score_steps is about e^-5, less than 1%
-        score_steps=math.ceil(5 / (1 - c.score_beta)),
-        widths=widths,
-    )
-
-
-def need(ok: bool, c, knob: str, remedy: str) -> None:
+def need(ok: object, c, knob: str, remedy: str) -> None:
     if not ok:
         raise ValueError(f"{knob}={getattr(c, knob)}: {remedy}")
 

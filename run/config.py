@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from model import KINDS, GPTConfig
 from prune import CRITERIA
 from run import UserError
-from schedule import make_schedule
+from schedule import Schedule
 
 
 @dataclass
@@ -121,7 +121,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     if not shape_known:
         return
     try:
-        schedule = make_schedule(c)
+        schedule = Schedule(c)
     except ValueError as error:
         raise UserError(str(error)) from error
     d_model = c.d_model_target or c.d_model

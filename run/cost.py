@@ -6,7 +6,7 @@ from functools import cached_property
 
 from model import GPTConfig
 from run.config import Config, enlarged_shape
-from schedule import Schedule, make_schedule
+from schedule import Schedule
 
 
 def block_matrices(shape: GPTConfig) -> list[tuple[int, int]]:
@@ -147,4 +147,4 @@ def make_plan(c: Config, vocab_size: int, teacher: GPTConfig | None = None) -> P
     """vocab_size: that of the data. teacher: its shape, for any context."""
     teacher = teacher and replace(teacher, context_length=c.context_length)
     tokens_per_step = c.batch_size * c.context_length
-    return Plan(make_schedule(c), tokens_per_step, enlarged_shape(c, vocab_size), teacher)
+    return Plan(Schedule(c), tokens_per_step, enlarged_shape(c, vocab_size), teacher)

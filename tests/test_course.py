@@ -7,6 +7,7 @@ from unittest.mock import patch
 from helpers import ROOT, events
 
 import prune
+import schedule
 import train
 
 PAGE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
@@ -45,8 +46,9 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
             command = command.replace(file, "changed.py")
         knobs = " --criterion=gradient_size" if "gradient_size" in diff else ""
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        with patch.dict(vars(module)):  # afterwards, all is as before
+        with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
             exec(text, vars(module))
+            patched.setattr("run.cost.Schedule", schedule.Schedule)
             assert run(command + knobs) != unchanged, f"changes nothing: {diff}"
     assert run(exercise) == unchanged
     assert {width for width, _ in run(enlarged)} == {unchanged[0][0]} != {unchanged[-1][0]}

@@ -6,22 +6,17 @@ from dataclasses import replace
 import pytest
 
 from run.config import Config
-from schedule import Schedule, Widths, make_schedule
+from schedule import Schedule, Widths
+
+C = Config(
+    max_steps=1000, learning_rate=4e-3, warmup_steps=50, prune_every=10, d_ff=512, d_ff_target=176,
+    n_kv_head=4, n_kv_head_target=2,
+)  # fmt: skip
+NEVER = {"d_ff_target": 0, "n_kv_head_target": 0}
 
 
 def make(**changes) -> Schedule:
-    knobs = {
-        "max_steps": 1000,
-        "peak": 4e-3,
-        "min_lr_fraction": 0.1,
-        "warmup_steps": 50,
-        "lr_restart": False,
-        "window": (501, 751),
-        "prune_every": 10,
-        "score_steps": 34,
-        "widths": {"d_ff": Widths(512, 176, 16), "n_kv_head": Widths(4, 2, 1)},
-    }
-    return Schedule(**knobs | changes)
+    return Schedule(replace(C, **changes))
 
 
 def test_one_cosine_never_rises_after_warmup_and_ends_on_the_floor():
@@ -40,7 +35,7 @@ def test_one_cosine_is_continuous_across_the_prune_window():
 
 
 def test_restart_gives_each_stage_its_own_warmup_and_cosine():
-    s = make(lr_restart=True, window=(501, 501))
+    s = make(lr_restart=True, prune_schedule="oneshot")
     assert s.learning_rate(500) == pytest.approx(4e-4)  # the first stage ends on its floor
     assert s.learning_rate(501) == pytest.approx(4e-3 / 50)
     assert s.learning_rate(550) == 4e-3
@@ -68,14 +63,14 @@ def test_the_target_is_met_where_the_interval_does_not_divide_the_window():
 
 
 def test_a_width_off_the_grid_is_kept_until_the_first_prune():
-    s = make(widths={"d_ff": Widths(500, 176, 16)})
+    s = make(d_ff=500)
     assert s.width(501, "d_ff") == 500
     assert s.width(511, "d_ff") <= 496
 
 
 def test_oneshot_falls_to_the_target_at_the_start_of_the_window():
-    s = make(window=(501, 501), widths={"d_ff": Widths(512, 170, 16)})
-    assert (s.width(500, "d_ff"), s.width(501, "d_ff")) == (512, 170)
+    s = make(prune_schedule="oneshot")
+    assert (s.width(500, "d_ff"), s.width(501, "d_ff")) == (512, 176)
     assert [step for step in range(1, 1001) if s.new_widths(step)] == [501]
 
 
@@ -88,7 +83,7 @@ def test_prunes_are_where_a_width_falls_and_lead_to_every_target():
         assert widths == {kind: s.width(step, kind) for kind in widths}
     assert widths == {"d_ff": 176, "n_kv_head": 2}
     assert s.prune_steps() == [step for step in range(1, 1001) if s.new_widths(step)]
-    assert make(window=None).prune_steps() == []
+    assert make(**NEVER).prune_steps() == []
 
 
 def test_a_curve_that_falls_as_the_window_opens_prunes_there(monkeypatch):
@@ -99,20 +94,19 @@ def test_a_curve_that_falls_as_the_window_opens_prunes_there(monkeypatch):
 
 
 def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
-    c = Config(d_ff_target=176, prune_start=0.1, prune_end=0.35)
-    assert (make_schedule(c).window, make_schedule(c).prune_steps()[0]) == ((101, 351), 121)
-    once = make_schedule(replace(c, prune_schedule="oneshot"))
+    early = {"prune_start": 0.1, "prune_end": 0.35, "prune_every": 20}
+    s, once = make(**early), make(**early, prune_schedule="oneshot", n_kv_head_target=0)
+    assert (s.window, s.prune_steps()[0]) == ((101, 351), 121)
     assert (once.window, once.prune_steps()) == ((101, 101), [101])
     assert once.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
     for knobs, word in (
         ({"d_ff_target": 513}, "d_ff_target"), ({"prune_end": 0.1}, "prune_end"),
-        ({"prune_start": 0.0}, "prune_start"), ({"score_beta": 0.9999}, "score_beta"),
-        ({"max_steps": 3, "score_beta": 0.0}, "max_steps"),
+        ({"prune_start": 0.0}, "prune_start"), ({"max_steps": 3}, "max_steps"),
         ({"lr_restart": True, "warmup_steps": 100}, "warmup_steps"),
-        ({"lr_restart": True, "d_ff_target": 0}, "lr_restart"),
+        (NEVER | {"lr_restart": True}, "lr_restart"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{word}="):
-            make_schedule(replace(c, **{"warmup_steps": 1} | knobs))
+            make(**early | {"warmup_steps": 1} | knobs)
 
 
 def test_phases_and_scoring_follow_the_window():
@@ -121,9 +115,8 @@ def test_phases_and_scoring_follow_the_window():
         "enlarged", "enlarged", "prune", "prune", "recover", "recover",
     ]  # fmt: skip
     assert [t for t in range(1, 1001) if s.scoring(t)] == list(range(501 - 34, 751))
-    once = make(window=(501, 501))
+    once = make(prune_schedule="oneshot")
     assert [t for t in range(1, 1001) if once.scoring(t)] == list(range(467, 501))
     assert once.phase(500) == "enlarged" and once.phase(501) == "recover"
-    never = make(window=None)
+    never = make(**NEVER)
     assert never.phase(700) == "train" and not any(map(never.scoring, range(1, 1001)))
-    assert never.width(1000, "d_ff") == 512
