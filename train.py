@@ -37,24 +37,6 @@ from run.stop import Stop
 from run.teacher import Teacher
 
 
-@torch.no_grad()
-def evaluate(
-    model: GPT, data: TokenDataset, max_tokens: int, batch_size: int, autocast, ranks: Ranks
-) -> float:
-    """Mean loss, in nats per token, over the first `max_tokens` tokens of a split."""
-    model.eval()
-    losses = []  # of a batch, and how many tokens it has
-    for i, (x, y) in enumerate(data.in_order(batch_size, max_tokens)):
-        if i % ranks.size == ranks.rank:  # the ranks share the batches out
-            with autocast():
-                loss = model(machine.send(x, ranks.device), machine.send(y, ranks.device))
-            losses.append((loss, y.numel()))
-    model.train()
-    nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
-    nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
-    return nats / tokens
-
-
 def train(c: Config) -> int:
     """Run a config, from the start or from its last checkpoint. Its files are in c.out_dir.
 
@@ -120,8 +102,20 @@ def train(c: Config) -> int:
     compiled = compiled and machine.keep_compiled(model, pass_of_nothing, ranks)
     forward = ranks.wrap(model, pass_of_nothing)  # for training: DDP, where there are several ranks
 
+    @torch.no_grad()
     def validate(max_tokens: int) -> float:
-        return evaluate(model, val, max_tokens, micro_batch_size, autocast, ranks)
+        """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
+        model.eval()
+        losses = []  # of a batch, and how many tokens it has
+        for i, (x, y) in enumerate(val.in_order(micro_batch_size, max_tokens)):
+            if i % ranks.size == ranks.rank:  # the ranks share the batches out
+                with autocast():
+                    loss = model(machine.send(x, device), machine.send(y, device))
+                losses.append((loss, y.numel()))
+        model.train()
+        nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
+        nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
+        return nats / tokens
 
     folder.open_log(c, done)  # a new run removes the files of an old one
     report = Report(c, plan, val, folder, done)
