@@ -81,7 +81,7 @@ class Schedule:
         left = (1 - progress) ** 3
         exact = target + (enlarged - target) * left
         on_grid = math.ceil(exact / grid) * grid
-        return min(enlarged, max(target, on_grid))  # enlarged itself may be off the grid
+        return min(enlarged, on_grid)  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:
         """Kind of unit -> new width, for each kind that is pruned just before this step."""

@@ -7,13 +7,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from helpers import events, refused
+from test_model import SHAPES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPTConfig
 from run.config import Config
-from run.cost import block_flops, flops_per_token, make_plan, memory_of, muon_flops
+from run.cost import block_flops, flops_per_token, make_plan, memory_of, muon_flops, n_parameters
 from run.read_config import load_config
 from tools import bench, plan
 
@@ -40,17 +41,19 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     assert sum(memory_of(c, shape, sequences).values()) == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_plan_counts_the_work_that_torch_counts_in_a_step(optimizer, recompute):
-    c = Config(batch_size=4, context_length=64, optimizer=optimizer, recompute=recompute)
-    step, counter = bench.Step(c, SHAPE, torch.device("cpu")), FlopCounterMode(display=False)
+def test_the_plan_counts_the_work_that_torch_counts_in_a_step(shape, optimizer, recompute):
+    c = Config(batch_size=4, context_length=12, optimizer=optimizer, recompute=recompute)
+    step, counter = bench.Step(c, shape, torch.device("cpu")), FlopCounterMode(display=False)
     # Compiled blocks compute all again. Eager ones stop before the last product, which none needs
     with sdpa_kernel(SDPBackend.MATH), set_checkpoint_early_stop(False), counter:
         step()
-    planned = 4 * 64 * (flops_per_token(SHAPE) + recompute * block_flops(SHAPE))
-    planned += muon_flops(SHAPE) if optimizer == "muon" else 0
+    planned = 4 * 12 * (flops_per_token(shape) + recompute * block_flops(shape))
+    planned += muon_flops(shape) if optimizer == "muon" else 0
     assert counter.get_total_flops() == planned
+    assert n_parameters(shape) == sum(p.numel() for p in step.model.parameters())
 
 
 def planned(capsys, config: str, *arguments: str) -> str:

@@ -72,6 +72,12 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     return path
 
 
+def refuse(words: str, source: Path, out: Path, **others) -> None:
+    """It is not prepared, and one line says why."""
+    with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
+        prepare([source], "shipped", out, **others)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -109,9 +115,7 @@ def small_tasks(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_documents_come_back_however_the_work_is_cut(
-    tmp_path, monkeypatch, small_tasks, pairs, dtype
-):
+def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_tasks, pairs, dtype):
     monkeypatch.setattr(data.prepare, "SHARD_TOKENS", 40)
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
@@ -164,9 +168,7 @@ BAD = [  # file, content, an argument, words of the message
 
 
 @pytest.mark.parametrize("name, content, argument, words", BAD)
-def test_what_cannot_be_prepared_is_one_line_and_no_folder(
-    tmp_path, monkeypatch, capsys, name, content, argument, words
-):
+def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content, argument, words):
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
@@ -188,8 +190,7 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
 def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     denied = PermissionError(13, "Permission denied", "locked")
     monkeypatch.setattr("os.scandir", Mock(side_effect=denied))  # root may read all folders
-    with pytest.raises(DataError, match=r"\A.*Permission denied.*locked.*\Z"):
-        prepare([tmp_path], "shipped", tmp_path / "out")
+    refuse("Permission denied.*locked", tmp_path, tmp_path / "out")
 
 
 def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
@@ -208,20 +209,13 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     for i, name in enumerate([tmp_path / "in", folder / "*.[pj]*"]):
         assert prepare([name], "shipped", tmp_path / f"out{i}", key="body") == expected
         assert "skipped 223 documents without text\n" in capsys.readouterr().err
-
-    def refuse(path: Path, words: str, key: str = "body") -> None:
-        with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
-            prepare([path], "shipped", tmp_path / "x", key=key)
-
-    refuse(folder / "a.parquet", "no column text; --key can be: id, body", "text")
+    refuse("no column text; --key can be: id, body", folder / "a.parquet", tmp_path / "x")
     for path in folder.glob("[ab].*"):
         path.write_bytes(path.read_bytes()[:-9])
-        refuse(path, "cannot be read to its end")
+        refuse("cannot be read to its end", path, tmp_path / "x", key="body")
 
 
-def test_stopped_anywhere_it_ends_in_the_same_bytes_and_repeats_nothing(
-    tmp_path, monkeypatch, small_tasks
-):
+def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, small_tasks):
     for i in range(4):
         write_jsonl(tmp_path / f"{i}.jsonl", [f"{i}: {j}" for j in range(12)])
     whole, out, done, stop = tmp_path / "whole", tmp_path / "out", [], 1
@@ -252,28 +246,22 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes_and_repeats_nothing(
 def test_pieces_of_other_files_and_damaged_ones_are_refused(tmp_path, monkeypatch, small_tasks):
     for name in "ab":
         write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
-
-    def refuse(words: str) -> None:
-        with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
-            prepare([tmp_path], "shipped", tmp_path / "out")
-
+    out = tmp_path / "out"
     with monkeypatch.context() as full:
         full.setattr(data.prepare, "_join", Mock(side_effect=OSError(28, "No space left")))
-        refuse("out: cannot be made: .*No space left")
+        refuse("out: cannot be made: .*No space left", tmp_path, out)
     before = (tmp_path / "b.jsonl").stat()
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
-    refuse("an input file has changed; remove it to start anew")
+    refuse("an input file has changed; remove it to start anew", tmp_path, out)
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
     (counts,) = (tmp_path / ".out.part").glob("00000_*/counts.json")
     counts.write_bytes(counts.read_bytes()[:9])
-    refuse("part: is damaged; remove it to start anew")
+    refuse("part: is damaged; remove it to start anew", tmp_path, out)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
-def test_a_worker_ends_with_the_main_process_and_the_same_command_goes_on(
-    tmp_path, small_tasks, number
-):
+def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, small_tasks, number):
     """In the middle of a file."""
     write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     os.mkfifo(tmp_path / "b.jsonl")
@@ -300,8 +288,8 @@ def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     monkeypatch.setattr(data.prepare, "WAIT", 0.1)
     (part := tmp_path / ".out.part").mkdir()
-    with FileLock(part / "lock"), pytest.raises(DataError, match=r"\A.*out: .*lock.*\Z"):
-        prepare([source], "shipped", tmp_path / "out")
+    with FileLock(part / "lock"):
+        refuse("out: .*lock", source, tmp_path / "out")
     prepare([source], "shipped", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
 
@@ -374,18 +362,15 @@ def test_in_order_predicts_every_token_but_a_shards_first_once(tmp_path):
         assert sum(y.numel() for _, y in dataset.in_order(4, max_tokens=cap)) == n
 
 
-DAMAGE = [  # file, content, words of the message
-    ("0.bin", bytes(100), "should have 2,000 bytes"),
-    ("0.bin", bytes(2000), "not what meta.json says"),
-    ("meta.json", b"{}", "damaged or of an older version"),
-]
-
-
-@pytest.mark.parametrize("file, content, words", DAMAGE)
-def test_damaged_or_older_data_is_refused_in_one_line(counting, file, content, words):
-    (counting.data_dir / file).write_bytes(content)
-    with pytest.raises(DataError, match=rf"\A.*{words}.*python -m data.prepare\Z"):
-        TokenDataset(counting.data_dir, "train", T)
+def test_damaged_or_older_data_is_refused_in_one_line(counting):
+    for file, content, words in (
+        ("0.bin", bytes(100), "should have 2,000 bytes"),
+        ("0.bin", bytes(2000), "not what meta.json says"),
+        ("meta.json", b"{}", "damaged or of an older version"),
+    ):
+        (counting.data_dir / file).write_bytes(content)
+        with pytest.raises(DataError, match=rf"\A.*{words}.*python -m data.prepare\Z"):
+            TokenDataset(counting.data_dir, "train", T)
 
 
 def test_what_is_found_while_reading_is_refused_before_the_model_sees_it(tmp_path):

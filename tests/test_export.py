@@ -189,16 +189,14 @@ def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
 
 def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(tmp_path, toy, capsys):
     wide = replace(BASE, vocab_size=V + 64, d_ff=64, rope_theta=500.0, norm_eps=0.1)
-    folder, out = exported(large(GPT(wide)), tmp_path / "hf"), tmp_path / "out"
+    folder, out = exported(GPT(wide), tmp_path / "hf"), tmp_path / "out"
     knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]
     words = "1088.*1024.*--round_vocab_to"
     refused(capsys, train.main, toy, f"--out_dir={out}", *knobs, words=words)
     assert not (out / "config.json").exists()
-    few = ["--stop_after=1", "--learning_rate=1e-9", "--warmup_steps=0", "--round_vocab_to=68"]
-    assert run(toy, out, *knobs, *few) == 0
-    state, before = load_checkpoint(out / "checkpoint.pt"), load_folder(folder)["model"]
-    assert state["model_config"] == replace(wide, context_length=16)
-    torch.testing.assert_close(state["model"], before, rtol=1e-3, atol=1e-3)
+    assert run(toy, out, *knobs, "--stop_after=1", "--round_vocab_to=68") == 0
+    shape = load_checkpoint(out / "checkpoint.pt")["model_config"]
+    assert shape == replace(wide, context_length=16)
 
 
 def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
@@ -234,6 +232,8 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
     vocab |= theirs["model"]["vocab"]
     assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
     assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
+    gpt2 = exported(GPT(OTHER), folder.with_name("a.gguf"), "gpt2")  # which has its own cut
+    assert read(gpt2)[0]["pre"] == "gpt-2"
     for line in (ROOT / "studies/gguf/measured.jsonl").read_text().splitlines():
         for text, ids in json.loads(line)["ids"]:  # by llama.cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
@@ -248,11 +248,6 @@ def test_llama_cpp_gives_our_ids_and_logits(model, file):
     llama.eval(ids[:32])
     ours = model(torch.tensor([ids[:32]]))[0, :, :V].detach()
     torch.testing.assert_close(torch.tensor(llama.scores[:32]), ours, rtol=1e-4, atol=1e-3)
-
-
-def test_gpt2_has_its_own_cut(tmp_path):
-    about = read(exported(GPT(OTHER), tmp_path / "a.gguf", "gpt2"))[0]
-    assert about["pre"] == "gpt-2"
 
 
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):

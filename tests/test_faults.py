@@ -134,9 +134,7 @@ def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, capsys)
             refused(capsys, train.main, toy, *knobs, words=f"{key}=.*: the run would write over it")
 
 
-def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
-    toy, undisturbed, tmp_path, monkeypatch, capsys
-):
+def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
     resource = pytest.importorskip("resource", reason="Windows limits no file's size")
     out, save = tmp_path / "run", report.write_checkpoint
 
@@ -163,20 +161,16 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_when_it_can(
 
 def test_without_its_standard_output_a_run_goes_on(processes, toy, tmp_path):
     """As before `| head`; closed, as Python finds it then; where ascii is all."""
-    for number, way in enumerate(
-        (
-            "r, w = os.pipe(); os.close(r); os.dup2(w, 1)",
-            "os.close(1); sys.stdout = None",
-            "sys.stdout.reconfigure(encoding='ascii')",
-        )
+    for way in (
+        "r, w = os.pipe(); os.close(r); os.dup2(w, 1)",
+        "os.close(1); sys.stdout = None",
+        "sys.stdout.reconfigure(encoding='ascii')",
     ):
-        arguments = (toy, f"--out_dir={tmp_path / 'größe'}{number}", "--stop_after=2")
+        arguments = (toy, f"--out_dir={tmp_path / 'größe'}", "--stop_after=2", "--overwrite")
         assert processes(f"{way}; sys.exit(train.main())", *arguments) == ([0], "")
 
 
-def test_a_second_run_in_a_folder_is_refused_from_the_first_moment(
-    toy, tmp_path, monkeypatch, capsys
-):
+def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, capsys):
     def build(shape):  # the first still builds its model
         monkeypatch.setattr(train, "GPT", GPT)
         second = (toy, f"--out_dir={tmp_path}", "--overwrite")

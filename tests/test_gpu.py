@@ -81,9 +81,7 @@ def test_a_step_takes_the_memory_that_was_planned(knobs):
 
 
 @on_a_gpu
-def test_under_torchrun_a_run_stops_and_resumes_to_the_end_of_one_on_the_cpu(
-    full_float32, toy, undisturbed, tmp_path
-):
+def test_under_torchrun_a_run_resumes_to_the_end_on_a_cpu(full_float32, toy, undisturbed, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ALL}"]
     command = [sys.executable, *launcher, "train.py", toy, f"--out_dir={tmp_path / 'run'}"]
     for more in ("--stop_after=16", "--resume"):

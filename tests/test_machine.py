@@ -44,9 +44,7 @@ def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop
 
 
 @pytest.mark.parametrize("fails", ["here", "on another rank"])
-def test_where_the_first_compiled_pass_fails_the_run_is_an_eager_one(
-    fails, toy, undisturbed, tmp_path, monkeypatch, capsys
-):
+def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, monkeypatch, capsys):
     def means(self, *own, means=train.Ranks.means) -> list[float]:
         return [0.5] if len(own) == 1 and fails == "on another rank" else means(self, *own)
 
@@ -61,9 +59,7 @@ def test_where_the_first_compiled_pass_fails_the_run_is_an_eager_one(
     assert_close(tmp_path, undisturbed, 0)
 
 
-def test_a_card_that_this_torch_has_no_kernels_for_is_named_before_anything_is_read(
-    laptop, tmp_path, monkeypatch, capsys
-):
+def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, capsys):
     laptop()
     no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
     monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))

@@ -11,7 +11,7 @@ import torch
 from test_model import large
 
 from model import GPT, KINDS, GPTConfig
-from prune import Pruner, choose, slice_group
+from prune import Pruner, slice_group
 
 CONFIG = GPTConfig(
     vocab_size=40, context_length=10, n_layer=2, d_model=16, head_dim=4, queries_per_kv=2,
@@ -53,9 +53,8 @@ def update(model, optimizer, seed):
 def check_optimizer(model, optimizer):
     """It holds each parameter once and no other, and its state has their shapes."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(held) == len(set(held)) and set(held) == set(model.parameters()) >= set(
-        optimizer.state
-    )
+    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
+    assert set(optimizer.state) <= set(held)
     for p, state in optimizer.state.items():
         assert all(x.dim() == 0 or x.shape == p.shape for x in state.values())
 
@@ -96,6 +95,9 @@ def test_a_sliced_model_and_its_steps_equal_those_of_a_masked_one(make_optimizer
         keep = some_of(group.width)
         dead |= mask_units(masked, group, keep)
         slice_group(model, [optimizer], group, keep)
+        if group.name.startswith("blocks.0."):
+            with pytest.raises(AssertionError, match="layers of different widths"):
+                print(model.config)
     check_optimizer(model, optimizer)
     x, _ = batch(1)
     torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-12)
@@ -184,14 +186,6 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
         torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-12)
 
 
-def test_layers_of_different_widths_are_noticed():
-    model, optimizer = make()
-    group = of_kind(model, "d_ff")[0]
-    slice_group(model, [optimizer], group, some_of(group.width))
-    with pytest.raises(AssertionError, match="different widths"):
-        print(model.config)
-
-
 def by_removal(model, kind, value):
     """Group name -> for each unit, the root of what all value(w, grad)^2 sum to less without it."""
     squares = {name: value(p, p.grad).square() for name, p in model.named_parameters()}
@@ -225,23 +219,15 @@ def test_scores_of_the_kinds_to_prune_are_what_the_weights_of_a_unit_sum_to(kind
         torch.testing.assert_close(judge.scores, by_removal(model, kind, value))
 
 
-def test_choose_keeps_the_best_and_ties_go_to_the_lower_index():
-    mask = choose(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0]), 3)
-    assert mask.tolist() == [False, True, True, True, False, False]
-
-
-def test_a_prune_cuts_scores_along_and_says_which_units_went_and_why():
+def test_a_prune_says_which_units_went_and_why():
     model, optimizer = make()
-    update(model, optimizer, 0)
     judge = pruner("sensitivity")
-    judge.scores = {g.name: torch.arange(float(g.width)).flip(0) for g in model.groups()}
-    cuts = judge.prune(model, [optimizer], "d_ff", 4)
-    assert cuts["removed"] == [list(range(4, 24))] * 2
-    quartiles = [i / 4 * 23 for i in range(5)]  # of all units, the removed ones too
+    pairs = torch.arange(24.0).flip(0) // 2  # 11, 11, 10, 10, ...: ties go to the lower index
+    judge.scores = {group.name: pairs for group in of_kind(model, "d_ff")}
+    cuts = judge.prune(model, [optimizer], "d_ff", 5)
+    assert cuts["removed"] == [list(range(5, 24))] * 2
+    quartiles = [i / 4 * 11 for i in range(5)]  # of all units, the removed ones too
     assert cuts["scores"] == [pytest.approx(quartiles)] * 2
-    assert judge.scores["blocks.1.d_ff"].tolist() == [23.0, 22.0, 21.0, 20.0]
-    assert judge.prune(model, [optimizer], "n_kv_head", 1)["removed"] == [[1, 2, 3]] * 2
-    assert (model.config.d_ff, model.config.n_kv_head) == (4, 1)
 
 
 def test_random_is_one_number_per_unit_that_the_seed_decides():

@@ -15,22 +15,17 @@ from model import KINDS
 from run.checkpoint import load_checkpoint
 
 
-@pytest.fixture(scope="module")
-def run_ranks(processes):
+def run_ranks(processes, config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
     """Runs the ranks to their end, with code before and after, and returns the errors."""
-
-    def run_ranks(config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
-        with socket.create_server(("localhost", 0)) as free:
-            port = str(free.getsockname()[1])
-        address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        environments = [address | {"RANK": str(rank)} for rank in range(ranks)]
-        script = f"{before}\ncode = train.main()\n{after}\nsys.exit(code)"
-        given = (script, config, f"--out_dir={out}", *arguments)
-        ended, error = processes(*given, environments=environments)
-        assert ended == (codes or [0] * ranks), error
-        return error
-
-    return run_ranks
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    environments = [address | {"RANK": str(rank)} for rank in range(ranks)]
+    script = f"{before}\ncode = train.main()\n{after}\nsys.exit(code)"
+    given = (script, config, f"--out_dir={out}", *arguments)
+    ended, error = processes(*given, environments=environments)
+    assert ended == (codes or [0] * ranks), error
+    return error
 
 
 def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
@@ -50,39 +45,34 @@ train.Pruner.score = upside_down
 """
 
 
-def test_two_ranks_train_like_one_and_prune_what_the_first_chose(
-    run_ranks, toy, undisturbed, tmp_path
-):
+def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
     """The scores of the second rank are wrong, so they must not count. No thread of gloo is left at
     the end: it might abort the process."""
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
     none = f"assert not os.path.exists('/proc/self/task') or 'gloo' not in str({threads})"
     knobs = ("--micro_batch_size=2", "--recompute")
-    run_ranks(toy, tmp_path, *knobs, before=UPSIDE_DOWN, after=none)
+    run_ranks(processes, toy, tmp_path, *knobs, before=UPSIDE_DOWN, after=none)
     a, b = events(undisturbed, "step"), events(tmp_path, "step")
     assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
     assert_close(undisturbed, tmp_path)
 
 
+SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
 DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
 APART = [
-    (
-        "sys.argv.append('--seed=' + os.environ['RANK'])",
-        1,
-        "seed=0 on this rank, another elsewhere",
-    ),
+    (SEEDS, 1, "seed=0 on this rank, another elsewhere"),
     (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", 1, "hold different weights"),
     (DEATH, 9, "another rank no longer answers; --resume goes on"),
 ]
 
 
 @pytest.mark.parametrize("before, code, words", APART)
-def test_ranks_that_part_are_stopped(before, code, words, run_ranks, toy, tmp_path):
-    error = run_ranks(toy, tmp_path, "--shorter=3", before=before, codes=[1, code])
+def test_ranks_that_part_are_stopped(before, code, words, processes, toy, tmp_path):
+    error = run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=[1, code])
     assert words in error
 
 
-def test_a_rank_that_never_answers_is_noticed_at_the_start(run_ranks, toy, tmp_path):
+def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
     """As where GPUs see each other, and cannot talk."""
     silent = f"""
 import datetime, run.ranks, time
@@ -100,15 +90,13 @@ if os.environ["RANK"] == "0":
 else:
     run.ranks.dist.all_reduce = wait_for_its_end
 """
-    error = run_ranks(toy, tmp_path / "run", before=silent, codes=[1, 0])
+    error = run_ranks(processes, toy, tmp_path / "run", before=silent, codes=[1, 0])
     assert "error: found the other ranks, but a first sum with them failed" in error
     assert "NCCL_P2P_DISABLE=1" in error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_torchrun_starts_killed_ranks_again_and_they_end_in_the_same_bytes(
-    run_ranks, toy, tmp_path
-):
+def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, toy, tmp_path):
     (script := tmp_path / "script.py").write_text("""
 import os, sys
 sys.path.insert(0, os.getcwd())
@@ -124,7 +112,7 @@ sys.exit(train.main())
     launcher += ["--nproc_per_node=2", "--max-restarts=2", script, toy]
     out, whole = tmp_path / "out", tmp_path / "whole"
     subprocess.run([*launcher, f"--out_dir={out}", "--resume"], check=True)
-    run_ranks(toy, whole)
+    run_ranks(processes, toy, whole)
     assert same_end(out, whole)
     assert [e["resumed"] for e in events(out, "start")] == [False, True]
 
@@ -140,9 +128,7 @@ run.ranks.DistributedDataParallel = wrap
 """
 
 
-def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(
-    run_ranks, toy, undisturbed, tmp_path
-):
+def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
     """With two, the order of a sum cannot differ. One rank alone goes on to the same end, but for
     rounding. All of them learn from a teacher."""
     knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute"]
@@ -151,17 +137,17 @@ def test_three_ranks_stopped_between_prunes_end_in_the_same_bytes(
     several = f"assert len({sizes}) >= 4"
     ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
     whole, cut, one = (tmp_path / name for name in ("whole", "cut", "one"))
-    run_ranks(toy, whole, *knobs, **ranks)
-    run_ranks(toy, cut, *knobs, "--stop_after=7", **ranks)
+    run_ranks(processes, toy, whole, *knobs, **ranks)
+    run_ranks(processes, toy, cut, *knobs, "--stop_after=7", **ranks)
     shutil.copytree(cut, one)
-    run_ranks(toy, cut, *knobs, "--resume", **ranks)
+    run_ranks(processes, toy, cut, *knobs, "--resume", **ranks)
     assert same_end(cut, whole)
     assert run(toy, one, *knobs, "--resume") == 0
     assert_close(one, cut)
     assert {e["kind"] for e in events(one, "prune") if e["step"] > 7} == set(KINDS)
 
 
-def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(run_ranks, toy, tmp_path):
+def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, toy, tmp_path):
     """One makes it, and the others wait. None leaves before the first has saved: after a signal,
     torchrun would end that in the middle of its save."""
     data, out = tmp_path / "data", tmp_path / "run"
@@ -176,7 +162,7 @@ report.write_checkpoint = slow
 """
     saved = f"assert os.path.exists({str(out / 'checkpoint.pt')!r})"
     knobs = (f"--data_dir={data}", "--stop_after=1")
-    run_ranks(toy, out, *knobs, ranks=4, before=before, after=saved)
+    run_ranks(processes, toy, out, *knobs, ranks=4, before=before, after=saved)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
 
 

@@ -1,4 +1,5 @@
-"""The commands of the README, run as they stand there, but shorter; what pages quote and link."""
+"""The commands of the README, run as they stand there, but shorter; what pages quote and link; the
+scripts and arms of the studies."""
 
 import importlib
 import lzma
@@ -11,10 +12,15 @@ import pytest
 from helpers import ROOT
 
 import train
+from run.read_config import load_config
+from tools.compare import read_arms
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb"]
+STUDIES = [*ROOT.glob("studies/**/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb", *STUDIES]
+SCRIPTS = sorted(ROOT.glob("studies/**/*.py"))
+ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(), re.M)]
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 # A word of a command: what is added to it
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}
@@ -50,7 +56,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     assert len(COMMANDS) > 10
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for line, file in re.findall(r"\| `([^`]+)` \| `([\w/]+\.py)` \|$", text, re.M):
@@ -62,3 +68,15 @@ def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
             heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads]
             assert part in slugs, f"{path}#{part}"
+    for file in re.findall(r"(?<!:)(?:configs|studies)/[\w/.]+\.py", text):  # not of COMMIT:PATH
+        assert page not in STUDIES or (ROOT / file).exists(), file
+
+
+def test_every_script_of_a_study_imports():
+    for path in [path for path in SCRIPTS if path not in ARMS]:
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_every_arm_of_a_study_is_a_config_that_train_takes():
+    arms = [arm for path in ARMS for arm in read_arms(str(path)).values()]
+    assert len(arms) > 60 and all(load_config(*arm) for arm in arms)

@@ -14,7 +14,6 @@ from helpers import TOY, events, refused, run, same_end
 
 import train
 from data.loader import TokenDataset
-from data.tokenizer import load_tokenizer
 from model import GPT, KINDS
 from run.checkpoint import load_checkpoint
 from run.folder import Folder
@@ -23,7 +22,6 @@ from run.optimizer import Muon
 
 def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
     steps = events(undisturbed, "step")
-    assert [e["step"] for e in steps] == list(range(1, 31))
     assert [e["phase"] for e in steps] == ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
     widths = {"d_ff": (32, 8), "n_kv_head": (4, 1), "d_model": (16, 8), "n_layer": (4, 2)}
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
@@ -44,17 +42,14 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     assert done["tokens"] == 30 * 8 * 16
     assert done["params"] == events(undisturbed, "step")[-1]["params"]
     val = TokenDataset(toy.parent / "data", "val", 16)
-    targets = torch.cat([y.flatten() for _, y in val.in_order(8, TOY["eval_tokens"])]).tolist()
-    text = load_tokenizer("shipped").decode([t for t in targets if t != val.end_of_text])
-    assert len(targets) == 496 < val.tokens - 1  # whole windows
-    nats_per_byte = done["val_loss"] * len(targets) / len(text)
-    assert done["val_bpb"] == pytest.approx(nats_per_byte / math.log(2))
+    bits = done["val_loss"] / math.log(2) / val.bytes_per_target(TOY["eval_tokens"])
+    assert done["val_bpb"] == pytest.approx(bits)
     assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
 
 
 def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
     """After a real signal during a step, and another one just after it: while the model is still
-    enlarged, scoring, between two prunes, recovering."""
+    enlarged, scoring, between two prunes, recovering. Recomputed activations change no bit."""
     write, term, ctrl_c = Folder.write, signal.SIGTERM, signal.SIGINT
 
     def write_and_signal(self, line):
@@ -67,7 +62,7 @@ def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypa
         patched.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
         patched.setattr(Folder, "write", write_and_signal)
         for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
-            assert run(toy, tmp_path, "--resume") == 128 + number
+            assert run(toy, tmp_path, "--resume", "--recompute") == 128 + number
             assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
     assert run(toy, tmp_path, "--resume") == 0
     assert same_end(tmp_path, undisturbed)
@@ -193,12 +188,9 @@ def test_the_default_learns_as_much_as_it_did(tmp_path):
     assert done["val_loss"] == pytest.approx(3.972, abs=0.05)
 
 
-def test_naive_restarts_rate_and_moments_at_its_prune(toy, tmp_path):
-    knobs = ["--prune_schedule=oneshot", "--lr_restart", "--n_kv_head_target=0"]
-    knobs += ["--d_model_target=0", "--n_layer_target=0", "--stop_after=15"]
+def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path):
+    knobs = ("--prune_schedule=oneshot", "--lr_restart", "--stop_after=15")
     assert run(toy, tmp_path, *knobs) == 0
-    rates = {e["step"]: e["lr"] for e in events(tmp_path, "step")}
-    assert rates[12] < rates[11] and rates[13] == rates[1] and rates[15] == rates[3]
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert {m["step"].item() for m in state["optimizer"].values()} == {15 - 12}
 

@@ -37,9 +37,7 @@ def lesson(toy, teacher: Path) -> tuple:
     return c, Teacher(c, data, torch.device("cpu")), *data.batch(1, c.batch_size, c.seed)
 
 
-def test_a_run_learns_from_the_tokens_and_the_teacher_and_is_validated_on_tokens_alone(
-    toy, undisturbed, taught
-):
+def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undisturbed, taught):
     c, teacher, x, y = lesson(toy, undisturbed)
     torch.manual_seed(c.seed)
     model = GPT(make_plan(c, teacher.model.config.vocab_size).enlarged)  # before the first step
@@ -58,9 +56,7 @@ def test_a_run_learns_from_the_tokens_and_the_teacher_and_is_validated_on_tokens
     assert events(taught, "done")[0]["val_loss"] == pytest.approx(nats / tokens, abs=1e-5)
 
 
-def test_a_taught_run_resumes_to_the_same_bytes_and_by_its_teacher_alone(
-    toy, taught, undisturbed, tmp_path, capsys
-):
+def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, capsys):
     """Wherever the teacher is by now."""
     moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
     assert run(toy, out, f"--teacher={undisturbed}", SHORT, "--stop_after=7") == 0
@@ -80,9 +76,7 @@ def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, tmp_path):
     assert theirs.digest == ours.digest
 
 
-def test_a_teacher_that_is_gone_or_has_another_vocabulary_or_tokenizer_is_refused(
-    toy, undisturbed, tmp_path, capsys
-):
+def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, capsys):
     gone, other = tmp_path / "gone", tmp_path / "other.pt"  # which has as many tokens
     torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "another"}, other)
     for teacher, knob, words in (
