@@ -171,7 +171,7 @@ class GPT(nn.Module):
     @property
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
-        widths = {(group.kind, group.width) for group in self.groups()}  # one pair a kind, or:
+        widths = {(group.kind, group.width) for group in self.groups()}  # one for each kind
         assert len(widths) == len(KINDS), "layers of different widths"
         return replace(self.initial_config, **dict(widths))
 

@@ -5,7 +5,7 @@ names the list of blocks. So what scores, chooses and slices does not know what 
 Read from top to bottom: score, choose, slice, then the Pruner, which does all three.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
@@ -36,14 +36,14 @@ CRITERIA = (*ELEMENTWISE, "random")
 
 
 def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
-    """Sum a tensor of the shape of a group's weight over the slice of each unit: (width,)."""
+    """Sum x, of the shape of one of the group's weights, over the slice of each unit: (width,)."""
     x = x.sum(1 - dim) if x.dim() == 2 else x  # (x.shape[dim],)
     return x.view(width, -1).sum(1)
 
 
 def unit_scores(model: GPT, group: UnitGroup, criterion: str) -> Tensor:
-    """(width,): for each unit the L2 norm of the importances of its weights. (IDEA Prune,
-    2503.05920; the norm is from its published reviews.)"""
+    """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune,
+    2503.05920; that it is this norm, its published reviews say)."""
 
     def squares(p: nn.Parameter) -> Tensor:
         return ELEMENTWISE[criterion](p, p.grad).square()
@@ -105,6 +105,7 @@ def drop_blocks(
     blocks = model.get_submodule(group.name)
     removed = (~keep).nonzero().squeeze(1).tolist()
     within = tuple(f"{group.name}.{i}." for i in removed)
+    # Names, before the cut, of the groups that stay; groups() keeps their order
     left = [g.name for g in model.groups() if not g.name.startswith(within)]
     gone = {p for i in removed for p in blocks[i].parameters()}
     for optimizer in optimizers:
@@ -114,7 +115,6 @@ def drop_blocks(
             del optimizer.state[p]
     for i in reversed(removed):
         del blocks[i]
-    # groups() lists those that are left in the same order before and after
     return dict(zip(left, (g.name for g in model.groups())))
 
 
@@ -122,19 +122,12 @@ class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
     kinds: the kinds of unit that the run prunes. agree: gives every rank the mask of the first one,
-    so that all prune the same units. Raises ValueError for an unknown criterion.
+    so that all prune the same units.
     """
 
     def __init__(
-        self,
-        criterion: str,
-        beta: float,
-        kinds: Iterable[str],
-        seed: int,
-        agree: Callable[[Tensor], Tensor] = lambda mask: mask,
+        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, agree=lambda mask: mask
     ):
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion {criterion!r}: must be one of {', '.join(CRITERIA)}")
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
@@ -147,13 +140,11 @@ class Pruner:
         ranks, before it is clipped: clipping scales it by a different factor each time. `random`
         draws one number for each unit, once.
         """
-        for group in model.groups():
-            if group.kind not in self.kinds:
-                continue
-            if self.criterion in ELEMENTWISE:
+        for group in [group for group in model.groups() if group.kind in self.kinds]:
+            if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
                 average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # from 0: all too small, by one factor
+                average.lerp_(s, 1 - self.beta)  # from 0: all too small, by the same factor
             elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)

@@ -30,21 +30,19 @@ class Schedule:
         # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot"
         # it opens and closes at one step, with one prune. lr_restart restarts when it opens
         self.window = prune_window(c) if self.widths else None
-        # Scores from earlier would hardly count: beta^score_steps is about e^-5, less than 1%
+        # Scoring begins so many steps before: an older score would weigh beta^score_steps, e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
-        cosine = c.max_steps  # steps of the shorter one, if there are two
+        shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:
             need(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
-            cosine = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
-        room = f"must be less than its cosine's {cosine} steps (max_steps={c.max_steps})"
-        need(c.warmup_steps < cosine, c, "warmup_steps", room)
+            shortest = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
+        advice = f"must be less than its cosine's {shortest} steps (max_steps={c.max_steps})"
+        need(c.warmup_steps < shortest, c, "warmup_steps", advice)
 
     def learning_rate(self, step: int) -> float:
         """One linear warm-up and one cosine over the whole run. Naive has two: one before the
         window opens, and one from there on."""
-        if not self.c.lr_restart:
-            return self.warmup_then_cosine(step, self.max_steps)
-        before = self.window[0] - 1
+        before = self.window[0] - 1 if self.c.lr_restart else 0
         if step <= before:
             return self.warmup_then_cosine(step, before)
         return self.warmup_then_cosine(step - before, self.max_steps - before)
@@ -80,8 +78,7 @@ class Schedule:
         progress = since_opening / (closes - opens)
         left = (1 - progress) ** 3
         exact = target + (enlarged - target) * left
-        on_grid = math.ceil(exact / grid) * grid
-        return min(enlarged, on_grid)  # enlarged itself may be off the grid
+        return min(enlarged, math.ceil(exact / grid) * grid)  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:
         """Kind of unit -> new width, for each kind that is pruned just before this step."""
@@ -142,7 +139,7 @@ def prune_window(c) -> tuple[int, int]:
     need(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
     opens = round(c.prune_start * c.max_steps) + 1
     closes = opens if oneshot else round(c.prune_end * c.max_steps) + 1
-    room = 1 < opens <= closes <= c.max_steps and (oneshot or opens < closes)
+    fits = 1 < opens <= closes <= c.max_steps and (oneshot or opens < closes)
     window = f"prune_start={c.prune_start}" + ("" if oneshot else f" to prune_end={c.prune_end}")
-    need(room, c, "max_steps", f"too few for the window from {window}")
+    need(fits, c, "max_steps", f"too few for the window from {window}")
     return opens, closes

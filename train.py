@@ -25,13 +25,12 @@ from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
 from run.checkpoint import load_model, load_optimizers, load_start
-from run.config import Config, micro_batch
-from run.cost import make_plan
+from run.config import Config, load_config, micro_batch
+from run.cost import Plan
 from run.errors import print_error
 from run.folder import Folder
 from run.optimizer import make_optimizers
-from run.ranks import Ranks, leave_ranks
-from run.read_config import load_config
+from run.ranks import Ranks
 from run.report import Report
 from run.stop import Stop
 from run.teacher import Teacher
@@ -57,19 +56,19 @@ def train(c: Config) -> int:
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
     folder = Folder(c.out_dir, ranks, data, teacher)  # locks out_dir
-    if folder.resumes(c):  # --resume, and a checkpoint is there
+    if folder.resumes(c):  # --resume, and a checkpoint is there. Raises if it may not write there
         c, saved = folder.load(c)
     elif c.init_from:
         c, saved = load_start(c, data.vocab_size)  # weights alone, at step 0; c takes their shape
     else:  # also with --resume, where nothing was saved
         saved = None
-    done = saved["step"] if saved else 0  # how many steps were taken
-    ranks.check_start(c, done, folder.digests)  # all do the same run; now rank 0 may write
+    steps_done = saved["step"] if saved else 0
+    ranks.check_start(c, steps_done, folder.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
-    plan = make_plan(c, data.vocab_size, teacher.model.config if teacher else None)
+    plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
-    if done == 0:
+    if steps_done == 0:  # later the model may be narrower, and it has fitted before
         machine.check_memory(c, plan, device, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
@@ -93,12 +92,14 @@ def train(c: Config) -> int:
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def pass_of_nothing(forward: torch.nn.Module) -> None:
-        """Forward and backward, where all gradients are 0: for torch.compile and several GPUs."""
+        """One pass with all gradients 0, before any step counts: torch.compile compiles in it, and
+        DDP orders its buckets."""
         tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
         with autocast():
             loss = forward(tokens, tokens)
         (0 * loss).backward()
 
+    # Compiles here; False if that fails on any rank
     compiled = compiled and machine.keep_compiled(model, pass_of_nothing, ranks)
     forward = ranks.wrap(model, pass_of_nothing)  # for training: DDP, where there are several ranks
 
@@ -117,15 +118,15 @@ def train(c: Config) -> int:
         nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
         return nats / tokens
 
-    folder.open_log(c, done)  # a new run removes the files of an old one
-    report = Report(c, plan, val, folder, done)
-    report.print_plan(done, data, machine.describe(device, ranks.size, c.dtype, compiled))
+    folder.open_log(c, steps_done)  # a new run removes the files of an old one
+    report = Report(c, plan, val, folder, steps_done)
+    report.print_plan(steps_done, data, machine.describe(device, ranks.size, c.dtype, compiled))
 
     # The loop. Steps count from 1
-    step = done  # the loop may have no step
+    step = steps_done  # of a run that resumes after its last step, which has no loop
     last = c.stop_after or c.max_steps
     val_loss, stopping = None, 0.0
-    for step in range(done + 1, last + 1):
+    for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # only with lr_restart: a fresh optimizer, a second cosine
@@ -152,7 +153,7 @@ def train(c: Config) -> int:
         micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
         loss = torch.zeros((), device=device)
         for i, (inputs, targets) in enumerate(micro_batches, 1):
-            forward.require_backward_grad_sync = i == len(micro_batches)  # read by DDP alone
+            forward.require_backward_grad_sync = i == len(micro_batches)  # DDP averages then
             with autocast():
                 if teacher:
                     targets = teacher.targets(inputs, targets)
@@ -161,9 +162,9 @@ def train(c: Config) -> int:
             loss += micro_loss.detach()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
-        # Check: only finite gradients may reach the weights. A signal to one rank stops all
-        # stopping: above 0 if any rank got a signal. The CPU waits for the GPU here
-        loss, grad_norm, stopping = ranks.means(loss, norm, stop.signal > 0)
+        # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
+        # a signal: then all stop. Here the CPU waits for the GPU
+        loss, grad_norm, stopping = ranks.means(loss, norm, float(stop.signal > 0))
         if not math.isfinite(loss + grad_norm):
             raise report.diverged(step, loss, grad_norm, lr)
 
@@ -216,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return print_error(error, c)  # raises it again if it is a bug
     finally:
-        leave_ranks()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What any training run needs; nothing of the method.
 
-config, read_config: the knobs. cost: FLOPs and memory. optimizer: AdamW and Muon. machine: device,
+config: the knobs. cost: FLOPs and memory. optimizer: AdamW and Muon. machine: device,
 precision, compiling. ranks: several processes. folder, checkpoint, files: what lies on the disk.
 hugging_face: their folders. teacher: a second model. report: what is printed and logged. stop:
 signals. errors: one line for a person.
@@ -16,8 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 class UserError(Exception):
     """One line for a person: what is wrong, where, what to do. `code` is the exit code: 2 for bad
-    input, found before anything was written; 1 for what went wrong later.
-    """
+    input, found before anything was written; 1 for what went wrong later."""
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(message)

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from model import GPT, GPTConfig
 from prune import Optimizers
@@ -27,12 +26,7 @@ NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
 def write_checkpoint(
-    c: Config,
-    step: int,
-    model: GPT,
-    optimizers: Optimizers,
-    scores: dict[str, Tensor],
-    digests: dict[str, str],
+    c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
     of the data needs nothing (data/loader.py). digests: of `data`, of its `tokenizer` and of the
@@ -139,9 +133,8 @@ def load_model(saved: dict) -> GPT:
 
 def load_optimizers(optimizers: Optimizers, model: GPT, saved: dict) -> None:
     """Give the optimizers what a checkpoint holds of each parameter, by name."""
-    name_of, state = {p: name for name, p in model.named_parameters()}, saved["optimizer"]
+    name_of = {p: name for name, p in model.named_parameters()}
     for optimizer in optimizers:
-        held = [p for group in optimizer.param_groups for p in group["params"]]  # as torch counts
-        moments = {i: state[name_of[p]] for i, p in enumerate(held) if name_of[p] in state}
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for p in [p for group in optimizer.param_groups for p in group["params"]]:
+            moments = saved["optimizer"].get(name_of[p], {})
+            optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}

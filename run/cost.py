@@ -1,8 +1,8 @@
 """What a run costs, known before step 1: parameters, FLOPs, memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from itertools import pairwise
 
 from model import GPTConfig
 from run.config import Config, enlarged_shape
@@ -57,8 +57,7 @@ def memory_of(
     """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
     one micro batch it is less, by the size of the gradients at most. With dtype "auto", products
     are in bfloat16. Muon's own products are left out: they matter only where batches are tiny. On a
-    CPU, bfloat16 takes more: attention is written out there (model.py).
-    """
+    CPU, bfloat16 takes more: attention is written out there (model.py)."""
     lower, n = c.dtype != "float32", n_parameters(shape)
     e = 2 if lower else 4  # bytes of a number in the matrix products
     tokens = sequences * shape.context_length
@@ -98,14 +97,15 @@ def knobs_that_fit(
     return ""
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
+    """What a run with the knobs `c` will do. vocab_size: that of the data. teacher: its shape, for
+    any context."""
 
-    schedule: Schedule
-    tokens_per_step: int
-    enlarged: GPTConfig
-    teacher: GPTConfig | None = None
+    def __init__(self, c: Config, vocab_size: int, teacher: GPTConfig | None = None):
+        self.schedule, self.enlarged = Schedule(c), enlarged_shape(c, vocab_size)
+        self.tokens_per_step = c.batch_size * c.context_length
+        self.teacher = teacher and replace(teacher, context_length=c.context_length)
+        self.starts = [1, *self.schedule.prune_steps()]  # the steps from which each shape holds
 
     def shape(self, step: int) -> GPTConfig:
         """The shape of the model during `step`."""
@@ -116,18 +116,11 @@ class Plan:
     def final(self) -> GPTConfig:
         return self.shape(self.schedule.max_steps)
 
-    @cached_property
-    def starts(self) -> list[int]:
-        """The steps from which each shape holds, 1 the first. Every line of the log needs them."""
-        return [1, *self.schedule.prune_steps()]
-
     def total(self, of_step: Callable[[GPTConfig], int], steps: int | None = None) -> int:
         """of_step(shape) summed over the first `steps` steps, or the whole run."""
         last = self.schedule.max_steps if steps is None else steps
-        starts, total = [start for start in self.starts if start <= max(last, 1)], 0
-        for start, after in zip(starts, [*starts[1:], last + 1]):
-            total += (after - start) * of_step(self.shape(start))
-        return total
+        edges = [*(start for start in self.starts if start <= last), last + 1]
+        return sum((end - start) * of_step(self.shape(start)) for start, end in pairwise(edges))
 
     @property
     def teacher_flops(self) -> int:
@@ -141,10 +134,3 @@ class Plan:
     def flops(self, steps: int | None = None) -> int:
         """FLOPs of the first `steps` steps, or of the whole run."""
         return self.total(self.token_flops, steps) * self.tokens_per_step
-
-
-def make_plan(c: Config, vocab_size: int, teacher: GPTConfig | None = None) -> Plan:
-    """vocab_size: that of the data. teacher: its shape, for any context."""
-    teacher = teacher and replace(teacher, context_length=c.context_length)
-    tokens_per_step = c.batch_size * c.context_length
-    return Plan(Schedule(c), tokens_per_step, enlarged_shape(c, vocab_size), teacher)

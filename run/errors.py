@@ -21,8 +21,7 @@ def out_of_memory(error: Exception) -> bool:
 
 def print_error(error: Exception, c: Config | None) -> int:
     """Print an error in one line, and return the exit code. A bug is raised again. c: None while
-    the config is read, when all ranks of a machine have the same error; then one of them speaks.
-    """
+    the config is read, when all ranks of a machine have the same error; then one of them speaks."""
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
     lost = isinstance(error, dist.DistError) or "gloo" in line  # which has no class of its own

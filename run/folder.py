@@ -87,7 +87,7 @@ class Folder:
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
             raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
-        for what, knob in (("data", "data_dir"), ("tokenizer", "data_dir"), ("teacher", "teacher")):
+        for what, knob in (("data", "data_dir"), ("teacher", "teacher")):
             if saved.get(what) != self.digests[what]:
                 other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
                 raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
@@ -103,8 +103,7 @@ class Folder:
             for name in (NAME, PREVIOUS, "log.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
-        events = read_log(self.path) if step else []
-        kept = [e for e in events if e["step"] <= step and e["event"] != "done"]
+        kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
         self.seconds = kept[-1]["seconds"] if kept else 0.0
         write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
         self.file = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115

@@ -7,8 +7,6 @@ and writes the files: safetensors only, and never code from a folder.
 import json
 from pathlib import Path
 
-from torch import Tensor
-
 from model import GPTConfig
 from run import UserError
 
@@ -67,13 +65,6 @@ def llama_config(shape: GPTConfig):
     return config
 
 
-def to_llama(shape: GPTConfig, weights: dict[str, Tensor]):
-    """The same model as a LlamaForCausalLM. weights: float32, under our names."""
-    llama = need_transformers().LlamaForCausalLM(llama_config(shape))
-    llama.load_state_dict({theirs: weights[ours] for ours, theirs in weight_names(shape).items()})
-    return llama
-
-
 def load_folder(folder: Path) -> dict:
     """`model_config` and `model` of a folder, as checkpoint.load_model takes them. Weights keep
     their type, 16 or 32 bits. Raises UserError for what is missing, damaged or not supported."""
@@ -84,7 +75,7 @@ def load_folder(folder: Path) -> dict:
             use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
-        raise UserError(f"{folder}: cannot be read, or is damaged: {one_line(error)}") from error
+        raise UserError(f"{folder}: cannot be read, or is damaged: {error}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
@@ -119,9 +110,5 @@ def read_shape(folder: Path) -> GPTConfig:
             raise ValueError(f"no model has these sizes: {sizes}")
         return GPTConfig(**sizes)
     except Exception as error:  # whatever a foreign file leads to
-        what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
+        what = f"has no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: {what}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

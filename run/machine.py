@@ -75,8 +75,7 @@ def send(x: Tensor, device: torch.device) -> Tensor:
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
     """Refuse what cannot fit into the free memory of the GPU, or the memory of the machine, even if
-    a compiled model keeps only half of the activations that `memory_of` counts. Raises UserError.
-    """
+    a compiled model keeps half of the activations that `memory_of` counts. Raises UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:
@@ -109,8 +108,7 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
     """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
     takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
     where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
-    on Windows, where the compiler that Inductor calls is seldom installed.
-    """
+    on Windows, where the compiler that Inductor calls is seldom installed."""
     long = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
     pays = device.type == "cuda" or (device.type == "cpu" and long)
     return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")

@@ -14,15 +14,12 @@ STACK = 2**26  # numbers that Muon orthogonalizes together, at most: 256 MiB in 
 
 def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
-    matrices have weight decay. dtype: of Muon's products.
-    """
-    in_blocks = set(model.blocks.parameters()) if c.optimizer == "muon" else set()
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    by_muon = [p for p in matrices if p in in_blocks]
-    by_adamw = [p for p in matrices if p not in in_blocks]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+    matrices have weight decay. dtype: of Muon's products."""
+    by_muon = [p for p in model.blocks.parameters() if p.dim() >= 2 and c.optimizer == "muon"]
+    others = [p for p in model.parameters() if p not in set(by_muon)]
+    matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
-    groups = [{"params": by_adamw, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
     return [Muon(by_muon, lr, decay, dtype), adamw] if by_muon else [adamw]
 

@@ -1,11 +1,9 @@
 """The processes that train together, and how they agree."""
 
 import datetime
-import hashlib
 import os
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -60,9 +58,7 @@ class Ranks:
     def agree(self, mask: Tensor) -> Tensor:
         """Overwrite the mask with that of rank 0."""
         if self.launched:
-            byte = mask.byte()
-            dist.broadcast(byte, src=0)
-            mask.copy_(byte)
+            dist.broadcast(mask, src=0)
         return mask
 
     def mean(self, x: Tensor) -> Tensor:
@@ -75,9 +71,8 @@ class Ranks:
 
     def means(self, *numbers: Tensor | float) -> list[float]:
         """The average of each number over the ranks, with one wait for the device."""
-        full = partial(torch.full, (), dtype=torch.float32, device=self.device)
-        x = torch.stack([n if isinstance(n, Tensor) else full(n) for n in numbers])
-        return self.mean(x).tolist()
+        x = [n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers]
+        return self.mean(torch.stack(x)).tolist()
 
     def wrap(self, model: nn.Module, first_pass: Callable[[nn.Module], None]) -> nn.Module:
         """The model; under torchrun, in a DistributedDataParallel, whose backward pass averages the
@@ -92,7 +87,7 @@ class Ranks:
         if not self.launched:
             return model
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
-        if not self.alike(torch.stack(bits)).all():
+        if self.differ(torch.stack(bits).tolist()):
             way = "--resume goes on from the last checkpoint"
             cause = "Should it happen again, a GPU or the network may be faulty"
             raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
@@ -111,27 +106,18 @@ class Ranks:
         model.zero_grad(set_to_none=False)
         return wrapped
 
-    def alike(self, x: Tensor) -> Tensor:
-        """For each of some integers, whether it is the same on all ranks."""
-        lowest, highest = x.clone(), x.clone()
+    def differ(self, x: list) -> list:
+        """The entries of x that are not the same on all ranks. Waits for all of them."""
+        everyone = [x] * self.size
         if self.launched:
-            dist.all_reduce(lowest, dist.ReduceOp.MIN)
-            dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return lowest == highest
+            dist.all_gather_object(everyone, x)
+        return [mine for mine, *others in zip(x, *everyone) if others != [mine] * self.size]
 
     def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
-        """Raises UserError where the ranks would not do the same run. Waits for all of them.
-        steps: done before. digests: of the data, its tokenizer and the teacher."""
+        """Raises UserError where the ranks would not do the same run. steps: done before. digests:
+        of the data, its tokenizer and the teacher."""
         settings = {"step": steps} | digests  # paths may have other names on each machine
         settings |= {key: value for key, value in vars(c).items() if key not in PATHS}
-        hashes = [hashlib.sha256(repr(x).encode()).digest()[:7] for x in settings.values()]
-        numbers = torch.tensor([int.from_bytes(x, "big") for x in hashes], device=self.device)
-        for (name, value), same in zip(settings.items(), self.alike(numbers).tolist()):
-            if not same:
-                way = "give all of them one command, and out_dir, data and teacher that they share"
-                raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
-
-
-def leave_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        for name, value in self.differ(list(settings.items())):
+            way = "give all of them one command, and out_dir, data and teacher that they share"
+            raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)

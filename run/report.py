@@ -27,8 +27,7 @@ def compact(n: float) -> str:
 
 class Report:
     """Prints, and writes to the log, what happens in a run that goes on after `step`. Ranks other
-    than the first stay silent.
-    """
+    than the first stay silent."""
 
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
@@ -93,9 +92,7 @@ class Report:
         was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
         losses = {"loss_before": before, "loss_after": after}
         self.write("prune", step, kind=kind, width_before=was, width_after=now, **losses, **record)
-        line = f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}"
-        bar = "#" * round(16 * now / self.plan.schedule.widths[kind].enlarged)
-        self.say(f"{line:<62} {bar:.<16}")
+        self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
         (first, began), now = self.speed_from, time.perf_counter()

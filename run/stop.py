@@ -12,8 +12,7 @@ GRACE = 0.5  # seconds
 class Stop:
     """From now on a signal asks for a stop at the step's end; a second one ends the process at
     once. `signal`: the number of the first; 0 before it. What comes within GRACE of the first
-    counts as the first: a terminal and torchrun may each send a signal for one and the same stop.
-    """
+    counts as the first: a terminal and torchrun may each send a signal for the same stop."""
 
     def __init__(self):
         self.signal = 0

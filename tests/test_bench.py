@@ -13,9 +13,8 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPTConfig
-from run.config import Config
-from run.cost import block_flops, flops_per_token, make_plan, memory_of, muon_flops, n_parameters
-from run.read_config import load_config
+from run.config import Config, load_config
+from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
 from tools import bench, plan
 
 SHAPE = GPTConfig(
@@ -86,7 +85,7 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
 
 def test_the_plan_is_for_the_run_that_train_would_make(toy, undisturbed, capsys):
     text = planned(capsys, "configs/idea.py", "--gpus=1")
-    idea = make_plan(load_config("configs/idea.py"), 1024)
+    idea = Plan(load_config("configs/idea.py"), 1024)
     steps = re.search(r"max_steps=(\d+)", text)[1]
     per_step = flops_per_token(idea.final) * 32 * 128
     assert abs(int(steps) * per_step - idea.flops()) < per_step
@@ -107,7 +106,7 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     table = {what: cells[0] for what, cells in rows(said).items()}
     peak, memory = map(int, re.findall(r"(\d+) MiB", table["peak memory"]))
     assert abs(peak - memory) <= 1
-    toy_plan = make_plan(load_config(str(toy)), 1024)
+    toy_plan = Plan(load_config(str(toy)), 1024)
     fewer = 1 - flops_per_token(toy_plan.final) / flops_per_token(toy_plan.shape(1))
     assert f"{fewer:.0%} fewer FLOPs" in table["the final shape"] and "compiled step" in table
     assert error.count("\n") == 1 and "no compiler" in error

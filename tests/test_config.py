@@ -5,9 +5,8 @@ from dataclasses import fields
 import pytest
 from helpers import refused
 
-from run.config import Config
-from run.cost import flops_per_token, make_plan
-from run.read_config import load_config
+from run.config import Config, load_config
+from run.cost import Plan, flops_per_token
 from train import main
 
 
@@ -23,7 +22,7 @@ def test_configs_of_other_sizes_load(name):
 
 def test_plan_counts_the_flops_of_every_step():
     c = load("idea_attention", "--n_layer_target=2", "--d_model_target=32", "--round_to=8")
-    plan, by_step = make_plan(c, 1024), 0
+    plan, by_step = Plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
         by_step += c.batch_size * c.context_length * flops_per_token(plan.shape(step))
         assert step % 50 or plan.flops(step) == by_step

@@ -52,7 +52,7 @@ ABOUT = {
 
 
 def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
-    export.export(Trained(model, load_tokenizer("shipped"), tokenizer, V, V - 1, {}), to)
+    export.export(Trained(model, load_tokenizer("shipped"), tokenizer), to)
     return to
 
 
@@ -253,7 +253,7 @@ def test_llama_cpp_gives_our_ids_and_logits(model, file):
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
     to, foreign = tmp_path / "run.gguf", Mock(spec=FolderTokenizer)
     with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
-        export.export(Trained(GPT(OTHER), foreign, "a folder", V, V - 1, {}), to)
+        export.export(Trained(GPT(OTHER), foreign, "a folder"), to)
     with monkeypatch.context() as patched:
         full = Mock(side_effect=OSError("No space left"))
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)

@@ -15,9 +15,8 @@ from test_ranks import assert_close
 
 from model import KINDS
 from run import machine
-from run.config import micro_batch
+from run.config import load_config, micro_batch
 from run.cost import memory_of
-from run.read_config import load_config
 from tools import bench
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY

@@ -10,9 +10,8 @@ from test_ranks import assert_close
 
 import train
 from run import UserError, machine
-from run.config import Config
-from run.cost import make_plan
-from run.read_config import load_config
+from run.config import Config, load_config
+from run.cost import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -32,7 +31,7 @@ def laptop(monkeypatch):
 def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop):
     def compiles(device, **knobs) -> bool:
         c = Config(**knobs)
-        return machine.choose_compile(c, device, make_plan(c, vocab_size=1024))
+        return machine.choose_compile(c, device, Plan(c, vocab_size=1024))
 
     laptop()
     assert compiles(CPU, max_steps=10**6) and compiles(GPU, n_kv_head_target=1)
@@ -72,7 +71,7 @@ def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monke
 def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):
     laptop()  # it has no sysconf
     c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
-    plan = make_plan(c, 50257)
+    plan = Plan(c, 50257)
     machine.check_memory(c, plan, CPU, 1)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
     fit = {7: "--micro_batch_size=2", 4: "--micro_batch_size=1 --recompute", 2: "a smaller model"}

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 import train
-from run.read_config import load_config
+from run.config import load_config
 from tools.compare import read_arms
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from data.loader import TokenDataset
 from model import GPT
-from run.cost import make_plan
-from run.read_config import load_config
+from run.config import load_config
+from run.cost import Plan
 from run.teacher import Teacher
 from tools import export
 from tools.load import load_trained
@@ -40,7 +40,7 @@ def lesson(toy, teacher: Path) -> tuple:
 def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undisturbed, taught):
     c, teacher, x, y = lesson(toy, undisturbed)
     torch.manual_seed(c.seed)
-    model = GPT(make_plan(c, teacher.model.config.vocab_size).enlarged)  # before the first step
+    model = GPT(Plan(c, teacher.model.config.vocab_size).enlarged)  # before the first step
     logp, logq = (m(x).double().log_softmax(-1) for m in (model, teacher.model))
     token = -logp.gather(-1, y[..., None]).mean().item()
     distribution = -(logq.exp() * logp).sum(-1).mean().item()
@@ -90,7 +90,7 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
 
 def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
     c, teacher, x, y = lesson(toy, undisturbed)
-    alone = make_plan(c, teacher.model.config.vocab_size).flops()
+    alone = Plan(c, teacher.model.config.vocab_size).flops()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         teacher.targets(x, y)
     assert events(taught, "done")[0]["flops"] == alone + c.max_steps * counter.get_total_flops()

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,12 +52,13 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
     new, tokens = generate(trained, prompt, 20), list(prompt)
     assert len(prompt) + len(new) > trained.model.config.context_length == 16
     for token in new:
-        logits = trained.model(torch.tensor([tokens[-16:]]))[0, -1, : trained.vocab_size]
+        logits = trained.model(torch.tensor([tokens[-16:]]))[0, -1, : trained.tokenizer.n_vocab]
         assert logits.argmax() == token
         tokens.append(token)
     stop = next(token for token in new if token != new[0])
-    assert generate(replace(trained, end_of_text=stop), prompt, 20) == new[: new.index(stop)]
-    few = replace(trained, vocab_size=5)  # what is beyond only pads
+    ends = replace(trained, tokenizer=SimpleNamespace(n_vocab=1024, eot_token=stop))
+    assert generate(ends, prompt, 20) == new[: new.index(stop)]
+    few = replace(trained, tokenizer=SimpleNamespace(n_vocab=5, eot_token=-1))  # the rest only pads
     assert max(generate(few, [1], 15, temperature=50.0)) < 5
 
 
@@ -64,7 +66,7 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
 def test_each_byte_of_a_text_is_predicted_once(trained, times):
     """Also where the text is shorter than a window, or ends where a window does."""
     text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
-    tokens = [trained.end_of_text, *encode_bytes(trained.tokenizer, text)]
+    tokens = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
     n, nats = len(tokens) - 1, 0.0
     for t in range(1, n + 1):  # each token alone; the last window is full, too
         start = min((t - 1) // 16 * 16, max(0, n - 16))

@@ -21,11 +21,10 @@ import torch
 from model import GPT, GPTConfig
 from prune import Pruner
 from run import machine
-from run.config import Config, micro_batch
+from run.config import Config, load_config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
-from run.read_config import load_config
 from tools import command, positive
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from run import UserError
-from run.config import NOT_SAVED, Config
+from run.config import NOT_SAVED, Config, load_config, read_file
 from run.cost import Plan
 from run.folder import read_log
-from run.read_config import load_config, read_file
 from run.stop import SIGNALS
 from tools import command, expanded, positive
 from tools.load import load_plan

@@ -8,19 +8,34 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import tiktoken
 
-from data.tokenizer import END_OF_TEXT, tokenizer_files
+from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
-from run.hugging_face import need_transformers, one_line, to_llama
+from run.hugging_face import llama_config, need_transformers, weight_names
 from tools import command, expanded
 from tools.load import Trained, load_trained
-from tools.to_gguf import spell_merges, write_gguf
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
+
+
+def spell_merges(encoding: tiktoken.Encoding) -> tuple[list[str], list[tuple[str, str]]]:
+    """All tokens but <|endoftext|>, in printable characters, and their merges.
+
+    tiktoken merges the pair that makes the token of the lowest rank. So each pair that makes a
+    token is a merge here, in the order of the ranks.
+    """
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
+    spelled = {token: "".join(CHARACTER[byte] for byte in token) for token in tokens}
+    merges = []
+    for token in tokens:
+        halves = ((token[:i], token[i:]) for i in range(1, len(token)))
+        merges += [(spelled[a], spelled[b]) for a, b in halves if a in spelled and b in spelled]
+    return list(spelled.values()), merges
 
 
 def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
@@ -56,13 +71,70 @@ def write_folder(trained: Trained, folder: Path) -> None:
         write_tokenizer(trained.tokenizer, folder)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     shape = trained.model.config
-    llama = to_llama(shape, trained.model.state_dict())
+    llama, weights = transformers.LlamaForCausalLM(llama_config(shape)), trained.model.state_dict()
+    llama.load_state_dict({theirs: weights[ours] for ours, theirs in weight_names(shape).items()})
     ids = {f"{key}_id": getattr(tokenizer, f"{key}_id") for key in SPECIAL}
-    ids = {key: trained.end_of_text if i is None else i for key, i in ids.items()}
-    padding = list(range(trained.vocab_size, shape.vocab_size)) or None
+    ids = {key: trained.tokenizer.eot_token if i is None else i for key, i in ids.items()}
+    padding = list(range(trained.tokenizer.n_vocab, shape.vocab_size)) or None
     llama.config.bos_token_id, llama.config.eos_token_id = ids["bos_token_id"], ids["eos_token_id"]
     llama.generation_config = transformers.GenerationConfig(**ids, suppress_tokens=padding)
     llama.save_pretrained(folder)
+
+
+def write_gguf(trained: Trained, path: Path) -> None:
+    """The architecture is `llama`, the weights stay in float32. Rows of the embeddings that only
+    pad the vocabulary are left out, so that no program can say them. Raises UserError: no package
+    gguf, or a tokenizer that is not one of tiktoken's."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("no package gguf: pip install -r requirements-extra.txt") from None
+    if isinstance(trained.tokenizer, FolderTokenizer):
+        way = "export a folder, and give it to llama.cpp's convert_hf_to_gguf.py"
+        raise UserError(f"the model has a Hugging Face tokenizer; {way}")
+    shape, end = trained.model.config, trained.tokenizer.eot_token
+    with closing(gguf.GGUFWriter(path, "llama")) as file:
+        file.add_file_type(gguf.LlamaFileType.ALL_F32)
+        file.add_vocab_size(trained.tokenizer.n_vocab)
+        file.add_context_length(shape.context_length)
+        file.add_embedding_length(shape.d_model)
+        file.add_block_count(shape.n_layer)
+        file.add_feed_forward_length(shape.d_ff)
+        file.add_head_count(shape.n_head)
+        file.add_head_count_kv(shape.n_kv_head)
+        file.add_key_length(shape.head_dim)
+        file.add_value_length(shape.head_dim)
+        file.add_rope_dimension_count(shape.head_dim)
+        file.add_rope_freq_base(shape.rope_theta)
+        file.add_layer_norm_rms_eps(shape.norm_eps)
+
+        tokens, merges = spell_merges(trained.tokenizer)
+        file.add_tokenizer_model("gpt2")  # byte pairs, whatever the vocabulary
+        # How a text is cut before the merges: PATTERN of data/tokenizer.py is Llama 3's, too
+        file.add_tokenizer_pre("gpt-2" if trained.tokenizer_name == "gpt2" else "llama-bpe")
+        file.add_token_list([*tokens, END_OF_TEXT])
+        file.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
+        file.add_token_merges([f"{a} {b}" for a, b in merges])
+        file.add_bos_token_id(end)
+        file.add_eos_token_id(end)
+        file.add_add_bos_token(False)  # llama.cpp would put one before a text, and we do not
+
+        weights = trained.model.state_dict()
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layer)
+        for ours, theirs in weight_names(shape).items():
+            if ours == "unembed.weight" and shape.tie_embeddings:
+                continue  # it is embed.weight
+            weight = weights[ours].float().cpu()
+            if ours in ("embed.weight", "unembed.weight"):
+                weight = weight[: trained.tokenizer.n_vocab]
+            if ours.endswith((".q.weight", ".k.weight")):
+                # llama.cpp rotates rows 2i and 2i + 1 of a head, model.py i and i + head_dim / 2
+                halves = weight.unflatten(0, (-1, 2, shape.head_dim // 2))
+                weight = halves.transpose(1, 2).reshape(weight.shape)
+            file.add_tensor(names.get_name(theirs, (".weight",)), weight.numpy())
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.write_tensors_to_file()
 
 
 def export(trained: Trained, folder: Path) -> None:
@@ -76,7 +148,7 @@ def export(trained: Trained, folder: Path) -> None:
             (write_gguf if folder.suffix == ".gguf" else write_folder)(trained, new)
             new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
-        raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
+        raise UserError(f"{folder}: cannot be written: {error}") from error
 
 
 @command

@@ -10,10 +10,9 @@ from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
-from run.checkpoint import NAME, is_hugging_face, load_checkpoint, load_model, load_shape
+from run.checkpoint import load_model, load_shape, load_weights
 from run.config import Config, take_shape
-from run.cost import Plan, make_plan
-from run.hugging_face import load_folder
+from run.cost import Plan
 
 
 @dataclass
@@ -23,31 +22,25 @@ class Trained:
     model: GPT  # in eval mode
     tokenizer: Encoding
     tokenizer_name: str  # as load_tokenizer takes it
-    vocab_size: int  # logits past it only pad
-    end_of_text: int  # a token id
-    state: dict  # what the checkpoint or the folder holds
 
 
 def load_trained(path: Path) -> Trained:
     """What a run left in its out_dir, or a Hugging Face folder; on the GPU if there is one. Raises
     UserError; DataError, where the data that it was trained on is gone or damaged."""
-    if is_hugging_face(path):
-        state, name = load_folder(path), str(path)
-        tokenizer = load_tokenizer(name)
-        ids, known = tokenizer.n_vocab, state["model_config"].vocab_size
-        if ids > known:
-            raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
-        about = (tokenizer, name, ids, tokenizer.eot_token)
-    else:
-        state = load_checkpoint(path / NAME)
-        data_dir = state["config"]["data_dir"]
+    saved, name = load_weights(path), str(path)
+    if "config" in saved:  # of a run: its data holds the tokenizer, a Hugging Face folder its own
+        data_dir = saved["config"]["data_dir"]
         prepare_shipped(data_dir)
         data = TokenDataset(data_dir, "val", context_length=1)
-        if state["data"] != data.digest:
+        if saved["data"] != data.digest:
             raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
-        about = (load_tokenizer(data.tokenizer), data.tokenizer, data.vocab_size, data.end_of_text)
-    model = load_model(state)
-    return Trained(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *about, state)
+        name = data.tokenizer
+    tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
+    if tokenizer.n_vocab > known:
+        ids = f"its tokenizer has {tokenizer.n_vocab} ids, its model knows {known}"
+        raise UserError(f"{path}: {ids}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Trained(load_model(saved).to(device).eval(), tokenizer, name)
 
 
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
@@ -60,4 +53,4 @@ def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     else:
         vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
     c = take_shape(c, shape, vocab_size) if shape else c
-    return c, make_plan(c, vocab_size, teacher)
+    return c, Plan(c, vocab_size, teacher)

@@ -7,12 +7,10 @@ on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
 
 import argparse
 import sys
-from dataclasses import replace
 
 from model import GPTConfig
 from run import cost
-from run.config import Config, check_ranks, micro_batch
-from run.read_config import load_config
+from run.config import Config, check_ranks, load_config, micro_batch
 from run.report import compact
 from tools import command, number, positive
 from tools.load import load_plan
@@ -54,7 +52,7 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
     ratio = plan.flops() / (last * tokens * cost.flops_per_token(plan.final))
-    plan = replace(plan, teacher=None)  # scratch learns from none
+    plan.teacher = None  # scratch learns from none
     scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", last, scratch, plan.final)
     return (

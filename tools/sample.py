@@ -34,8 +34,8 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
     device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
         logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
-        token = draw_token(logits[0, -1, : trained.vocab_size].cpu(), *choice)
-        if token == trained.end_of_text:
+        token = draw_token(logits[0, -1, : trained.tokenizer.n_vocab].cpu(), *choice)
+        if token == trained.tokenizer.eot_token:
             return
         yield token
         tokens = [*tokens, token]
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
-    tokens = encode_bytes(trained.tokenizer, prompt) or [trained.end_of_text]
+    tokens = encode_bytes(trained.tokenizer, prompt) or [trained.tokenizer.eot_token]
     generator = torch.Generator().manual_seed(args.seed)
     new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
     pieces = map(trained.tokenizer.decode_single_token_bytes, new)

@@ -15,8 +15,7 @@ from torch import nn
 from data.loader import TokenDataset
 from model import GPT
 from run.checkpoint import FORMAT
-from run.config import enlarged_shape
-from run.read_config import load_config
+from run.config import enlarged_shape, load_config
 
 
 def main(config: str, seed: str, file: str) -> None:
