@@ -15,7 +15,7 @@ from tools.results import paired, read_csv
 REGIMES = {"16 to 18": (0, 30), "36 to 142": (30, 150), "570 and more": (150, math.inf)}
 RESTARTS = {"speeches": ("default", "lab"), "a dictionary": ("tokens/dictionary_142",)}
 LEFT_OUT = """Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); other methods;
-runs of one of these tests again; for the small model, AdamW (rates chosen on its own seed 1)."""
+runs of one of these tests again; for the small model, AdamW (studies/optimizer)."""
 
 
 def restarts(folder: str) -> list[list[float]]:
