@@ -5,7 +5,7 @@ names the list of blocks. So what scores, chooses and slices does not know what 
 Read from top to bottom: score, choose, slice, then the Pruner, which does all three.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn as nn
@@ -126,7 +126,12 @@ class Pruner:
     """
 
     def __init__(
-        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, agree=lambda mask: mask
+        self,
+        criterion: str,
+        beta: float,
+        kinds: Iterable[str],
+        seed: int,
+        agree: Callable[[Tensor], Tensor] = lambda mask: mask,
     ):
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
         self.generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ class Schedule:
         # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot"
         # it opens and closes at one step, with one prune. lr_restart restarts when it opens
         self.window = prune_window(c) if self.widths else None
-        # Scoring begins so many steps before: an older score would weigh beta^score_steps, e^-5
+        # Scoring begins so many steps before: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:

@@ -56,7 +56,7 @@ def train(c: Config) -> int:
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
     folder = Folder(c.out_dir, ranks, data, teacher)  # locks out_dir
-    if folder.resumes(c):  # --resume, and a checkpoint is there. Raises if it may not write there
+    if folder.resumes(c):  # --resume, and a checkpoint is there
         c, saved = folder.load(c)
     elif c.init_from:
         c, saved = load_start(c, data.vocab_size)  # weights alone, at step 0; c takes their shape
@@ -92,8 +92,8 @@ def train(c: Config) -> int:
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def pass_of_nothing(forward: torch.nn.Module) -> None:
-        """One pass with all gradients 0, before any step counts: torch.compile compiles in it, and
-        DDP orders its buckets."""
+        """One pass with all gradients 0, at the start and after each prune: torch.compile compiles
+        in it, and DDP orders its buckets."""
         tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
         with autocast():
             loss = forward(tokens, tokens)
@@ -153,7 +153,9 @@ def train(c: Config) -> int:
         micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
         loss = torch.zeros((), device=device)
         for i, (inputs, targets) in enumerate(micro_batches, 1):
-            forward.require_backward_grad_sync = i == len(micro_batches)  # DDP averages then
+            forward.require_backward_grad_sync = i == len(
+                micro_batches
+            )  # DDP, if there, averages then
             with autocast():
                 if teacher:
                     targets = teacher.targets(inputs, targets)

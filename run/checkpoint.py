@@ -137,4 +137,4 @@ def load_optimizers(optimizers: Optimizers, model: GPT, saved: dict) -> None:
     for optimizer in optimizers:
         for p in [p for group in optimizer.param_groups for p in group["params"]]:
             moments = saved["optimizer"].get(name_of[p], {})
-            optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}
+            optimizer.state[p] = {key: x.to(p) for key, x in moments.items()}

@@ -16,7 +16,8 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
     """AdamW for all parameters; or Muon for the matrices of the blocks and AdamW for the rest. Only
     matrices have weight decay. dtype: of Muon's products."""
     by_muon = [p for p in model.blocks.parameters() if p.dim() >= 2 and c.optimizer == "muon"]
-    others = [p for p in model.parameters() if p not in set(by_muon)]
+    muon = set(by_muon)
+    others = [p for p in model.parameters() if p not in muon]
     matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
     lr, decay = c.learning_rate, c.weight_decay
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]

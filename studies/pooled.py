@@ -13,9 +13,11 @@ from studies.tokens.figure import tests as small_model_tests
 from tools.results import paired, read_csv
 
 REGIMES = {"16 to 18": (0, 30), "36 to 142": (30, 150), "570 and more": (150, math.inf)}
-RESTARTS = {"speeches": ("default", "lab", "limited/float32"), "a dictionary": ("tokens/dictionary_142",)}
-LEFT_OUT = """Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose
-its rate); other methods; runs of one of these tests again; AdamW (optimizer, first_edition)."""
+RESTARTS = {"speeches": ("default", "lab", "limited/float32")}
+RESTARTS |= {"a dictionary": ("tokens/dictionary_142",)}
+LEFT_OUT = """Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its
+seed chose its rate); other methods; runs of one of these tests again; AdamW (studies/optimizer and
+studies/first_edition)."""
 
 
 def restarts(folder: str) -> list[list[float]]:

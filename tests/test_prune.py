@@ -228,6 +228,7 @@ def test_a_prune_says_which_units_went_and_why():
     assert cuts["removed"] == [list(range(5, 24))] * 2
     quartiles = [i / 4 * 11 for i in range(5)]  # of all units, the removed ones too
     assert cuts["scores"] == [pytest.approx(quartiles)] * 2
+    assert judge.scores["blocks.1.d_ff"].tolist() == [11, 11, 10, 10, 9]
 
 
 def test_random_is_one_number_per_unit_that_the_seed_decides():

@@ -88,5 +88,7 @@ def test_phases_and_scoring_follow_the_window():
     once = make(prune_schedule="oneshot")
     assert [t for t in range(1, 1001) if once.scoring(t)] == list(range(467, 501))
     assert once.phase(500) == "enlarged" and once.phase(501) == "recover"
+    long = make(score_beta=0.9999)  # averages over more steps than there are
+    assert [t for t in range(1, 1001) if long.scoring(t)] == list(range(1, 751))
     never = make(**NEVER)
     assert never.phase(700) == "train" and not any(map(never.scoring, range(1, 1001)))

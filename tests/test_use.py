@@ -81,7 +81,8 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
 def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, capsys):
     for name in ("config.json", "checkpoint.pt"):
         shutil.copy(undisturbed / name, tmp_path)
-    assert sample.main([str(tmp_path), "--prompt=", "--tokens=1"]) == 0  # after <|endoftext|>
+    for path in (tmp_path, tmp_path / "checkpoint.pt"):  # after <|endoftext|>
+        assert sample.main([str(path), "--prompt=", "--tokens=1"]) == 0
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     torch.save(state | {"data": "of another text"}, tmp_path / "checkpoint.pt")
     refused(capsys, sample.main, tmp_path, words=f"{tmp_path}: .*other data than .*toy")

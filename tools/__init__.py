@@ -22,7 +22,7 @@ def command(main: Callable) -> Callable[..., int]:
             drop_output()
             return 0
         except (UserError, DataError, OSError) as error:
-            print("error:", *str(error).split(), file=sys.stderr)  # in one line
+            print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

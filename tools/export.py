@@ -10,6 +10,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from textwrap import shorten
 
 import tiktoken
 
@@ -148,7 +149,7 @@ def export(trained: Trained, folder: Path) -> None:
             (write_gguf if folder.suffix == ".gguf" else write_folder)(trained, new)
             new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
-        raise UserError(f"{folder}: cannot be written: {error}") from error
+        raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
 @command

@@ -25,8 +25,8 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """What a run left in its out_dir, or a Hugging Face folder; on the GPU if there is one. Raises
-    UserError; DataError, where the data that it was trained on is gone or damaged."""
+    """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
+    one. Raises UserError; DataError, where the data that it was trained on is gone or damaged."""
     saved, name = load_weights(path), str(path)
     if "config" in saved:  # of a run: its data holds the tokenizer, a Hugging Face folder its own
         data_dir = saved["config"]["data_dir"]
@@ -36,9 +36,8 @@ def load_trained(path: Path) -> Trained:
             raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
         name = data.tokenizer
     tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
-    if tokenizer.n_vocab > known:
-        ids = f"its tokenizer has {tokenizer.n_vocab} ids, its model knows {known}"
-        raise UserError(f"{path}: {ids}")
+    if (ids := tokenizer.n_vocab) > known:
+        raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Trained(load_model(saved).to(device).eval(), tokenizer, name)
 
