@@ -7,7 +7,6 @@ on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
 
 import argparse
 import sys
-from copy import copy
 
 from model import GPTConfig
 from run import cost
@@ -53,8 +52,7 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
         table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
     table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
     ratio = plan.flops() / (last * tokens * cost.flops_per_token(plan.final))
-    plan = copy(plan)
-    plan.teacher = None  # scratch learns from none
+    plan = cost.Plan(c, plan.enlarged.vocab_size)  # scratch learns from no teacher
     scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", last, scratch, plan.final)
     return (

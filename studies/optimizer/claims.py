@@ -3,35 +3,26 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from tools.results import read_csv
+from tools.results import paired, read_csv
 
 
-def say(name: str, differences: dict[int, float]) -> None:
-    """Mean, its 95% interval, and p of a paired t-test. differences: by seed."""
+def say(name: str, x: list[float]) -> None:
+    """Mean, its 95% interval, and p of a paired t-test. x: differences."""
     from scipy import stats
 
-    x = list(differences.values())
-    if len(x) > 1:
-        test = stats.ttest_1samp(x, 0)
-        low, high = test.confidence_interval()
-        print(
-            f"{name}: {mean(x):+.4f} ({low:+.4f} to {high:+.4f}), p = {test.pvalue:.2g};", end=" "
-        )
-        print(f"{sum(d > 0 for d in x)} of {len(x)} above 0, sd {stdev(x):.4f}")
+    test = stats.ttest_1samp(x, 0)
+    low, high = test.confidence_interval()
+    print(f"{name}: {mean(x):+.4f} ({low:+.4f} to {high:+.4f}), p = {test.pvalue:.2g};", end=" ")
+    print(f"{sum(d > 0 for d in x)} of {len(x)} above 0, sd {stdev(x):.4f}")
 
 
 def main() -> None:
-    loss = {}
-    for arm, runs in read_csv(Path(__file__).with_name("runs.csv")).items():
-        loss[arm] = {seed: row["val_loss"] for seed, row in runs.items()}
+    arms = read_csv(Path(__file__).with_name("runs.csv"))  # all have the same seeds
     for small in ("scratch", "scratch_flops"):
-        leads = []  # of IDEA, by seed
-        for optimizer in ("adamw", "muon"):
-            theirs, ours = (loss.get(f"{arm}_{optimizer}", {}) for arm in (small, "idea"))
-            leads.append({seed: theirs[seed] - ours[seed] for seed in theirs if seed in ours})
-            say(f"{small} minus idea, {optimizer}", leads[-1])
-        adamw, muon = leads
-        larger = {seed: muon[seed] - adamw[seed] for seed in muon if seed in adamw}
+        leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
+        for optimizer, lead in leads.items():
+            say(f"{small} minus idea, {optimizer}", lead)
+        larger = [m - a for a, m in zip(*leads.values(), strict=True)]
         say(f"{small}: the lead with muon minus that with adamw", larger)
 
 
