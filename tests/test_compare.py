@@ -203,7 +203,7 @@ def test_committed_tables_come_out_of_their_runs_byte_for_byte():
     made = (ROOT / "studies").rglob("table.md")
     tables = [path for path in made if path.with_name("runs.csv").exists()]
     for path in tables:
-        other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw"}
+        other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
         reference = other.get(path.parent.name, "idea")
         arms = read_csv(path.with_name("runs.csv"))
         assert results.table(arms, reference) == path.read_text(), path
