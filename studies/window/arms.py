@@ -4,8 +4,7 @@ base = "configs/lab/idea.py"
 idea = {
     "max_steps": 16000, "warmup_steps": 400, "prune_every": 400,
     "prune_start": 0.5, "prune_end": 0.75,
-    "dtype": "float32", "eval_every": 20000,
-    "optimizer": "adamw", "learning_rate": 1.13e-2,
+    "dtype": "float32", "eval_every": 20000, "optimizer": "adamw", "learning_rate": 1.13e-2,
 }  # fmt: skip
 oneshot = idea | {"prune_schedule": "oneshot"}
 scratch = idea | {"d_ff": 96, "d_ff_target": 0, "learning_rate": 5.6e-3}
