@@ -16,8 +16,8 @@ REGIMES = {"16 to 18": (0, 30), "36 to 142": (30, 150), "570 and more": (150, ma
 RESTARTS = {"speeches": ("default", "lab", "limited/float32")}
 RESTARTS |= {"a dictionary": ("tokens/dictionary_142",)}
 LEFT_OUT = """Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its
-seed chose its rate); other methods; runs of one of these tests again; AdamW (studies/optimizer and
-studies/first_edition)."""
+seed chose its rate); other methods; runs of one of these tests again; AdamW (studies/optimizer,
+studies/window and studies/first_edition)."""
 
 
 def restarts(folder: str) -> list[list[float]]:
