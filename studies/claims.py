@@ -30,9 +30,9 @@ def main() -> None:
         larger = [m - a for a, m in zip(*leads.values(), strict=True)]
         say(f"{small}: the lead with muon minus that with adamw", larger)
     arms = read_csv(STUDIES / "window/runs.csv")
-    p = sorted(say(f"{a} minus {b}", paired(arms[a], arms[b])) for a, b in WINDOW)
-    holm = accumulate((min(1, n * x) for n, x in zip((4, 3, 2, 1), p)), max)
-    print("window: p by Holm, the smallest first:", *(f"{x:.2g}" for x in holm))
+    p = sorted((say(f"{a} minus {b}", paired(arms[a], arms[b])), a, b) for a, b in WINDOW)
+    holm = accumulate((min(1, n * x) for n, (x, *_) in zip((4, 3, 2, 1), p)), max)
+    print("p by Holm:", *(f"{a} minus {b}: {x:.2g};" for x, (_, a, b) in zip(holm, p)))
 
 
 if __name__ == "__main__":
