@@ -8,6 +8,10 @@ from tools.results import paired, read_csv
 
 WINDOW = [("naive_50", "oneshot_50")]  # the first is said to end above the second
 WINDOW += [(arm, "idea_50_75") for arm in ("oneshot_50", "scratch", "scratch_flops")]
+WHEN = [("idea_50_75", "idea_10_35"), ("scratch", "idea_10_35")]  # the same, of window/when
+PLACES = {"oneshot_25": 0.25, "oneshot_50": 0.5, "oneshot_625": 0.625, "oneshot_75": 0.75}
+NO_CLAIM = [("scratch_flops_10_35", "idea_10_35"), ("oneshot_50", "idea_50_75")]
+NO_CLAIM += [("scratch", "idea_50_75")]
 
 
 def say(name: str, x: list[float]) -> float:
@@ -21,6 +25,39 @@ def say(name: str, x: list[float]) -> float:
     return test.pvalue
 
 
+def say_all(arms: dict, pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Contrast -> p. pairs: two arms each."""
+    return {f"{a} minus {b}": say(f"{a} minus {b}", paired(arms[a], arms[b])) for a, b in pairs}
+
+
+def holm(p: dict[str, float]) -> None:
+    """Print each p, corrected for their number."""
+    ordered = sorted((x, name) for name, x in p.items())
+    corrected = accumulate((min(1, (len(p) - i) * x) for i, (x, _) in enumerate(ordered)), max)
+    print("p by Holm:", *(f"{name}: {x:.2g};" for x, (_, name) in zip(corrected, ordered)))
+
+
+def alike(name: str, x: list[float], bound: float) -> float:
+    """p of two one-sided t-tests, the larger one: is the mean within -bound to bound?"""
+    from scipy import stats
+
+    p = max(
+        stats.ttest_1samp(x, -bound, alternative="greater").pvalue,
+        stats.ttest_1samp(x, bound, alternative="less").pvalue,
+    )
+    print(f"{name}: {mean(x):+.4f}, within {bound} of 0: p = {p:.2g}; sd {stdev(x):.4f}")
+    return p
+
+
+def slopes(arms: dict) -> list[float]:
+    """By seed, the least-squares slope of one shot's loss over its place, nats per whole run."""
+    from scipy import stats
+
+    seeds = sorted(set.intersection(*(set(arms[a]) for a in PLACES)))
+    losses = ([arms[a][seed]["val_loss"] for a in PLACES] for seed in seeds)
+    return [stats.linregress([*PLACES.values()], y).slope for y in losses]
+
+
 def main() -> None:
     arms = read_csv(STUDIES / "optimizer/runs.csv")
     for small in ("scratch", "scratch_flops"):
@@ -29,10 +66,16 @@ def main() -> None:
             say(f"{small} minus idea, {optimizer}", lead)
         larger = [m - a for a, m in zip(*leads.values(), strict=True)]
         say(f"{small}: the lead with muon minus that with adamw", larger)
-    arms = read_csv(STUDIES / "window/runs.csv")
-    p = sorted((say(f"{a} minus {b}", paired(arms[a], arms[b])), a, b) for a, b in WINDOW)
-    holm = accumulate((min(1, n * x) for n, (x, *_) in zip((4, 3, 2, 1), p)), max)
-    print("p by Holm:", *(f"{a} minus {b}: {x:.2g};" for x, (_, a, b) in zip(holm, p)))
+    holm(say_all(read_csv(STUDIES / "window/runs.csv"), WINDOW))
+    arms = read_csv(STUDIES / "window/when/runs.csv")
+    p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
+    p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
+    p["slope"] = say("slope of one shot's loss over its place", slopes(arms))
+    print(
+        "means by place:", *(f"{mean(r['val_loss'] for r in arms[a].values()):.4f}" for a in PLACES)
+    )
+    holm(p)
+    say_all(arms, NO_CLAIM)
 
 
 if __name__ == "__main__":
