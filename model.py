@@ -17,6 +17,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from prune import Slice, UnitGroup, block_groups
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -39,31 +41,24 @@ class GPTConfig:
         return self.n_kv_head * self.queries_per_kv
 
 
-# Kind of unit -> (weight, dim) for each weight of a block in which it has a slice. An FFN neuron
-# has a row of gate, a row of up and a column of down.
+# Kind of unit -> where a block holds its units. An FFN neuron has a row of gate, a row of up and a
+# column of down.
 SLICES = {
-    "d_ff": (("ffn.gate", 0), ("ffn.up", 0), ("ffn.down", 1)),
-    "n_kv_head": (("attention.q", 0), ("attention.k", 0), ("attention.v", 0), ("attention.o", 1)),
+    "d_ff": (Slice("ffn.gate.weight", 0), Slice("ffn.up.weight", 0), Slice("ffn.down.weight", 1)),
+    "n_kv_head": (
+        Slice("attention.q.weight", 0), Slice("attention.k.weight", 0),
+        Slice("attention.v.weight", 0), Slice("attention.o.weight", 1),
+    ),
     # A channel of the stream; it is also in `norm` and the embeddings: see groups(). To remove
     # a channel is not the same as to set it to zero: the norms take their mean over fewer channels
     "d_model": (
-        ("attention_norm", 0), ("attention.q", 1), ("attention.k", 1), ("attention.v", 1),
-        ("attention.o", 0), ("ffn_norm", 0), ("ffn.gate", 1), ("ffn.up", 1), ("ffn.down", 0),
+        Slice("attention_norm.weight", 0), Slice("attention.q.weight", 1),
+        Slice("attention.k.weight", 1), Slice("attention.v.weight", 1),
+        Slice("attention.o.weight", 0), Slice("ffn_norm.weight", 0),
+        Slice("ffn.gate.weight", 1), Slice("ffn.up.weight", 1), Slice("ffn.down.weight", 0),
     ),
 }  # fmt: skip
 KINDS = (*SLICES, "n_layer")  # every kind, by the name of its width in GPTConfig
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """All units of one kind in one place."""
-
-    name: str  # such as "blocks.3.d_ff"
-    kind: str  # one of KINDS
-    width: int  # how many units
-    # (name, dim) of each weight that the units are slices of. Along dim, it is cut into `width`
-    # equal slices: slice j is of unit j. None: the units are the modules of the ModuleList `name`.
-    slices: tuple[tuple[str, int], ...] | None
 
 
 class RMSNorm(nn.Module):
@@ -171,9 +166,13 @@ class GPT(nn.Module):
     @property
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
-        widths = {(group.kind, group.width) for group in self.groups()}  # one for each kind
-        assert len(widths) == len(KINDS), "layers of different widths"
-        return replace(self.initial_config, **dict(widths))
+        (d_ff, kv_width), *others = {
+            (len(block.ffn.gate.weight), len(block.attention.k.weight)) for block in self.blocks
+        }
+        assert not others, "layers of different widths"
+        n_kv_head = kv_width // self.initial_config.head_dim
+        widths = {"d_ff": d_ff, "n_kv_head": n_kv_head, "d_model": len(self.norm.weight)}
+        return replace(self.initial_config, n_layer=len(self.blocks), **widths)
 
     def init_weights(self) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
@@ -202,19 +201,14 @@ class GPT(nn.Module):
 
     def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""
-
-        def in_block(i: int, kind: str) -> tuple[tuple[str, int], ...]:
-            return tuple((f"blocks.{i}.{name}.weight", dim) for name, dim in SLICES[kind])
-
-        groups: list[UnitGroup] = []
-        stream = [("unembed.weight", 1), ("norm.weight", 0)]  # a channel's slices outside of blocks
+        in_blocks = {kind: SLICES[kind] for kind in ("d_ff", "n_kv_head")}
+        stream = [Slice("unembed.weight", 1), Slice("norm.weight", 0)]  # a channel's slices
         if self.unembed.weight is not self.embed.weight:  # if they are tied, it is one matrix
-            stream.append(("embed.weight", 1))
-        for i, block in enumerate(self.blocks):
-            d_ff = block.ffn.gate.weight.shape[0]
-            n_kv_head = block.attention.k.weight.shape[0] // block.attention.head_dim
-            for kind, width in (("d_ff", d_ff), ("n_kv_head", n_kv_head)):
-                groups.append(UnitGroup(f"blocks.{i}.{kind}", kind, width, in_block(i, kind)))
-            stream += in_block(i, "d_model")
-        groups.append(UnitGroup("stream", "d_model", self.norm.weight.shape[0], tuple(stream)))
-        return [*groups, UnitGroup("blocks", "n_layer", len(self.blocks), None)]
+            stream.append(Slice("embed.weight", 1))
+        for group in block_groups(self, "blocks", {"d_model": SLICES["d_model"]}):
+            stream += group.slices
+        return [
+            *block_groups(self, "blocks", in_blocks),
+            UnitGroup("stream", "d_model", self.config.d_model, tuple(stream)),
+            UnitGroup("blocks", "n_layer", len(self.blocks), ()),
+        ]

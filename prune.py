@@ -1,19 +1,56 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
-Units come in groups (`model.UnitGroup`). A group lists the weights that its units are slices of, or
-names the list of blocks. So what scores, chooses and slices does not know what an FFN or a head is.
-Read from top to bottom: score, choose, slice, then the Pruner, which does all three.
+This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
+loop of your own (docs/own-loop.md). Units come in groups (`UnitGroup`). A group lists the slices of
+parameters that make up its units, so what scores, chooses and slices does not know what an FFN or a
+head is. Read from top to bottom: groups, score, choose, slice, then the Pruner, which does it all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from model import GPT, UnitGroup
-
 Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
+
+
+class Slice(NamedTuple):
+    """Where units lie in a weight or bias. Along `dim` it has `parts` equal parts, one after the
+    other, and each part has one equal piece for each unit. A unit is its pieces of all parts."""
+
+    name: str  # of the parameter
+    dim: int
+    parts: int = 1  # 3 where one matrix holds all queries, then all keys, then all values
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """All units of one kind in one place."""
+
+    name: str  # such as "blocks.3.d_ff"
+    kind: str  # the name of their width, such as "d_ff"
+    width: int  # how many units
+    slices: tuple[Slice, ...]  # none where the units are layers, the modules of the list `name`
+
+
+def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
+    """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
+    kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
+    from model.config: set them there after a prune. Raises ValueError where a weight is missing."""
+    groups = []
+    for i, block in enumerate(model.get_submodule(blocks)):
+        has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
+        for kind, slices in units.items():
+            slices = [s for s in slices if s.name in has or not s.name.endswith("bias")]
+            if missing := {s.name for s in slices} - has:
+                raise ValueError(f"{kind}: {blocks}.{i} has no parameter {', '.join(missing)}")
+            named = tuple(s._replace(name=f"{blocks}.{i}.{s.name}") for s in slices)
+            width = getattr(model.config, kind)
+            groups.append(UnitGroup(f"{blocks}.{i}.{kind}", kind, width, named))
+    return groups
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -35,25 +72,31 @@ ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
 CRITERIA = (*ELEMENTWISE, "random")
 
 
-def per_unit(x: Tensor, dim: int, width: int) -> Tensor:
-    """Sum x, of the shape of one of the group's weights, over the slice of each unit: (width,)."""
-    x = x.sum(1 - dim) if x.dim() == 2 else x  # (x.shape[dim],)
-    return x.view(width, -1).sum(1)
+def whole(x: Tensor) -> Tensor:
+    """All of x, where it is sharded over ranks (a DTensor of FSDP2)."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def unit_scores(model: GPT, group: UnitGroup, criterion: str) -> Tensor:
+def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
+    """Sum x, of the shape of a parameter of the group, over the slice of each unit: (width,)."""
+    x = whole(x.sum(1 - where.dim) if x.dim() == 2 else x)  # (x.shape[dim],)
+    return x.view(where.parts, width, -1).sum((0, 2))
+
+
+def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
     """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune,
-    2503.05920; that it is this norm, its published reviews say)."""
+    2503.05920; that it is this norm, its published reviews say). A frozen weight, which has no
+    gradient, has the gradient 0."""
 
     def squares(p: nn.Parameter) -> Tensor:
-        return ELEMENTWISE[criterion](p, p.grad).square()
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
+        return ELEMENTWISE[criterion](p.float(), gradient.float()).square()
 
-    if group.slices is None:
+    if not group.slices:
         blocks = model.get_submodule(group.name)
-        sums = [sum(squares(p).sum() for p in block.parameters()) for block in blocks]
+        sums = [sum(whole(squares(p).sum()) for p in block.parameters()) for block in blocks]
         return torch.stack(sums).sqrt()
-    weights = [(model.get_parameter(name), dim) for name, dim in group.slices]
-    sums = [per_unit(squares(p), dim, group.width) for p, dim in weights]
+    sums = [per_unit(squares(model.get_parameter(s.name)), s, group.width) for s in group.slices]
     return torch.stack(sums).sum(0).sqrt()
 
 
@@ -65,115 +108,131 @@ def choose(scores: Tensor, n_keep: int) -> Tensor:
     return mask
 
 
+def check_state(model: nn.Module, optimizers: Optimizers, group: UnitGroup) -> None:
+    """Raises ValueError where an optimizer keeps what slice_group cannot cut: neither one number,
+    nor of the parameter's shape (Adafactor's moments; factors in a list)."""
+    for p, name in [(model.get_parameter(s.name), s.name) for s in group.slices]:
+        for key, x in [item for o in optimizers for item in o.state.get(p, {}).items()]:
+            odd = isinstance(x, (list, tuple, dict))
+            if odd or (torch.is_tensor(x) and x.shape != p.shape and x.numel() > 1):
+                what = f"the optimizer's {key!r} of {name} is not of the shape {tuple(p.shape)}"
+                raise ValueError(f"{what}, so it cannot be cut; AdamW's, SGD's and Muon's can")
+
+
 @torch.no_grad()
-def slice_group(model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
+def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
     optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way. The step
     count stays. Given the same gradient, AdamW updates the weights that stay as if nothing had been
-    pruned. Muon's update depends on the whole matrix. Old gradients are dropped.
+    pruned. Muon's update depends on the whole matrix. Gradients go; a frozen weight stays frozen.
     """
-    for name, dim in group.slices:
+    for name, dim, parts in group.slices:
         old = model.get_parameter(name)
-        rows_per_unit = old.shape[dim] // group.width  # or columns; more than one for a head
-        index = keep.repeat_interleave(rows_per_unit).nonzero().squeeze(1)
-        new = nn.Parameter(old.index_select(dim, index))
-        for module in model.modules():
-            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                if parameter is old:  # in two modules, if it is tied
-                    setattr(module, key, new)
-                    if isinstance(module, nn.Linear):  # so that print(model) is right
-                        module.out_features, module.in_features = new.shape
-                    elif isinstance(module, nn.Embedding):
-                        module.num_embeddings, module.embedding_dim = new.shape
+        length = old.shape[dim] // (parts * group.width)  # of a piece; more than 1 for a head
+        index = keep.repeat_interleave(length).repeat(parts).nonzero().squeeze(1)
+        new = nn.Parameter(old.index_select(dim, index), old.requires_grad)
+        everywhere = model.named_parameters(remove_duplicate=False)
+        for held in [held for held, p in everywhere if p is old]:  # two names, if it is tied
+            owner, _, attribute = held.rpartition(".")
+            module = model.get_submodule(owner)
+            setattr(module, attribute, new)
+            if isinstance(module, nn.Linear):  # so that print(model) is right
+                module.out_features, module.in_features = module.weight.shape
+            elif isinstance(module, nn.Embedding):
+                module.num_embeddings, module.embedding_dim = module.weight.shape
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
                 param_group["params"] = [new if p is old else p for p in param_group["params"]]
             if old in optimizer.state:
-                optimizer.state[new] = {  # the only other entry is the step count
-                    key: value.index_select(dim, index) if value.shape == old.shape else value
-                    for key, value in optimizer.state.pop(old).items()
+                optimizer.state[new] = {  # other entries, such as the step count, stay
+                    key: x.index_select(dim, index) if getattr(x, "shape", 0) == old.shape else x
+                    for key, x in optimizer.state.pop(old).items()
                 }
 
 
 def drop_blocks(
-    model: GPT, optimizers: Optimizers, group: UnitGroup, keep: Tensor
-) -> dict[str, str]:
-    """Remove whole layers. The others move up in the list, so that "blocks.5.d_ff" may become
-    "blocks.4.d_ff": returns old name -> new name, of all groups that are left."""
-    blocks = model.get_submodule(group.name)
-    removed = (~keep).nonzero().squeeze(1).tolist()
-    within = tuple(f"{group.name}.{i}." for i in removed)
-    # Names, before the cut, of the groups that stay; groups() keeps their order
-    left = [g.name for g in model.groups() if not g.name.startswith(within)]
-    gone = {p for i in removed for p in blocks[i].parameters()}
+    model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor, scores: dict
+) -> None:
+    """Remove whole layers from the model and its optimizer. The others move up in the list, and so
+    do the scores of their groups: with layer 4 gone, "blocks.5.d_ff" becomes "blocks.4.d_ff"."""
+    blocks, kept = model.get_submodule(group.name), keep.tolist()
+    gone = {p for block, stays in zip(blocks, kept) if not stays for p in block.parameters()}
     for optimizer in optimizers:
         for param_group in optimizer.param_groups:
             param_group["params"] = [p for p in param_group["params"] if p not in gone]
         for p in gone & set(optimizer.state):
             del optimizer.state[p]
-    for i in reversed(removed):
+    for i in reversed([i for i, stays in enumerate(kept) if not stays]):
         del blocks[i]
-    return dict(zip(left, (g.name for g in model.groups())))
+    for i, stays in enumerate(kept):  # in ascending order: each place is free before it is taken
+        was, now = f"{group.name}.{i}.", f"{group.name}.{sum(kept[:i])}."
+        for name in [name for name in scores if name.startswith(was)]:
+            score = scores.pop(name)
+            if stays:
+                scores[now + name.removeprefix(was)] = score
 
 
 class Pruner:
     """Keeps the scores of a run's units and prunes by them.
 
-    kinds: the kinds of unit that the run prunes. agree: gives every rank the mask of the first one,
-    so that all prune the same units.
+    kinds: the kinds of unit that the run prunes. agree(mask): the first rank's mask, on every rank,
+    so that all prune the same units. Models have `groups()`, a list of UnitGroup.
     """
 
     def __init__(
-        self,
-        criterion: str,
-        beta: float,
-        kinds: Iterable[str],
-        seed: int,
-        agree: Callable[[Tensor], Tensor] = lambda mask: mask,
+        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, agree=lambda mask: mask
     ):
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
     @torch.no_grad()
-    def score(self, model: GPT) -> None:
+    def score(self, model: nn.Module) -> None:
         """Update the scores by those of this step: S = beta S + (1 - beta) s.
 
         Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
-        ranks, before it is clipped: clipping scales it by a different factor each time. `random`
-        draws one number for each unit, once.
+        ranks, before it is clipped: clipping scales it by a different factor each time. If any
+        gradient is not finite, the scores stay as they were. `random` draws one number for each
+        unit, once.
         """
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # no wait for the GPU
         for group in [group for group in model.groups() if group.kind in self.kinds]:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
-                average = self.scores.setdefault(group.name, torch.zeros_like(s))
-                average.lerp_(s, 1 - self.beta)  # from 0: all too small, by the same factor
+                old = self.scores.get(group.name, torch.zeros_like(s))
+                new = old.lerp(s, 1 - self.beta)  # from 0: all too small, by the same factor
+                self.scores[group.name] = torch.where(finite, new, old)
             elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)
 
     @torch.no_grad()
-    def prune(
-        self, model: GPT, optimizers: Optimizers, kind: str, new_width: int
-    ) -> dict[str, list[list]]:
+    def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
+        All kinds in one step are pruned by scores from before the first cut.
 
         Returns a record for the log, two lists with an entry for each group: "removed" has the
         units that went, by their index before this prune, "scores" the minimum, the quartiles and
-        the maximum of the group's scores.
+        the maximum of the group's scores. Raises ValueError, before anything is cut, where that
+        cannot be done.
         """
-        record: dict[str, list[list]] = {"removed": [], "scores": []}
-        for group in [group for group in model.groups() if group.kind == kind]:
+        groups = [group for group in model.groups() if group.kind == kind]
+        for group in groups:
+            check_state(model, optimizers, group)
+            if group.name not in self.scores:
+                raise ValueError(f"{group.name} has no scores: call score() first, or load them")
+        record: dict[str, list] = {"removed": [], "scores": []}
+        for group in groups:
             scores = self.scores[group.name]
             keep = self.agree(choose(scores, new_width))
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 5).to(scores)).tolist())
             self.scores[group.name] = scores[keep]
-            if group.slices is None:
-                names = drop_blocks(model, optimizers, group, keep)
-                self.scores = {names[old]: s for old, s in self.scores.items() if old in names}
-            else:
+            if group.slices:
                 slice_group(model, optimizers, group, keep)
+            else:
+                drop_blocks(model, optimizers, group, keep, self.scores)
         return record

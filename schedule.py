@@ -8,7 +8,18 @@ optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot"
 """
 
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
+
+
+def knobs(max_steps: int, **others) -> SimpleNamespace:
+    """What Schedule asks for, in a training loop of your own; the names and what they do are in
+    run/config.py. For each kind of unit that you prune, pass its width at the beginning and at the
+    end, such as d_ff=1024, d_ff_target=352. learning_rate is the peak, if you use that, too."""
+    c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "prune_every": 20}
+    c |= {"round_to": 1, "score_beta": 0.85, "learning_rate": 0.0, "min_lr_fraction": 0.1}
+    c |= {"warmup_steps": 0, "lr_restart": False, "max_steps": max_steps}
+    return SimpleNamespace(**c | others)
 
 
 class Widths(NamedTuple):
@@ -17,6 +28,23 @@ class Widths(NamedTuple):
     enlarged: int  # before the first prune
     target: int  # after the last one
     grid: int  # widths in between are multiples of this
+
+
+def pruned_widths(c) -> dict[str, Widths]:
+    """By kind of unit, of those that the run prunes: those with a knob KIND_target that is less
+    than the knob KIND. The grid is round_to, but 1 for what is counted in few whole pieces, such as
+    heads and layers: kinds whose names begin with n_ or num_."""
+    widths = {}
+    for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
+        enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
+        grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
+        require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
+        if 0 < target < enlarged:
+            near = max(1, round(target / grid)) * grid
+            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
+            require(target % grid == 0, c, f"{kind}_target", remedy)
+            widths[kind] = Widths(enlarged, target, grid)
+    return widths
 
 
 class Schedule:
@@ -34,10 +62,10 @@ class Schedule:
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:
-            need(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
+            require(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
             shortest = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
         advice = f"must be less than its cosine's {shortest} steps (max_steps={c.max_steps})"
-        need(c.warmup_steps < shortest, c, "warmup_steps", advice)
+        require(c.warmup_steps < shortest, c, "warmup_steps", advice)
 
     def learning_rate(self, step: int) -> float:
         """One linear warm-up and one cosine over the whole run. Naive has two: one before the
@@ -110,36 +138,21 @@ class Schedule:
         return opens - self.score_steps <= step < closes
 
 
-def need(ok: object, c, knob: str, remedy: str) -> None:
+def require(ok: object, c, knob: str, remedy: str) -> None:
     if not ok:
         raise ValueError(f"{knob}={getattr(c, knob)}: {remedy}")
-
-
-def pruned_widths(c) -> dict[str, Widths]:
-    """By kind of unit, of those that the run prunes: whose knob KIND_target is less than KIND."""
-    widths = {}
-    for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
-        enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
-        grid = c.round_to if kind.startswith("d_") else 1  # heads and layers (n_...) have no grid
-        need(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
-        if 0 < target < enlarged:
-            near = max(1, round(target / grid)) * grid
-            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
-            need(target % grid == 0, c, f"{kind}_target", remedy)
-            widths[kind] = Widths(enlarged, target, grid)
-    return widths
 
 
 def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes: those after the fractions prune_start and
     prune_end of the run."""
     oneshot = c.prune_schedule == "oneshot"
-    need(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
+    require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
-    need(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
+    require(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
     opens = round(c.prune_start * c.max_steps) + 1
     closes = opens if oneshot else round(c.prune_end * c.max_steps) + 1
     fits = 1 < opens <= closes <= c.max_steps and (oneshot or opens < closes)
     window = f"prune_start={c.prune_start}" + ("" if oneshot else f" to prune_end={c.prune_end}")
-    need(fits, c, "max_steps", f"too few for the window from {window}")
+    require(fits, c, "max_steps", f"too few for the window from {window}")
     return opens, closes

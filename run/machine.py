@@ -123,7 +123,7 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
-    slices = [(name, dim) for kind in SLICES if kind in kinds for name, dim in SLICES[kind]]
+    slices = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
 
     def switched(block: torch.nn.Module) -> Callable:
         eager, compiled = block.forward, torch.compile(block.forward)
@@ -131,8 +131,8 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
         def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             if not (model.compiled and block.training):
                 return eager(x, cos, sin)
-            for name, dim in slices:  # each time: a prune makes new parameters
-                torch._dynamo.maybe_mark_dynamic(block.get_submodule(name).weight, dim)
+            for s in slices:  # each time: a prune makes new parameters
+                torch._dynamo.maybe_mark_dynamic(block.get_parameter(s.name), s.dim)
             if "d_model" in kinds:
                 torch._dynamo.maybe_mark_dynamic(x, 2)
             return compiled(x, cos, sin)

@@ -72,7 +72,7 @@ def some_of(width):
 def mask_units(model, group, keep):
     """Silence units without slicing: zero all of their weights. Returns where weights died."""
     dead = {}
-    for name, dim in group.slices:
+    for name, dim, _ in group.slices:
         weight = model.get_parameter(name)
         gone = ~keep.repeat_interleave(weight.shape[dim] // group.width)
         dead[name] = gone[:, None].expand_as(weight) if dim == 0 else gone.expand_as(weight)
