@@ -157,8 +157,9 @@ class GPT(nn.Module):
         self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.unembed.weight = self.embed.weight
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
+        with torch.device("cpu"):  # the same on every device, wherever the weights are
+            exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+            angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
         self.register_buffer("cos", angle.cos().float(), persistent=False)  # (T, head_dim / 2)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
         self.init_weights()

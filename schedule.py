@@ -84,6 +84,14 @@ class Schedule:
         floor = self.c.min_lr_fraction * self.c.learning_rate
         return floor + (self.c.learning_rate - floor) * (1 + math.cos(math.pi * progress)) / 2
 
+    def rate_share(self, first: int, last: int) -> float:
+        """How much of the learning rate, summed over the run's steps, is in these: from `first` to
+        `last`. With AdamW, weights move and forget in proportion to it (2405.13698). A long run is
+        summed at every nth step."""
+        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))
+        rates = {step: self.learning_rate(step) for step in steps}
+        return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
+
     def restarts(self, step: int) -> bool:
         """Whether a second warm-up and cosine begin with this step."""
         return self.c.lr_restart and step == self.window[0]

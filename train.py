@@ -16,19 +16,21 @@ import signal
 import sys
 from dataclasses import replace
 
-from run import machine  # isort: skip  (first: torch, on its import, reads what run/__init__.py sets)
+from run.machine import Machine, check_memory  # isort: skip  (before torch: see run/__init__.py)
 
 import torch
+from torch import Tensor
 
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run.checkpoint import load_model, load_optimizers, load_start
-from run.config import Config, load_config, micro_batch
+from run.checkpoint import Start, load_history, load_model, load_start
+from run.config import Config, load_config
 from run.cost import Plan
 from run.errors import print_error
 from run.folder import Folder
+from run.forward import Forward
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from run.report import Report
@@ -36,132 +38,118 @@ from run.stop import Stop
 from run.teacher import Teacher
 
 
-def train(c: Config) -> int:
-    """Run a config, from the start or from its last checkpoint. Its files are in c.out_dir.
+def forward_and_backward(
+    forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
+) -> Tensor:
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. Nothing else of
+    the graph outlives this function, so a prune finds its memory free.
+
+    tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
+    """
+    size = forward.micro_batch_size
+    micro_batches = list(zip(tokens.split(size), targets.split(size)))
+    loss = torch.zeros((), device=tokens.device)
+    for i, (inputs, wanted) in enumerate(micro_batches, 1):
+        if teacher:
+            wanted = teacher.targets(inputs, wanted)
+        with forward.averaging(i == len(micro_batches)):  # under torchrun: only in the last one
+            micro_loss = forward(inputs, wanted) / len(micro_batches)
+            micro_loss.backward()
+        loss += micro_loss.detach()
+    return loss
+
+
+@torch.no_grad()
+def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
+    """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
+    model, machine, ranks = forward.model, forward.machine, forward.ranks
+    model.eval()
+    losses = []  # of a batch, and how many tokens it has
+    for i, (x, y) in enumerate(val.in_order(forward.micro_batch_size, max_tokens)):
+        if i % ranks.size == ranks.rank:  # the ranks share the batches out
+            with machine.autocast():
+                loss = model(machine.send(x), machine.send(y))
+            losses.append((loss, y.numel()))
+    model.train()
+    nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
+    nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
+    return nats / tokens
+
+
+def train(asked: Config) -> int:
+    """Run a config, from the start or from its last checkpoint. Its files are in its out_dir.
 
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
-    device = machine.choose_device(c)
-    dtype = machine.choose_dtype(c, device)
-    c = replace(c, dtype=str(dtype).removeprefix("torch."))  # it may have been "auto"
-    ranks = Ranks(device)
+    machine = Machine(asked)  # device and precision
+    ranks = Ranks(machine.device)
     stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
 
     # Data, and a teacher if there is one
-    prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
-    data = TokenDataset(c.data_dir, "train", c.context_length)
-    val = TokenDataset(c.data_dir, "val", c.context_length)
-    teacher = Teacher(c, data, device) if c.teacher else None
+    prepare_shipped(asked.data_dir)  # makes the shipped corpus, if that is asked for and missing
+    data = TokenDataset(asked.data_dir, "train", asked.context_length)
+    val = TokenDataset(asked.data_dir, "val", asked.context_length)
+    teacher = Teacher(asked, data, machine) if asked.teacher else None
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
-    folder = Folder(c.out_dir, ranks, data, teacher)  # locks out_dir
-    if folder.resumes(c):  # --resume, and a checkpoint is there
-        c, saved = folder.load(c)
-    elif c.init_from:
-        c, saved = load_start(c, data.vocab_size)  # weights alone, at step 0; c takes their shape
+    asked = replace(asked, dtype=machine.dtype_name)  # it may have been "auto"
+    folder = Folder(asked, ranks, data, teacher)  # locks out_dir, and refuses to write over others
+    if asked.resume and folder.has_checkpoint:
+        start = folder.load(asked)
+    elif asked.init_from:
+        start = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
-        saved = None
-    steps_done = saved["step"] if saved else 0
-    ranks.check_start(c, steps_done, folder.digests)  # all do the same run; now rank 0 may write
+        start = Start(asked)
+    c, saved = start.config, start.saved
+    ranks.check_start(c, start.step, folder.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
-    if steps_done == 0:  # later the model may be narrower, and it has fitted before
-        machine.check_memory(c, plan, device, ranks.size)
+    if start.step == 0:  # later the model may be narrower, and it has fitted before
+        check_memory(c, plan, machine.device, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)
-    model = load_model(saved) if saved else GPT(plan.enlarged)
-    model.to(device)
-    optimizers = make_optimizers(model, c, dtype)
+    model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
+    optimizers = make_optimizers(model, c, machine.dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
-        load_optimizers(optimizers, model, saved)
-        pruner.scores = {name: score.to(device) for name, score in saved["scores"].items()}
-    del saved  # as large as the model and its moments
-    compiled = machine.choose_compile(c, device, plan)
-    if compiled:
-        machine.compile_blocks(model, schedule.widths)
-    if c.recompute:
-        machine.recompute_blocks(model)
-    micro_batch_size = micro_batch(c, ranks.size)
+        load_history(saved, model, optimizers, pruner)
+    first_step = start.step + 1
+    del start, saved  # as large as the model and its moments
+    forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
 
-    def autocast():
-        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-    def pass_of_nothing(forward: torch.nn.Module) -> None:
-        """One pass with all gradients 0, at the start and after each prune: torch.compile compiles
-        in it, and DDP orders its buckets."""
-        tokens = torch.zeros(micro_batch_size, c.context_length, dtype=torch.long, device=device)
-        with autocast():
-            loss = forward(tokens, tokens)
-        (0 * loss).backward()
-
-    # Compiles here; False if that fails on any rank
-    compiled = compiled and machine.keep_compiled(model, pass_of_nothing, ranks)
-    forward = ranks.wrap(model, pass_of_nothing)  # for training: DDP, where there are several ranks
-
-    @torch.no_grad()
-    def validate(max_tokens: int) -> float:
-        """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
-        model.eval()
-        losses = []  # of a batch, and how many tokens it has
-        for i, (x, y) in enumerate(val.in_order(micro_batch_size, max_tokens)):
-            if i % ranks.size == ranks.rank:  # the ranks share the batches out
-                with autocast():
-                    loss = model(machine.send(x, device), machine.send(y, device))
-                losses.append((loss, y.numel()))
-        model.train()
-        nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
-        nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
-        return nats / tokens
-
-    folder.open_log(c, steps_done)  # a new run removes the files of an old one
-    report = Report(c, plan, val, folder, steps_done)
-    report.print_plan(steps_done, data, machine.describe(device, ranks.size, c.dtype, compiled))
+    report = Report(c, plan, val, folder, first_step - 1)
+    report.print_plan(first_step - 1, data, machine.describe(ranks.size, forward.compiled))
 
     # The loop. Steps count from 1
-    step = steps_done  # of a run that resumes after its last step, which has no loop
-    last = c.stop_after or c.max_steps
+    step, last = first_step - 1, c.stop_after or c.max_steps
     val_loss, stopping = None, 0.0
-    for step in range(steps_done + 1, last + 1):
+    for step in range(first_step, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # only with lr_restart: a fresh optimizer, a second cosine
-            optimizers = make_optimizers(model, c, dtype)
-        for optimizer in optimizers:
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = lr
+            optimizers = make_optimizers(model, c, machine.dtype)
+        for param_group in [group for o in optimizers for group in o.param_groups]:
+            param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
         new_widths = schedule.new_widths(step)  # by kind of unit; {} on most steps
         if new_widths:
-            before = validate(plan.tokens_per_step)  # few tokens: they show what a prune costs
-            for kind, width in new_widths.items():
-                record = pruner.prune(model, optimizers, kind, width)
-                after = validate(plan.tokens_per_step)
-                report.prune(step, kind, before, after, record)
-                before = after
-            del forward  # under torchrun, DDP with the old parameters and their gradients
-            forward = ranks.wrap(model, pass_of_nothing)
+            with forward.unwrapped():  # DDP would keep what is cut
+                before = validate(forward, val, plan.tokens_per_step)  # few tokens: what it costs
+                for kind, width in new_widths.items():
+                    record = pruner.prune(model, optimizers, kind, width)
+                    after = validate(forward, val, plan.tokens_per_step)
+                    report.prune(step, kind, before, after, record)
+                    before = after
 
-        # Forward and backward: the gradient of the mean loss over micro-batches and ranks
+        # Forward and backward
         batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
-        x, y = (machine.send(tokens, device) for tokens in batch)  # tokens, next tokens
-        micro_batches = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
-        loss = torch.zeros((), device=device)
-        for i, (inputs, targets) in enumerate(micro_batches, 1):
-            forward.require_backward_grad_sync = i == len(
-                micro_batches
-            )  # DDP, if there, averages then
-            with autocast():
-                if teacher:
-                    targets = teacher.targets(inputs, targets)
-                micro_loss = forward(inputs, targets) / len(micro_batches)
-            micro_loss.backward()
-            loss += micro_loss.detach()
+        tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
+        loss = forward_and_backward(forward, tokens, targets, teacher)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
@@ -185,7 +173,7 @@ def train(c: Config) -> int:
         if step % c.log_every == 0 or step == c.max_steps:
             report.step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
-            val_loss = validate(c.eval_tokens)
+            val_loss = validate(forward, val, c.eval_tokens)
             report.eval(step, val_loss)
         must_save = step == last or bool(stopping)
         if step % c.save_every == 0 or must_save:
@@ -198,7 +186,7 @@ def train(c: Config) -> int:
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
     if val_loss is None:  # resumed after the last step
-        val_loss = validate(c.eval_tokens)
+        val_loss = validate(forward, val, c.eval_tokens)
     report.done(step, val_loss)
     return 0
 

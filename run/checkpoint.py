@@ -8,13 +8,13 @@ Nothing in it depends on the clock, so equal runs leave equal bytes.
 import json
 import sys
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from model import GPT, GPTConfig
-from prune import Optimizers
+from prune import Optimizers, Pruner
 from run import UserError
 from run.config import NOT_SAVED, Config, take_shape
 from run.errors import out_of_memory
@@ -23,6 +23,20 @@ from run.hugging_face import load_folder, read_shape
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+
+
+@dataclass
+class Start:
+    """How a run starts: its config, and what was saved, as `load_checkpoint` returns it. None: with
+    new weights. Weights without a history are as if saved at step 0."""
+
+    config: Config
+    saved: dict | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.saved["step"] if self.saved else 0
 
 
 def write_checkpoint(
@@ -66,7 +80,9 @@ def load_checkpoint(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
                 raise ValueError(f"{damaged} is damaged")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: the ranks of a machine read it into one memory. On Windows, a file that is mapped
+        # cannot be replaced: keep copies of its tensors
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs
@@ -87,7 +103,7 @@ def check_content(saved: dict) -> None:
     if not layers_fit or not 0 <= step <= saved["config"]["max_steps"]:
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
-        model = GPT(shape)
+        model = GPT(shape).to("meta")
     model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # all sizes are those of a model
     model.load_state_dict(weights, assign=True)  # compares names and shapes
     shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
@@ -115,26 +131,29 @@ def load_shape(path: Path) -> GPTConfig:
     return read_shape(path) if is_hugging_face(path) else load_weights(path)["model_config"]
 
 
-def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
-    """The config with the shape of the weights in `c.init_from`, and these as if saved at step 0.
+def load_start(c: Config, vocab_size: int) -> Start:
+    """A start at step 0 from the weights in `c.init_from`; the config takes their shape.
     vocab_size: that of the data. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], vocab_size)
     shape = replace(given["model_config"], context_length=c.context_length)
-    return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
+    return Start(c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}})
 
 
-def load_model(saved: dict) -> GPT:
-    """The model of a checkpoint or of a Hugging Face folder, whatever its widths."""
-    model = GPT(saved["model_config"])
+def load_model(saved: dict, device: torch.device) -> GPT:
+    """The model of a checkpoint or of a Hugging Face folder, whatever its widths. It is made on the
+    device, so the memory of the machine holds no second copy."""
+    with device:
+        model = GPT(saved["model_config"])
     model.load_state_dict(saved["model"])
-    return model
+    return model.to(device)
 
 
-def load_optimizers(optimizers: Optimizers, model: GPT, saved: dict) -> None:
-    """Give the optimizers what a checkpoint holds of each parameter, by name."""
-    name_of = {p: name for name, p in model.named_parameters()}
+def load_history(saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner) -> None:
+    """Give the optimizers and the pruner what a checkpoint holds of each parameter and group."""
+    name_of, device = {p: name for name, p in model.named_parameters()}, model.norm.weight.device
     for optimizer in optimizers:
         for p in [p for group in optimizer.param_groups for p in group["params"]]:
             moments = saved["optimizer"].get(name_of[p], {})
-            optimizer.state[p] = {key: x.to(p) for key, x in moments.items()}
+            optimizer.state[p] = {key: x.to(p, copy=True) for key, x in moments.items()}
+    pruner.scores = {name: x.to(device, copy=True) for name, x in saved["scores"].items()}

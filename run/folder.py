@@ -10,7 +10,7 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 
 from data.loader import TokenDataset
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, load_checkpoint
+from run.checkpoint import NAME, PREVIOUS, Start, load_checkpoint
 from run.config import NOT_SAVED, SHAPE, Config, check_config
 from run.files import write_text
 from run.ranks import Ranks
@@ -27,56 +27,63 @@ class Folder:
     """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there.
 
     The lock is the system's: it ends with the process, however that ends. Raises UserError where
-    another process runs there, or nothing can be written.
+    another process runs there, nothing can be written, or the run would write over what it may not.
     """
 
-    def __init__(self, out_dir: str, ranks: Ranks, data: TokenDataset, teacher: Teacher | None):
-        self.path, self.ranks, self.main = Path(out_dir), ranks, ranks.rank == 0
+    def __init__(self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None):
+        self.path, self.ranks, self.main = Path(c.out_dir), ranks, ranks.rank == 0
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
-        if not self.main:
-            return
+        if self.main:
+            self.take()
+        self.check(c)
+
+    def take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.path / "lock", "ab")  # noqa: SIM115 (also a file of the user's)
         except OSError as error:
-            raise UserError(f"out_dir={out_dir}: cannot write there: {error}") from error
+            raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
         try:
             if not lock_descriptor(self.lock.fileno(), blocking=False):
                 what = "another process is running there; choose another"
-                raise UserError(f"out_dir={out_dir}: {what}")
+                raise UserError(f"out_dir={self.path}: {what}")
         except OSError:  # some network disks have no locks
             what = "its disk has no locks; start no second run there"
-            print(f"out_dir={out_dir}: {what}", file=sys.stderr)
+            print(f"out_dir={self.path}: {what}", file=sys.stderr)
 
-    def resumes(self, c: Config) -> bool:
-        """Whether the run goes on from a checkpoint that is here.
+    @property
+    def has_checkpoint(self) -> bool:
+        return any((self.path / name).exists() for name in (NAME, PREVIOUS))
 
-        Raises UserError where the run would write over what it may not: another run, the weights
-        that it learns from, files of another program under our names.
-        """
+    def check(self, c: Config) -> None:
+        """Raises UserError where the run would write over what it may not: another run, the weights
+        that it learns from, files of another program under our names."""
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
             if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
         held = [name for name in RUN_FILES if (self.path / name).exists()]
-        saves = NAME in held or PREVIOUS in held
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
         if held and not (config.exists() and b'"max_steps"' in config.read_bytes()):
             what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
         elif held and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             what = f"holds a run; {way}"
-        elif c.resume and not saves and "save" in [e["event"] for e in read_log(self.path)]:
+        elif (
+            c.resume
+            and not self.has_checkpoint
+            and "save" in [e["event"] for e in read_log(self.path)]
+        ):
             what = "holds a run, but its checkpoint is gone; remove the folder to begin again"
         else:
-            return c.resume and saves
+            return
         raise UserError(f"out_dir={c.out_dir}: {what}")
 
-    def load(self, c: Config) -> tuple[Config, dict]:
-        """The config, with the shape that the run began with, and the checkpoint. Raises UserError
-        where that is of another config, of other data or with another teacher."""
+    def load(self, c: Config) -> Start:
+        """The run's own checkpoint, and the config with the shape that the run began with. Raises
+        UserError where it is of another config, of other data or with another teacher."""
         path = self.path / NAME
         saved = load_checkpoint(path)
         then = saved["config"]
@@ -91,22 +98,22 @@ class Folder:
             if saved.get(what) != self.digests[what]:
                 other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
                 raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
-        return c, saved
+        return Start(c, saved)
 
-    def open_log(self, c: Config, step: int) -> None:
+    def open_log(self, c: Config, step: int) -> float:
         """Write config.json, and drop from log.jsonl what a run that goes on after `step` does
-        again. `seconds`: the time that the steps before took."""
-        self.seconds, self.unwritten = 0.0, b""
+        again. Returns the seconds that the steps before took."""
+        self.unwritten = b""
         if not self.main:
-            return
+            return 0.0
         if step == 0:
             for name in (NAME, PREVIOUS, "log.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
         kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
-        self.seconds = kept[-1]["seconds"] if kept else 0.0
         write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
         self.file = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
+        return kept[-1]["seconds"] if kept else 0.0
 
     def write(self, event: dict) -> None:
         """Add a line to the log at once. If the disk is full, keep it for the next call."""

@@ -1,23 +1,42 @@
-"""What a run computes on, and how: device, precision, compiled or not, recomputed or not."""
+"""What a run computes on: device, precision and memory."""
 
 import ctypes
 import os
 import platform
-import sys
-from collections.abc import Callable, Container
-from functools import partial
 from textwrap import shorten
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from model import GPT, SLICES
 from run import UserError
 from run.config import Config, micro_batch
 from run.cost import Plan, knobs_that_fit, memory_of
-from run.errors import out_of_memory
-from run.ranks import Ranks
+
+
+class Machine:
+    """What a run computes on: the device, and the precision of the matrix products. Raises
+    UserError where the device is not there, or cannot compute what the run needs."""
+
+    def __init__(self, c: Config):
+        self.device = choose_device(c)
+        self.dtype = choose_dtype(c, self.device)
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> torch.autocast:
+        """In it, matrix products have the run's precision. Weights, moments and scores are float32
+        in any case."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def send(self, x: Tensor) -> Tensor:
+        """x, from the CPU, on the device. The CPU does not wait: a copy from pinned memory goes on
+        while the next work is prepared."""
+        x = x.pin_memory() if self.device.type == "cuda" else x
+        return x.to(self.device, non_blocking=True)
+
+    def describe(self, ranks: int, compiled: bool) -> str:
+        threads, way = torch.get_num_threads(), "compiled" if compiled else "eager"
+        what = f"{self.device.type}, ranks: {ranks}, CPU threads: {threads}"
+        return f"{what}, {self.dtype_name}, {way}"
 
 
 def choose_device(c: Config) -> torch.device:
@@ -67,12 +86,6 @@ def keep_memory() -> None:
         mallopt(-1, -1)  # no return of the heap's end
 
 
-def send(x: Tensor, device: torch.device) -> Tensor:
-    """x, from the CPU, on the device. The CPU does not wait: a copy from pinned memory goes on
-    while the next work is prepared."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
-
-
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
     """Refuse what cannot fit into the free memory of the GPU, or the memory of the machine, even if
     a compiled model keeps half of the activations that `memory_of` counts. Raises UserError."""
@@ -93,7 +106,7 @@ def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> Non
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
-    """Of the matrix products; weights, moments and scores are float32 whatever it is."""
+    """The precision of the matrix products. "auto": bfloat16 where the hardware multiplies it."""
     if c.dtype != "auto":
         return getattr(torch, c.dtype)
     if device.type == "cuda":
@@ -102,74 +115,3 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         native = native and device.type == "cpu"
     return torch.bfloat16 if native else torch.float32
-
-
-def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
-    """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
-    takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
-    where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
-    on Windows, where the compiler that Inductor calls is seldom installed."""
-    long = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
-    pays = device.type == "cuda" or (device.type == "cpu" and long)
-    return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
-
-
-def compile_blocks(model: GPT, kinds: Container[str]) -> None:
-    """Compile the blocks for training. One graph serves all blocks, which are alike, and all widths
-    of these kinds above 1, so a prune does not compile anything again.
-
-    In eval mode, where batches have other shapes, blocks stay as they are.
-    """
-    torch._dynamo.config.force_parameter_static_shapes = False
-    torch._dynamo.config.force_nn_module_property_static_shapes = False
-    torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
-    slices = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
-
-    def switched(block: torch.nn.Module) -> Callable:
-        eager, compiled = block.forward, torch.compile(block.forward)
-
-        def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            if not (model.compiled and block.training):
-                return eager(x, cos, sin)
-            for s in slices:  # each time: a prune makes new parameters
-                torch._dynamo.maybe_mark_dynamic(block.get_parameter(s.name), s.dim)
-            if "d_model" in kinds:
-                torch._dynamo.maybe_mark_dynamic(x, 2)
-            return compiled(x, cos, sin)
-
-        return forward
-
-    model.compiled = True
-    for block in model.blocks:
-        block.forward = switched(block)
-
-
-def keep_compiled(model: GPT, one_pass: Callable[[GPT], None], ranks: Ranks) -> bool:
-    """Whether one pass, forward and backward, works with compiled blocks on all ranks. If not,
-    blocks become eager everywhere, and rank 0 says why. Gradients are dropped."""
-    reason = ""
-    try:
-        one_pass(model)
-    except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
-        if out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-    model.zero_grad()
-    (failed,) = ranks.means(float(bool(reason)))
-    model.compiled = failed == 0
-    if failed and ranks.rank == 0:
-        why = shorten(reason or "on another rank", 200)
-        print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
-    return model.compiled
-
-
-def recompute_blocks(model: GPT) -> None:
-    """Gradient checkpointing: a step keeps only the input of each block, and the backward pass
-    computes the block again. Call it after compile_blocks."""
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def describe(device: torch.device, ranks: int, dtype: str, compiled: bool) -> str:
-    way = "compiled" if compiled else "eager"
-    return f"{device.type}, ranks: {ranks}, CPU threads: {torch.get_num_threads()}, {dtype}, {way}"

@@ -2,13 +2,10 @@
 
 import datetime
 import os
-import warnings
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from run import UserError
 from run.config import PATHS, Config
@@ -74,37 +71,13 @@ class Ranks:
         x = [n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers]
         return self.mean(torch.stack(x)).tolist()
 
-    def wrap(self, model: nn.Module, first_pass: Callable[[nn.Module], None]) -> nn.Module:
-        """The model; under torchrun, in a DistributedDataParallel, whose backward pass averages the
-        gradients over the ranks. Wrap it anew after a prune: DDP holds the parameters of now.
-        Raises UserError where the ranks hold different weights: they would train no model at all.
-
-        first_pass: a forward and a backward pass through what it is given. After a first backward
-        pass, DDP sorts its buckets by the order in which gradients came. Then a resumed run adds
-        the ranks' numbers in the same order as one that never stopped. All gradients lie in the
-        buckets from then on: DDP rounds where it copies one in.
-        """
-        if not self.launched:
-            return model
+    def check_same(self, model: nn.Module) -> None:
+        """Raises UserError where the ranks hold different weights."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
         if self.differ(torch.stack(bits).tolist()):
             way = "--resume goes on from the last checkpoint"
             cause = "Should it happen again, a GPU or the network may be faulty"
             raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
-        model.zero_grad()  # frees the old buckets
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped = DistributedDataParallel(
-                model,
-                broadcast_buffers=False,  # the model's buffers are constants
-                init_sync=False,  # all ranks have the same weights
-                gradient_as_bucket_view=True,
-            )
-        first_pass(wrapped)
-        model.zero_grad(set_to_none=False)
-        return wrapped
 
     def differ(self, x: list) -> list:
         """The entries of x that are not the same on all ranks. Waits for all of them."""

@@ -27,12 +27,13 @@ def compact(n: float) -> str:
 
 class Report:
     """Prints, and writes to the log, what happens in a run that goes on after `step`. Ranks other
-    than the first stay silent."""
+    than the first stay silent. It drops the log of steps that are done again."""
 
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
-        self.began = time.perf_counter() - folder.seconds  # as if the run had never stopped
+        before = folder.open_log(c, step)
+        self.began = time.perf_counter() - before  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 
     def say(self, text: str) -> None:
@@ -78,6 +79,8 @@ class Report:
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
             what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             rows["prune"] = f"{what}; {compact(final)} parameters remain"
+            left = schedule.rate_share(steps[-1], c.max_steps)
+            rows["recover"] = f"{left:.0%} of the learning rate is left after the last prune"
             saved = 1 - plan.flops() / (plan.token_flops(plan.enlarged) * tokens)
             compute += f", {saved:.0%} less than without pruning"
         if plan.teacher:

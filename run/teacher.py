@@ -12,6 +12,7 @@ from data.tokenizer import load_tokenizer, token_bytes
 from run import UserError
 from run.checkpoint import load_model, load_weights
 from run.config import Config, padded_vocab
+from run.machine import Machine
 
 
 class Teacher:
@@ -21,7 +22,7 @@ class Teacher:
     is not that of the data. Tokenizers are compared by the length of each of their tokens.
     """
 
-    def __init__(self, c: Config, data: TokenDataset, device: torch.device):
+    def __init__(self, c: Config, data: TokenDataset, machine: Machine):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
         try:
             given, size = load_weights(path), padded_vocab(c, data.vocab_size)
@@ -37,9 +38,10 @@ class Teacher:
             tokenizer = hashlib.sha256(lengths.tobytes()).hexdigest()
         if tokenizer != data.tokenizer_digest:
             raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
-        self.model = load_model(given | {"model_config": shape}).to(device).eval()
+        self.model = load_model(given | {"model_config": shape}, machine.device).eval()
         self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
-        self.weight, digest = c.teacher_weight, hashlib.sha256(repr(shape).encode())
+        self.machine, self.weight = machine, c.teacher_weight
+        digest = hashlib.sha256(repr(shape).encode())
         for name, weight in sorted(given["model"].items()):
             digest.update(name.encode())
             digest.update(weight.contiguous().view(torch.uint8).numpy())
@@ -49,6 +51,8 @@ class Teacher:
     def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
         """(B, T, vocab_size), float32: `teacher_weight` times the teacher's distribution over the
         next token, and the rest on the token that came. tokens, came: (B, T)."""
-        mixed = self.model(tokens).float().softmax(-1) * self.weight
+        with self.machine.autocast():
+            logits = self.model(tokens)
+        mixed = logits.float().softmax(-1) * self.weight
         rest = torch.full(came.shape, 1 - self.weight, device=came.device)
         return mixed.scatter_add_(-1, came[..., None], rest[..., None])

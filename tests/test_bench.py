@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import GPTConfig
 from run.config import Config, load_config
 from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
+from run.machine import Machine
 from tools import bench, plan
 
 SHAPE = GPTConfig(
@@ -36,7 +37,7 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
     shape = replace(SHAPE, **changes)
     size = {"batch_size": sequences, "context_length": shape.context_length}
     c = Config(**size, recompute=recompute, dtype=dtype)
-    measured = bench.peak_memory(c, shape, torch.device("cpu"))
+    measured = bench.peak_memory(c, shape, Machine(c))
     assert sum(memory_of(c, shape, sequences).values()) == pytest.approx(measured, rel=0.1)
 
 
@@ -45,7 +46,7 @@ def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, rec
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_plan_counts_the_work_that_torch_counts_in_a_step(shape, optimizer, recompute):
     c = Config(batch_size=4, context_length=12, optimizer=optimizer, recompute=recompute)
-    step, counter = bench.Step(c, shape, torch.device("cpu")), FlopCounterMode(display=False)
+    step, counter = bench.Step(c, shape, Machine(c)), FlopCounterMode(display=False)
     # Compiled blocks compute all again. Eager ones stop before the last product, which none needs
     with sdpa_kernel(SDPBackend.MATH), set_checkpoint_early_stop(False), counter:
         step()

@@ -14,9 +14,9 @@ from helpers import ROOT, events, run
 from test_ranks import assert_close
 
 from model import KINDS
-from run import machine
 from run.config import load_config, micro_batch
 from run.cost import memory_of
+from run.machine import Machine
 from tools import bench
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY
@@ -73,10 +73,10 @@ def test_a_step_takes_the_memory_that_was_planned(knobs):
     c = load_config(f"configs/{config}", [*knobs, "--device=cuda"])
     c, plan = load_plan(c, missing=GPT2_VOCABULARY)
     planned = sum(memory_of(c, plan.enlarged, micro_batch(c, ranks=1)).values())
-    device = machine.choose_device(c)
-    if planned > 0.9 * torch.cuda.mem_get_info(device)[0]:
+    machine = Machine(c)
+    if planned > 0.9 * torch.cuda.mem_get_info(machine.device)[0]:
         pytest.skip(f"needs {planned / 1e9:.0f} GB of memory")
-    assert bench.peak_memory(c, plan.enlarged, device) == pytest.approx(planned, rel=0.15)
+    assert bench.peak_memory(c, plan.enlarged, machine) == pytest.approx(planned, rel=0.15)
 
 
 @on_a_gpu

@@ -9,7 +9,7 @@ from helpers import refused, run
 from test_ranks import assert_close
 
 import train
-from run import UserError, machine
+from run import UserError, forward, machine
 from run.config import Config, load_config
 from run.cost import Plan
 
@@ -21,7 +21,9 @@ def laptop(monkeypatch):
     """Pretends a machine that may have a GPU."""
 
     def laptop(system: str = "posix", has_gpu: bool = True, **variables) -> None:
-        monkeypatch.setattr(machine, "os", SimpleNamespace(name=system, environ=variables))
+        for module in (machine, forward):
+            pretended = SimpleNamespace(name=system, environ=variables)
+            monkeypatch.setattr(module, "os", pretended)
         for name, value in (("is_available", has_gpu), ("device_count", 1), ("set_device", None)):
             monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
 
@@ -31,7 +33,7 @@ def laptop(monkeypatch):
 def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop):
     def compiles(device, **knobs) -> bool:
         c = Config(**knobs)
-        return machine.choose_compile(c, device, Plan(c, vocab_size=1024))
+        return forward.choose_compile(c, device, Plan(c, vocab_size=1024))
 
     laptop()
     assert compiles(CPU, max_steps=10**6) and compiles(GPU, n_kv_head_target=1)

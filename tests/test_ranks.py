@@ -118,13 +118,13 @@ sys.exit(train.main())
 
 
 SMALL_BUCKETS = """
-import run.ranks
-def wrap(*arguments, wrap=run.ranks.DistributedDataParallel, **others):
+import run.forward, run.ranks
+def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
     run.ranks.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
     global ddp
     ddp = wrap(*arguments, bucket_cap_mb=0.0005, **others)
     return ddp
-run.ranks.DistributedDataParallel = wrap
+run.forward.DistributedDataParallel = wrap
 """
 
 
@@ -170,3 +170,37 @@ def test_a_number_of_ranks_alone_is_one_line(toy, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = f"--out_dir={tmp_path}"
     refused(capsys, train.main, toy, out, words="RANK expected, but not set; torchrun sets all")
+
+
+PEAKS = """
+import time, torch
+from run.report import Report
+marks, profile = [], torch.profiler.profile(profile_memory=True)
+def mark(owner, name):
+    call = getattr(owner, name)
+    def marked(*arguments, **others):
+        marks.append((name, time.time_ns()))
+        return call(*arguments, **others)
+    setattr(owner, name, marked)
+mark(train.Pruner, "prune"), mark(Report, "step")
+profile.start()
+"""
+COMPARED = """
+profile.stop()
+events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+now, label, peaks = 0, "start", {}
+for e in sorted(events, key=lambda e: e.start_ns()):
+    while marks and marks[0][1] <= e.start_ns():
+        label = marks.pop(0)[0]  # the peak of a step counts for what came before it
+    now += e.nbytes()
+    peaks[label] = max(peaks.get(label, 0), now)
+assert peaks["step"] > 20e6 and peaks["prune"] <= 1.1 * peaks["step"], peaks
+"""
+
+
+def test_a_step_with_a_prune_takes_no_more_memory_than_any_other(processes, toy, tmp_path):
+    """Nothing of the old graph, buckets or parameters outlives it."""
+    knobs = ["--d_model=128", "--d_model_target=0", "--n_layer_target=0", "--n_kv_head_target=0"]
+    knobs += ["--d_ff=1024", "--d_ff_target=256", "--batch_size=1", "--eval_tokens=16"]
+    knobs += ["--max_steps=400", "--prune_start=0.01", "--prune_every=1", "--stop_after=9"]
+    run_ranks(processes, toy, tmp_path, *knobs, ranks=1, before=PEAKS, after=COMPARED)

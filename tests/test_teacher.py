@@ -16,6 +16,7 @@ from data.loader import TokenDataset
 from model import GPT
 from run.config import load_config
 from run.cost import Plan
+from run.machine import Machine
 from run.teacher import Teacher
 from tools import export
 from tools.load import load_trained
@@ -34,7 +35,7 @@ def lesson(toy, teacher: Path) -> tuple:
     """The config of a run with this teacher, the teacher, and the batch of the first step."""
     c = load_config(str(toy), [f"--teacher={teacher}", SHORT])
     data = TokenDataset(c.data_dir, "train", c.context_length)
-    return c, Teacher(c, data, torch.device("cpu")), *data.batch(1, c.batch_size, c.seed)
+    return c, Teacher(c, data, Machine(c)), *data.batch(1, c.batch_size, c.seed)
 
 
 def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undisturbed, taught):

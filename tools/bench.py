@@ -20,9 +20,10 @@ import torch
 
 from model import GPT, GPTConfig
 from prune import Pruner
-from run import machine
 from run.config import Config, load_config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
+from run.forward import compile_blocks, keep_compiled, recompute_blocks
+from run.machine import Machine
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
 from tools import command, positive
@@ -33,23 +34,21 @@ from tools.plan import GPT2_VOCABULARY, GPUS
 class Step:
     """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
 
-    def __init__(self, c: Config, shape: GPTConfig, device: torch.device, compile_for=None):
+    def __init__(self, c: Config, shape: GPTConfig, machine: Machine, compile_for=None):
         torch.manual_seed(1)
-        self.forward = self.model = GPT(shape).to(device)
-        self.dtype = machine.choose_dtype(c, device)
-        self.optimizers = make_optimizers(self.model, c, self.dtype)
+        self.machine, self.model = machine, GPT(shape).to(machine.device)
+        self.optimizers = make_optimizers(self.model, c, machine.dtype)
         if compile_for is not None:
-            machine.compile_blocks(self.model, compile_for)
+            compile_blocks(self.model, compile_for)
         if c.recompute:
-            machine.recompute_blocks(self.model)
-        size = 2, micro_batch(c, ranks=1), c.context_length
-        self.batch = torch.randint(shape.vocab_size, size, device=device)  # tokens, targets
+            recompute_blocks(self.model)
+        size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
+        self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
 
     def __call__(self, micro_batches: int = 1) -> None:
-        kind, lower = self.batch.device.type, self.dtype != torch.float32
         for _ in range(micro_batches):
-            with torch.autocast(kind, self.dtype, enabled=lower):
-                loss = self.forward(*self.batch)
+            with self.machine.autocast():
+                loss = self.model(*self.batch)
             loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -75,10 +74,10 @@ def race(calls: list, repeats: int) -> list[float]:
     return [median(times) for times in zip(*rounds)]
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(machine: Machine) -> float:
     """FLOP/s of a large matrix product: what this machine can do at most."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    n = 8192 if machine.device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=machine.device, dtype=machine.dtype)
     return 2 * n**3 / race([lambda: a @ b], 3)[0]
 
 
@@ -93,15 +92,15 @@ def share(speed: float, limit: float, device: torch.device) -> str:
     return text
 
 
-def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
+def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
     def steps() -> None:
-        step = Step(c, shape, device)
+        step = Step(c, shape, machine)
         step(micro_batches=2), step(micro_batches=2)
 
     gc.collect()  # or what was there before counts when it goes
-    if device.type == "cuda":
+    if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         steps()
         return torch.cuda.max_memory_allocated()
@@ -115,15 +114,14 @@ def peak_memory(c: Config, shape: GPTConfig, device: torch.device) -> int:
 
 def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
-    device, full = machine.choose_device(c), plan.shape(1)
-    dtype = machine.choose_dtype(c, device)
-    c = replace(c, dtype=str(dtype).removeprefix("torch."))
+    machine, full = Machine(c), plan.shape(1)
+    c, device = replace(c, dtype=machine.dtype_name), machine.device
     planned = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
-    peak = peak_memory(c, full, device) / 2**20
+    peak = peak_memory(c, full, machine) / 2**20
     yield "peak memory", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
-    wide, slim = (Step(c, shape, device) for shape in (full, plan.final))
+    wide, slim = (Step(c, shape, machine) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
-    limit, tokens = matmul_peak(device, dtype), wide.batch[0].numel()
+    limit, tokens = matmul_peak(machine), wide.batch[0].numel()
     flops, ranks = flops_per_token(full) * tokens, Ranks(device)
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
     yield "its share of matrix products", share(flops / t_wide, limit, device)
@@ -131,8 +129,8 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if c.compile == "on":
-        compiled = Step(c, full, device, compile_for=plan.schedule.widths)
-        first = partial(machine.keep_compiled, compiled.model, lambda _: compiled(), ranks)
+        compiled = Step(c, full, machine, compile_for=plan.schedule.widths)
+        first = partial(keep_compiled, compiled.model, compiled, ranks)
         yield "compiling, once", f"{seconds_of(first):.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         faster = f"{t_wide / t:.2f} times as fast; its share: "

@@ -39,7 +39,7 @@ def load_trained(path: Path) -> Trained:
     if (ids := tokenizer.n_vocab) > known:
         raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Trained(load_model(saved).to(device).eval(), tokenizer, name)
+    return Trained(load_model(saved, torch.device(device)).eval(), tokenizer, name)
 
 
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:

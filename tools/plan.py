@@ -35,26 +35,42 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
         "Muon FLOPs": lambda shape: gpus * cost.muon_flops(shape) if c.optimizer == "muon" else 0,
     }
 
-    def row(name: str, steps: int, flops: list[int], shape: GPTConfig) -> str:
+    def row(name: str, first: int, end: int, flops: list[int], shape: GPTConfig) -> str:
         hours = sum(flops) / (gpus * peak * mfu) / 3600
         need = sum(cost.memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
         way = cost.knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
-        cells = [name, compact(cost.n_parameters(shape)), compact(steps * tokens)]
-        cells += [*(f"{x:.3g}" for x in flops), f"{hours:,.4g}", f"${hours * gpus * PRICE:,.0f}"]
+        rate = plan.schedule.rate_share(first, end - 1)
+        cells = [name, compact(cost.n_parameters(shape)), compact((end - first) * tokens)]
+        cells += [
+            f"{rate:.0%}",
+            *(f"{x:.3g}" for x in flops),
+            f"{hours:,.4g}",
+            f"${hours * gpus * PRICE:,.0f}",
+        ]
         cells += [f"{need / 2**30:.1f}", "yes" if need <= room else f"no; {way}"]
         return f"| {' | '.join(cells)} |\n"
 
-    heads = ["phase", "parameters", "tokens", *work, "hours", "cost", "GiB per rank", "fits"]
+    heads = [
+        "phase",
+        "parameters",
+        "tokens",
+        "learning rate",
+        *work,
+        "hours",
+        "cost",
+        "GiB per rank",
+        "fits",
+    ]
     table = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
     firsts = sorted({1, *(plan.schedule.window or ())})
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]
-        table += row(plan.schedule.phase(first), after - first, flops, plan.shape(first))
-    table += row("the run", last, [plan.total(of) for of in work.values()], plan.shape(1))
+        table += row(plan.schedule.phase(first), first, after, flops, plan.shape(first))
+    table += row("the run", 1, last + 1, [plan.total(of) for of in work.values()], plan.shape(1))
     ratio = plan.flops() / (last * tokens * cost.flops_per_token(plan.final))
     plan = cost.Plan(c, plan.enlarged.vocab_size)  # scratch learns from no teacher
     scratch = [last * of(plan.final) for of in work.values()]
-    table += row("scratch, same tokens", last, scratch, plan.final)
+    table += row("scratch, same tokens", 1, last + 1, scratch, plan.final)
     return (
         f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
         f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"

@@ -1,0 +1,157 @@
+"""The model as a training step calls it: compiled, recomputed, under torchrun in DDP."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Container, Iterator
+from functools import partial
+from textwrap import shorten
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from model import GPT, SLICES
+from run.config import Config, micro_batch
+from run.cost import Plan
+from run.errors import out_of_memory
+from run.machine import Machine
+from run.ranks import Ranks
+
+
+class Forward:
+    """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
+    of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does.
+
+    Before the first step and after each prune comes an empty pass, forward and backward with a loss
+    of 0. torch.compile compiles in it. And DistributedDataParallel sorts its buckets after its
+    first backward pass, by the order in which gradients came: so every step that counts adds the
+    ranks' gradients in one order, also the first step of a run that resumes.
+    """
+
+    def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine, ranks: Ranks):
+        self.model, self.machine, self.ranks = model, machine, ranks
+        self.micro_batch_size = micro_batch(c, ranks.size)  # sequences
+        self.batch_shape = self.micro_batch_size, c.context_length
+        self.compiled = choose_compile(c, machine.device, plan)
+        if self.compiled:
+            compile_blocks(model, plan.schedule.widths)
+        if c.recompute:
+            recompute_blocks(model)
+        if self.compiled:
+            self.compiled = keep_compiled(model, partial(self.empty_pass, model), ranks)
+        self.wrap()
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """tokens, targets: as model.GPT takes them. Returns the mean loss, a float32 scalar."""
+        with self.machine.autocast():
+            return self.wrapped(tokens, targets)
+
+    def empty_pass(self, forward: nn.Module) -> None:
+        tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.machine.device)
+        with self.machine.autocast():
+            loss = forward(tokens, tokens)
+        (0 * loss).backward()
+
+    def averaging(self, now: bool) -> contextlib.AbstractContextManager:
+        """In it, a forward and backward pass averages the gradients over the ranks only if `now`.
+        Before the last micro batch of a step they just add up."""
+        alone = now or not self.ranks.launched
+        return contextlib.nullcontext() if alone else self.wrapped.no_sync()
+
+    @contextlib.contextmanager
+    def unwrapped(self) -> Iterator[None]:
+        """Prune in it: DDP would keep the old parameters, and its buckets their gradients."""
+        self.wrapped = self.model
+        self.model.zero_grad()
+        yield
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Under torchrun, put the parameters of now into a new DistributedDataParallel. Raises
+        UserError where the ranks hold different weights: they would train no model at all."""
+        self.wrapped = self.model
+        if not self.ranks.launched:
+            return
+        self.ranks.check_same(self.model)
+        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            self.wrapped = DistributedDataParallel(
+                self.model,
+                broadcast_buffers=False,  # the model's buffers are constants
+                init_sync=False,  # all ranks have the same weights
+                gradient_as_bucket_view=True,
+            )
+        for _ in range(2):  # DDP sorts its buckets after the first pass, when the old ones are free
+            self.model.zero_grad()
+            self.empty_pass(self.wrapped)
+        # All gradients lie in the buckets from then on: DDP rounds where it copies one in
+        self.model.zero_grad(set_to_none=False)
+
+
+def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
+    """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
+    takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
+    where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
+    on Windows, where the compiler that Inductor calls is seldom installed."""
+    long = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
+    pays = device.type == "cuda" or (device.type == "cpu" and long)
+    return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
+
+
+def compile_blocks(model: GPT, kinds: Container[str]) -> None:
+    """Compile the blocks for training. One graph serves all blocks, which are alike, and all widths
+    of these kinds above 1, so a prune does not compile anything again.
+
+    In eval mode, where batches have other shapes, blocks stay as they are.
+    """
+    torch._dynamo.config.force_parameter_static_shapes = False
+    torch._dynamo.config.force_nn_module_property_static_shapes = False
+    torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
+    slices = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
+
+    def switched(block: torch.nn.Module) -> Callable:
+        eager, compiled = block.forward, torch.compile(block.forward)
+
+        def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if not (model.compiled and block.training):
+                return eager(x, cos, sin)
+            for s in slices:  # each time: a prune makes new parameters
+                torch._dynamo.maybe_mark_dynamic(block.get_parameter(s.name), s.dim)
+            if "d_model" in kinds:
+                torch._dynamo.maybe_mark_dynamic(x, 2)
+            return compiled(x, cos, sin)
+
+        return forward
+
+    model.compiled = True
+    for block in model.blocks:
+        block.forward = switched(block)
+
+
+def keep_compiled(model: GPT, empty_pass: Callable[[], None], ranks: Ranks) -> bool:
+    """Whether one pass, forward and backward, works with compiled blocks on all ranks. If not,
+    blocks become eager everywhere, and rank 0 says why. Gradients are dropped."""
+    reason = ""
+    try:
+        empty_pass()
+    except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    model.zero_grad()
+    (failed,) = ranks.means(float(bool(reason)))
+    model.compiled = failed == 0
+    if failed and ranks.rank == 0:
+        why = shorten(reason or "on another rank", 200)
+        print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
+    return model.compiled
+
+
+def recompute_blocks(model: GPT) -> None:
+    """Gradient checkpointing: a step keeps only the input of each block, and the backward pass
+    computes the block again. Call it after compile_blocks."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
