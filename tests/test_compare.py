@@ -231,4 +231,4 @@ def test_the_records_are_those_of_their_runs():
         loss = mean(row["val_loss"] for row in arms[name].values())
         behind = paired(arms[name], arms["scratch_flops"])
         assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in line, line
-    assert len(lines) > 5
+    assert len(lines) > 3

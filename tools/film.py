@@ -128,6 +128,6 @@ def draw_film(out_dir: Path, moving: bool) -> list:
         figure.set_layout_engine("none")  # all moments keep the places of the last one
         images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
     if moving:  # one palette for all: a small file
-        palette = images[-1].quantize(32, Image.Quantize.MAXCOVERAGE)
+        palette = images[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
         images = [image.quantize(palette=palette, dither=0) for image in images]
     return images

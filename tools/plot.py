@@ -71,20 +71,20 @@ def draw_units(out_dir: Path):
         rises = [e["loss_after"] - e["loss_before"] for e, _ in prunes]
         bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
-        cost.margins(y=0.1)
-        cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        for layer in sorted({layer for _, layers in prunes for layer in layers}):
+        cost.set(ymargin=0.1, title=f"{kind}: what each prune added to the loss, nats per token")
+        groups = sorted({layer for _, layers in prunes for layer in layers})
+        for g, layer in enumerate(groups):
             x = [i for i, (_, layers) in enumerate(prunes) if layer in layers]
-            x = np.array(x) + 0.7 * ((layer + 0.5) / n_layer - 0.5)  # side by side
+            x = np.array(x) + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
             scores = [e["scores"][layers.index(layer)] for e, layers in prunes if layer in layers]
             lowest, low, middle, high, highest = zip(*scores)
             color = colormaps["viridis"](layer / n_layer)
             score.vlines(x, lowest, highest, color=color, lw=1)
             score.vlines(x, low, high, color=color, lw=3)
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
-        score.set_title(f"{kind}: scores at each prune: lowest, quartiles, median, highest")
-        if len(score.lines) > 1:
-            score.legend(frameon=False, loc="lower right")
+        score.set_title(f"{kind}: scores at each prune, quartiles and range")
+        if len(groups) > 1:
+            score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set_yscale("log")
         after, first = [e["width_after"] for e, _ in prunes], prunes[0][0]["width_before"]
         for panel in (cost, score):
