@@ -15,6 +15,7 @@ from test_model import large
 from data.tokenizer import encode_bytes
 from model import KINDS
 from run.folder import read_log
+from run.report import compact
 from tools import evaluate, figures, film, plot, sample
 from tools.load import Trained, load_trained
 
@@ -99,7 +100,7 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
 
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
-    assert two.count(">run: ") == 2
+    assert two.count(">run ends at ") == 2
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
     units = picture(undisturbed, "--units")
     assert all(f">{kind}: what" in units for kind in KINDS) and ">layer 1<" in units
@@ -132,6 +133,22 @@ def test_a_prune_raises_the_loss_in_the_film_by_what_the_log_says(undisturbed):
     prunes = [e for e in log["prune"] if e["tokens"] <= now]
     jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
     assert np.array(red.get_segments()).tolist() == jumps and len(jumps) > 4
+
+
+def test_the_numbers_of_a_frame_are_those_of_the_log(undisturbed):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    log = figures.by_name(undisturbed)
+    states = film.unit_states(log)
+    panels = figure.subplots(4 + len(KINDS))
+    for (now, _), units in states.items():
+        film.draw_moment(panels, log, units, now)
+        said = [panel.get_title(loc) for panel in panels for loc in ("left", "right")]
+        step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
+        rises = [e["loss_after"] - e["loss_before"] for e in log["prune"] if e["tokens"] <= now]
+        right = [f"{compact(now)} tokens", f"{compact(step['params'])} parameters"]
+        right.append(f"prunes added {sum(rises):.2f} nats")
+        counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
+        assert {*right} < {*said} and counts == [str(step[kind]) for kind in units]
 
 
 def test_in_the_film_units_go_where_they_stand_and_the_others_close_up():

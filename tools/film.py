@@ -62,16 +62,17 @@ def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
     panel.plot(along(steps), along(steps, "loss"), color=BLUE, alpha=0.35, lw=1)
-    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE)
-    panel.vlines(x, before, after, color=RED, lw=4)
+    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
+    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
     panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
-    """Draw what a run is after `now` tokens. panels: a title, each kind of unit, loss and rate."""
-    title, *kinds, loss, jumps, rate = panels
+    """Draw what a run is after `now` tokens. panels: a title, each kind of unit, rate and loss."""
+    title, *kinds, rate, loss, jumps = panels
     for panel in panels:
         panel.clear()
         panel.axis("off")
@@ -82,28 +83,33 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     prunes = [e for e in log["prune"] if e["tokens"] <= now]
     phase = "prune" if now in along(prunes) else log["step"][n - 1]["phase"]
     title.set_title(CAPTIONS.get(phase, phase), loc="left", fontsize=24, weight="bold")
-    kinds[0].set_title(f"{compact(log['step'][n - 1]['params'])} parameters", loc="right")
-    loss.plot(x[:n], y[:n], color=BLUE)
-    loss.plot(along(prunes), np.interp(along(prunes), x, y), "o", color=RED)
-    loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, min(y) + 1.6))
-    loss.set_title("loss (red: prunes)", loc="left")
-    for e in (e for e in log["eval"] if e["tokens"] <= now):
-        loss.set_title(f"on new text: {e['val_loss']:.2f}", loc="right")
-    draw_jumps(jumps, log, now)
-    cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
-    jumps.set_title("a prune hurts, then it heals", loc="left")
-    jumps.set_title(f"prunes added {cost:.2f}", loc="right")
+    title.set_title(f"{compact(now)} tokens", loc="right")
+    # Of a step with these widths: at a prune, the last step was wider
+    shape = {kind: (units == USED).sum(1).max() for kind, units in states.items()}
+    sizes = [e["params"] for e in log["step"] if all(e[kind] == shape[kind] for kind in shape)]
+    kinds[0].set_title(f"{compact(sizes[0])} parameters" if sizes else "", loc="right")
     rate.plot(x, lr, color=GREY)
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None))
     rate.set_title("learning rate", loc="left")
+    draw_jumps(jumps, log, now)
+    cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
+    jumps.set_title("the grey part, larger", loc="left")
+    jumps.set_title(f"prunes added {cost:.2f} nats", loc="right")
+    loss.axvspan(*jumps.get_xlim(), color=GREY, lw=0)
+    loss.plot(x[:n], y[:n], color=BLUE)
+    loss.plot(along(prunes), np.interp(along(prunes), x, y), "o", color=RED)
+    loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
+    loss.set_title("loss in nats (red: prunes)", loc="left")
+    for e in (e for e in log["eval"] if e["tokens"] <= now):
+        loss.set_title(f"on new text: {e['val_loss']:.2f}", loc="right")
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     states = unit_states(log)
-    heights = [0.01, *(min(4, 0.6 * len(u)) for u in states[0, 0].values()), 0.8, 1.9, 0.5]
+    heights = [0.01, *(min(4, 0.6 * len(u)) for u in states[0, 0].values()), 0.5, 1, 1.9]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
@@ -122,6 +128,6 @@ def draw_film(out_dir: Path, moving: bool) -> list:
         figure.set_layout_engine("none")  # all moments keep the places of the last one
         images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
     if moving:  # one palette for all: a small file
-        palette = images[-1].quantize(32, Image.Quantize.MAXCOVERAGE)
+        palette = images[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
         images = [image.quantize(palette=palette, dither=0) for image in images]
     return images

@@ -9,10 +9,15 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from run import UserError
 from tools import command, expanded
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
+
+# Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
+LINES = "-", "--", "-.", ":"
 
 
 def draw(out_dirs: list[Path], over_flops: bool = False):
@@ -26,19 +31,25 @@ def draw(out_dirs: list[Path], over_flops: bool = False):
     loss, *rest, lr = axes[:, 0]
     for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
         evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
-        label = f"{out_dir.name}: {evals[-1]['val_loss']:.3f}"
-        loss.plot(along(evals, x), along(evals, "val_loss"), "o-", color=color, ms=3, label=label)
+        style = {"color": color, "ls": LINES[i % len(LINES)]}
+        label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f}"
+        loss.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3, label=label, **style)
         loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
+        dots = 2 * i, (1, 2 * len(logs) - 1)  # in turn, where two runs prune at one step
         for prune in along(log["prune"], x):
-            loss.axvline(prune, color=color, alpha=0.6, lw=0.7, ls=":")
+            loss.axvline(prune, color=color, alpha=0.8, lw=0.8, ls=dots)
         for panel, kind in zip(rest, kinds):
-            panel.plot(*widths(log, kind, x), drawstyle="steps-post", color=color)
+            panel.plot(*widths(log, kind, x), drawstyle="steps-post", **style)
             panel.set_ylabel(kind)
-        lr.plot(steps, along(log["step"], "lr"), color=color)
+        lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set_ylim(final - 0.15, final + 1.6)
-    loss.set_ylabel("loss, nats per token\n(dots: validation, dotted: prunes)")
-    loss.legend(frameon=False, title="validation loss at the end", loc="upper right")
+    loss.set_ylabel("loss, nats per token")
+    loss.plot([], [], "o-", color="grey", ms=3, label="validation")
+    loss.plot([], [], color="grey", alpha=0.5, lw=0.8, label="training")
+    if kinds:
+        loss.plot([], [], ":", color="grey", label="prune")
+    loss.legend(frameon=False, loc="upper right")
     lr.set_ylabel("learning rate")
     lr.set_xlabel(f"training {'FLOPs' if x == 'flops' else x}")
     for panel in (*rest, lr):
@@ -52,26 +63,33 @@ def draw_units(out_dir: Path):
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
     kinds = dict.fromkeys(along(log["prune"], "kind"))
-    figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)))
+    figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)), sharex=False)
     from matplotlib import colormaps
 
     for kind, (cost, score) in zip(kinds, axes):
         prunes = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
-        for e, _ in prunes:
-            cost.vlines(e["tokens"], 0, e["loss_after"] - e["loss_before"], color="C0", lw=3)
-        cost.axhline(0, color="black", lw=0.8)
-        cost.set_title(f"{kind}: what each prune added to the loss, nats per token")
-        for layer in sorted({layer for _, layers in prunes for layer in layers}):
-            seen = [(e, layers.index(layer)) for e, layers in prunes if layer in layers]
-            x = [e["tokens"] for e, _ in seen]
-            _, low, middle, high, _ = zip(*(e["scores"][group] for e, group in seen))
+        rises = [e["loss_after"] - e["loss_before"] for e, _ in prunes]
+        bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
+        cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
+        cost.set(ymargin=0.1, title=f"{kind}: what each prune added to the loss, nats per token")
+        groups = sorted({layer for _, layers in prunes for layer in layers})
+        for g, layer in enumerate(groups):
+            x = [i for i, (_, layers) in enumerate(prunes) if layer in layers]
+            x = np.array(x) + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
+            scores = [e["scores"][layers.index(layer)] for e, layers in prunes if layer in layers]
+            lowest, low, middle, high, highest = zip(*scores)
             color = colormaps["viridis"](layer / n_layer)
-            score.plot(x, middle, "o-", ms=3, color=color, label=f"layer {layer}")
-            score.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-        score.set_title(f"{kind}: scores at each prune, median and quartiles")
-        if len(score.lines) > 1:
-            score.legend(frameon=False, ncols=4)
+            score.vlines(x, lowest, highest, color=color, lw=1)
+            score.vlines(x, low, high, color=color, lw=3)
+            score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
+        score.set_title(f"{kind}: scores at each prune, quartiles and range")
+        if len(groups) > 1:
+            score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set_yscale("log")
+        after, first = [e["width_after"] for e, _ in prunes], prunes[0][0]["width_before"]
+        for panel in (cost, score):
+            panel.set_xticks(range(len(prunes)), after, rotation=turn)
+            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, from {first}")
     return figure
 
 
