@@ -4,7 +4,9 @@ pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,18 @@ from helpers import ROOT, TOY, run, run_here  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 
 
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """What commands name by relative paths, where they may write: perhaps not into ROOT."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "studies"):
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def as_a_command_finds_it(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def as_a_command_finds_it(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -31,8 +42,9 @@ def processes(tmp_path_factory):
     Returns their exit codes and their errors."""
     file = tmp_path_factory.mktemp("processes") / "stderr"
     # Forks of one that has imported torch: that takes seconds
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
+    linux = sys.platform == "linux"  # a fork after such imports may abort on macOS
+    context = multiprocessing.get_context("forkserver" if linux else "spawn")
+    if linux:
         context.set_forkserver_preload(["train", "torch._dynamo"])
 
     def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:

@@ -45,10 +45,10 @@ BAD = [
     ("--max_steps=ten", "max_steps='ten' is not of type int"),
     ("--context_length=1000000", "fewer than one window of context_length"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
-    ("--init_from=README.md", "README.md: damaged, or not a checkpoint"),
+    ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
     ("--shorter=0", "shorter=0: must be 1, 2, 3"),
     ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
-    ("--out_dir=README.md", "out_dir=README.md: cannot write there"),
+    ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
 ]
 
 
@@ -56,7 +56,7 @@ BAD = [
 def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split()]
-    refused(capsys, main, *arguments, words=f"^error: .*{words}")
+    refused(capsys, main, *arguments, words=words)
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
 
 

@@ -9,7 +9,6 @@ import json
 import lzma
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -159,7 +158,7 @@ BAD = [  # file, content, an argument, words of the message
     ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "--out=out", "line 22: should be"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "--out=out", "to its end"),
     ("a.jsonl", GOOD, "--key=body", "body"),
-    ("a.jsonl", GOOD, "--tokenizer=~/gpt5", str(Path.home() / "gpt5")),
+    ("a.jsonl", GOOD, "--tokenizer=~/gpt5", str(Path("home/gpt5"))),
     ("ranks", b"eA== 0\n", "--tokenizer=ranks", "each of the 256 bytes and no gap"),
     ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
     ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
@@ -170,11 +169,15 @@ BAD = [  # file, content, an argument, words of the message
 @pytest.mark.parametrize("name, content, argument, words", BAD)
 def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content, argument, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "home")
+    monkeypatch.setenv("USERPROFILE", "home")  # Windows
+    if name == "tokenizer.json":
+        pytest.importorskip("tokenizers")
     Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
     source = name if name.startswith("a.") else "a.jsonl"
     arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
-    refused(capsys, main, *arguments, words=rf"\Aerror: .*{re.escape(words)}")
+    refused(capsys, main, *arguments, words=words)
     assert not Path("out").exists() and Path(name).read_bytes() == content
 
 
@@ -265,11 +268,13 @@ def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, s
     """In the middle of a file."""
     write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     os.mkfifo(tmp_path / "b.jsonl")
-    code = "import sys, data.prepare as p; p.TASK_BYTES = 1; sys.exit(p.main())"
+    # The main process holds the pipe, too: where it ends without a worker, so does this test
+    hold = "import os, sys; pipe = os.open(sys.argv.pop(), os.O_RDONLY | os.O_NONBLOCK)"
+    code = f"{hold}; import data.prepare as p; p.TASK_BYTES = 1; sys.exit(p.main())"
     command = [sys.executable, "-c", code, f"--input={tmp_path}", "--tokenizer=shipped"]
-    command.append(f"--out={tmp_path / 'out'}")
+    command += [f"--out={tmp_path / 'out'}", tmp_path / "b.jsonl"]
     main = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    line = json.dumps({"text": "some text " * 1000}).encode() + b"\n"
+    line = json.dumps({"text": "some text " * 10_000}).encode() + b"\n"  # more than a pipe holds
     with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
         pipe.write(line)  # a worker reads
         main.send_signal(getattr(signal, number))

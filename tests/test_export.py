@@ -2,6 +2,7 @@
 # ruff: noqa: E402 (imports after importorskip)
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -79,7 +80,7 @@ def read(file: Path) -> tuple[dict, dict]:
 
 
 def change_json(path: Path, **change) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
 
 
 def test_an_export_has_the_same_logits_and_never_says_padding(model, tmp_path):
@@ -182,7 +183,8 @@ def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
     assert export.main([str(out), f"--to={back}"]) == 0
     capsys.readouterr()
     for model in (out, back):  # the folder itself is a run, too
-        assert sample.main([str(model), "--prompt=The sum ☃", "--tokens=5"]) == 0
+        prompt = os.fsdecode("--prompt=The sum ☃".encode())  # as a shell gives it, in any locale
+        assert sample.main([str(model), prompt, "--tokens=5"]) == 0
     both = capsys.readouterr().out
     assert both == 2 * both[: len(both) // 2] and both.startswith("The sum ☃") and len(both) > 22
     theirs = transformers.AutoTokenizer.from_pretrained(back)
@@ -237,7 +239,7 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
     assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
     gpt2 = exported(GPT(OTHER), folder.with_name("a.gguf"), "gpt2")  # which has its own cut
     assert read(gpt2)[0]["pre"] == "gpt-2"
-    for line in (ROOT / "studies/gguf/measured.jsonl").read_text().splitlines():
+    for line in (ROOT / "studies/gguf/measured.jsonl").read_text(encoding="utf-8").splitlines():
         for text, ids in json.loads(line)["ids"]:  # by llama.cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 
@@ -75,7 +76,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
     for content in (whole[:-1000], flipped, None):
         path.unlink() if content is None else path.write_bytes(content)
         what = "damaged" if content else "no such checkpoint"
-        words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}$"
+        words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}\n"
         refused(capsys, sample.main, out, words=words)
         refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
         refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
@@ -161,12 +162,13 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
 
 def test_without_its_standard_output_a_run_goes_on(processes, toy, tmp_path):
     """As before `| head`; closed, as Python finds it then; where ascii is all."""
+    out = tmp_path / os.fsdecode("größe".encode())  # as a shell gives it, in any locale
     for way in (
         "r, w = os.pipe(); os.close(r); os.dup2(w, 1)",
         "os.close(1); sys.stdout = None",
         "sys.stdout.reconfigure(encoding='ascii')",
     ):
-        arguments = (toy, f"--out_dir={tmp_path / 'größe'}", "--stop_after=2", "--overwrite")
+        arguments = (toy, f"--out_dir={out}", "--stop_after=2", "--overwrite")
         assert processes(f"{way}; sys.exit(train.main())", *arguments) == ([0], "")
 
 

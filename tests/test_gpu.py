@@ -42,7 +42,8 @@ def full_float32(monkeypatch):
 
 @on_a_gpu
 def test_the_default_run_in_bfloat16_ends_near_the_loss_of_the_readme(tmp_path):
-    loss = float(re.search(r"loss +(\S+) nats", (ROOT / "README.md").read_text())[1])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    loss = float(re.search(r"loss +(\S+) nats", readme)[1])
     knobs = ("--device=cuda", "--dtype=bfloat16", "--compile=on")
     assert run("configs/idea.py", tmp_path, *knobs) == 0
     assert events(tmp_path, "done")[0]["val_loss"] == pytest.approx(loss, abs=0.02)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import events, refused, run, same_end
+from helpers import ROOT, events, refused, run, same_end
 
 import train
 from model import KINDS
@@ -97,9 +97,9 @@ else:
 
 @pytest.mark.slow
 def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, toy, tmp_path):
-    (script := tmp_path / "script.py").write_text("""
+    (script := tmp_path / "script.py").write_text(f"""
 import os, sys
-sys.path.insert(0, os.getcwd())
+sys.path.insert(0, {str(ROOT)!r})
 import train
 def save(self, step, *arguments, save=train.Report.save_checkpoint, **others):
     if step == 15 and os.environ["RANK"] + os.environ["TORCHELASTIC_RESTART_COUNT"] == "10":

@@ -1,6 +1,7 @@
 """The commands of the README, run as they stand there, but shorter; what pages quote and link; the
 scripts and arms of the studies."""
 
+import ast
 import importlib
 import lzma
 import re
@@ -70,6 +71,18 @@ def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
             assert part in slugs, f"{path}#{part}"
     for file in re.findall(r"(?<!:)(?:configs|studies)/[\w/.]+\.py", text):  # not of COMMIT:PATH
         assert page not in STUDIES or (ROOT / file).exists(), file
+
+
+def test_the_workflow_and_uv_do_what_the_readme_and_its_requirements_say():
+    """Each system has lines of its own; Python 3.10 has no tomllib."""
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    runs = re.findall(r"^ +(?:- )?run: (.*)", workflow, re.M)
+    assert len(runs) == 4 and set(runs) < set(README.splitlines())
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for key, file in (("dependencies", "requirements.txt"), ("extra", "requirements-extra.txt")):
+        listed = ast.literal_eval(re.search(rf"^{key} = (\[.*?^\])", project, re.M | re.S)[1])
+        required = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        assert listed == [line for line in required if not line.startswith("-r ")]
 
 
 def test_every_script_of_a_study_imports():

@@ -150,7 +150,7 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys)
     refused(capsys, train.main, *same, "--resume", "--d_ff_target=16", "--seed=3", words=words)
     meta = (data / "meta.json").read_bytes()
     (data / "meta.json").write_bytes(meta + b"\n")
-    words = f"{out}/checkpoint.pt: data_dir={data} is not the data that the run began with"
+    words = f"{out / 'checkpoint.pt'}: data_dir={data} is not the data that the run began with"
     refused(capsys, train.main, out, "--resume", words=words)
     (data / "meta.json").write_bytes(meta)
     assert (out / "log.jsonl").read_bytes() == log

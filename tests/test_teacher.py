@@ -83,7 +83,7 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
     for teacher, knob, words in (
         (undisturbed, "--round_vocab_to=100", "has 1024 entries, that of the run 1100"),
         (other, "--seed=1", "its tokenizer is not that of data_dir="),
-        (gone, "--seed=1", f"'{gone}': .*no such checkpoint; if it has moved, name its new place"),
+        (gone, "--seed=1", "gone': .*no such checkpoint; if it has moved, name its new place"),
     ):
         knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={teacher}", knob)
         refused(capsys, train.main, toy, *knobs, words=f"teacher=.*{words}")

@@ -96,7 +96,7 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         to = tmp_path / "picture.svg"
         assert plot.main([*map(str, arguments), f"--to={to}"]) == 0
         assert capsys.readouterr().out.strip() == str(to)
-        return to.read_text()
+        return to.read_text(encoding="utf-8")
 
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
