@@ -195,7 +195,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        print("\nEvery knob, its type, its default and its consequence:\n")
+        print(
+            "\nEvery knob, its type, its default and its consequence. A config replaces defaults:"
+        )
+        print("configs/idea.py prunes from 10% to 35% of the run, at a rate of its own.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
         return 0 if argv else 2
     c = None

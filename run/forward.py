@@ -25,23 +25,23 @@ class Forward:
     """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
     of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does.
 
-    Before the first step and after each prune comes an empty pass, forward and backward with a loss
-    of 0. torch.compile compiles in it. And DistributedDataParallel sorts its buckets after its
+    Before the first step and after each prune come empty passes, forward and backward with a loss
+    of 0. torch.compile compiles in one. And DistributedDataParallel sorts its buckets after its
     first backward pass, by the order in which gradients came: so every step that counts adds the
     ranks' gradients in one order, also the first step of a run that resumes.
     """
 
     def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine, ranks: Ranks):
         self.model, self.machine, self.ranks = model, machine, ranks
-        self.micro_batch_size = micro_batch(c, ranks.size)  # sequences
-        self.batch_shape = self.micro_batch_size, c.context_length
+        self.micro_batch_size, self.context_length = micro_batch(c, ranks.size), c.context_length
         self.compiled = choose_compile(c, machine.device, plan)
         if self.compiled:
             compile_blocks(model, plan.schedule.widths)
-        if c.recompute:
-            recompute_blocks(model)
+        if c.recompute:  # activations, in the backward pass (gradient checkpointing)
+            for block in model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.compiled:
-            self.compiled = keep_compiled(model, partial(self.empty_pass, model), ranks)
+            self.keep_compiled()
         self.wrap()
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -49,15 +49,9 @@ class Forward:
         with self.machine.autocast():
             return self.wrapped(tokens, targets)
 
-    def empty_pass(self, forward: nn.Module) -> None:
-        tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.machine.device)
-        with self.machine.autocast():
-            loss = forward(tokens, tokens)
-        (0 * loss).backward()
-
     def averaging(self, now: bool) -> contextlib.AbstractContextManager:
-        """In it, a forward and backward pass averages the gradients over the ranks only if `now`.
-        Before the last micro batch of a step they just add up."""
+        """In it, a forward and backward pass averages the gradients over the ranks only if `now`:
+        for all micro batches but the last of a step, they just add up."""
         alone = now or not self.ranks.launched
         return contextlib.nullcontext() if alone else self.wrapped.no_sync()
 
@@ -86,9 +80,31 @@ class Forward:
             )
         for _ in range(2):  # DDP sorts its buckets after the first pass, when the old ones are free
             self.model.zero_grad()
-            self.empty_pass(self.wrapped)
+            self.empty_pass()
         # All gradients lie in the buckets from then on: DDP rounds where it copies one in
         self.model.zero_grad(set_to_none=False)
+
+    def empty_pass(self) -> None:
+        shape = self.micro_batch_size, self.context_length
+        tokens = torch.zeros(shape, dtype=torch.long, device=self.machine.device)
+        (0 * self(tokens, tokens)).backward()
+
+    def keep_compiled(self) -> None:
+        """Try compiled blocks in an empty pass. If that fails on any rank, blocks become eager on
+        all of them, and rank 0 says why."""
+        reason, self.wrapped = "", self.model
+        try:
+            self.empty_pass()
+        except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
+            if out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+        self.model.zero_grad()
+        (failed,) = self.ranks.means(float(bool(reason)))
+        self.compiled = self.model.compiled = failed == 0
+        if failed and self.ranks.rank == 0:
+            why = shorten(reason or "on another rank", 200)
+            print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
 
 
 def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
@@ -112,7 +128,7 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
     slices = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
 
-    def switched(block: torch.nn.Module) -> Callable:
+    def switched(block: nn.Module) -> Callable:
         eager, compiled = block.forward, torch.compile(block.forward)
 
         def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -129,29 +145,3 @@ def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     model.compiled = True
     for block in model.blocks:
         block.forward = switched(block)
-
-
-def keep_compiled(model: GPT, empty_pass: Callable[[], None], ranks: Ranks) -> bool:
-    """Whether one pass, forward and backward, works with compiled blocks on all ranks. If not,
-    blocks become eager everywhere, and rank 0 says why. Gradients are dropped."""
-    reason = ""
-    try:
-        empty_pass()
-    except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
-        if out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-    model.zero_grad()
-    (failed,) = ranks.means(float(bool(reason)))
-    model.compiled = failed == 0
-    if failed and ranks.rank == 0:
-        why = shorten(reason or "on another rank", 200)
-        print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
-    return model.compiled
-
-
-def recompute_blocks(model: GPT) -> None:
-    """Gradient checkpointing: a step keeps only the input of each block, and the backward pass
-    computes the block again. Call it after compile_blocks."""
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

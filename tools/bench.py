@@ -22,7 +22,7 @@ from model import GPT, GPTConfig
 from prune import Pruner
 from run.config import Config, load_config, micro_batch
 from run.cost import Plan, flops_per_token, memory_of
-from run.forward import compile_blocks, keep_compiled, recompute_blocks
+from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
@@ -32,24 +32,21 @@ from tools.plan import GPT2_VOCABULARY, GPUS
 
 
 class Step:
-    """A training step of a shape. `compile_for`: compiled, for prunes of these kinds of unit."""
+    """A training step of a shape, eager or compiled ("off" or "on")."""
 
-    def __init__(self, c: Config, shape: GPTConfig, machine: Machine, compile_for=None):
+    def __init__(self, c: Config, shape: GPTConfig, machine: Machine, compile: str = "off"):
         torch.manual_seed(1)
-        self.machine, self.model = machine, GPT(shape).to(machine.device)
+        self.model = GPT(shape).to(machine.device)
         self.optimizers = make_optimizers(self.model, c, machine.dtype)
-        if compile_for is not None:
-            compile_blocks(self.model, compile_for)
-        if c.recompute:
-            recompute_blocks(self.model)
+        plan = Plan(c, shape.vocab_size)
+        c, ranks = replace(c, compile=compile), Ranks(machine.device)
+        self.forward = Forward(self.model, c, plan, machine, ranks)
         size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
         self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
 
     def __call__(self, micro_batches: int = 1) -> None:
         for _ in range(micro_batches):
-            with self.machine.autocast():
-                loss = self.model(*self.batch)
-            loss.backward()
+            self.forward(*self.batch).backward()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -122,16 +119,17 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     wide, slim = (Step(c, shape, machine) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(machine), wide.batch[0].numel()
-    flops, ranks = flops_per_token(full) * tokens, Ranks(device)
+    flops = flops_per_token(full) * tokens
     yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
     yield "its share of matrix products", share(flops / t_wide, limit, device)
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if c.compile == "on":
-        compiled = Step(c, full, machine, compile_for=plan.schedule.widths)
-        first = partial(keep_compiled, compiled.model, compiled, ranks)
-        yield "compiling, once", f"{seconds_of(first):.1f} s"
+        steps: list[Step] = []
+        t = seconds_of(lambda: steps.append(Step(c, full, machine, "on")))
+        yield "compiling, once", f"{t:.1f} s"
+        (compiled,) = steps
         t_wide, t = race([wide, compiled], repeats)
         faster = f"{t_wide / t:.2f} times as fast; its share: "
         yield "compiled step", faster + share(flops / t, limit, device)
