@@ -101,13 +101,13 @@ def train(asked: Config) -> int:
         start = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
         start = Start(asked)
-    c, saved = start.config, start.saved
-    ranks.check_start(c, start.step, folder.digests)  # all do the same run; now rank 0 may write
+    c, saved, steps_done = start.config, start.saved, start.step
+    ranks.check_start(c, steps_done, folder.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
-    if start.step == 0:  # later the model may be narrower, and it has fitted before
+    if steps_done == 0:  # later the model may be narrower, and it has fitted before
         check_memory(c, plan, machine.device, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
@@ -117,17 +117,16 @@ def train(asked: Config) -> int:
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
         load_history(saved, model, optimizers, pruner)
-    first_step = start.step + 1
     del start, saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
 
-    report = Report(c, plan, val, folder, first_step - 1)
-    report.print_plan(first_step - 1, data, machine.describe(ranks.size, forward.compiled))
+    report = Report(c, plan, val, folder, steps_done)
+    report.print_plan(steps_done, data, machine.describe(ranks.size, forward.compiled))
 
     # The loop. Steps count from 1
-    step, last = first_step - 1, c.stop_after or c.max_steps
+    step, last = steps_done, c.stop_after or c.max_steps
     val_loss, stopping = None, 0.0
-    for step in range(first_step, last + 1):
+    for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # only with lr_restart: a fresh optimizer, a second cosine
