@@ -29,6 +29,7 @@ from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items
 from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
+from run.folder import Folder
 
 ENCODING = load_tokenizer("shipped")
 T = 16
@@ -105,6 +106,9 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
         held_out = [i for i in range(items) if is_validation(i, fraction)]
         assert len(held_out) == int(items * fraction + 0.5)
         assert len(held_out) < 2 or np.ptp(np.diff(held_out)) <= 1
+    for items in (1, 7):  # of many small tasks
+        held_out = [is_validation(i, fraction, task) for task in range(1000) for i in range(items)]
+        assert abs(sum(held_out) - 1000 * items * fraction) < 5
 
 
 @pytest.fixture
@@ -123,8 +127,8 @@ def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_ta
     meta = prepare(files, tokenizer, out := tmp_path / "out")
     for split, held_out in (("train", False), ("val", True)):
         dataset, tokens = TokenDataset(out, split, 4), read_tokens(out, split)
-        kept = [text for i, text in enumerate(texts) if is_validation(i, 0.05) == held_out]
-        kept = [text.encode("utf-8", "surrogatepass") for text in kept * 2]
+        each = [(x, is_validation(i, 0.05, task)) for task in (0, 1) for i, x in enumerate(texts)]
+        kept = [text.encode("utf-8", "surrogatepass") for text, val in each if val == held_out]
         encoding = load_tokenizer(dataset.tokenizer)
         documents = [[*encode_bytes(encoding, text), encoding.eot_token] for text in kept]
         assert tokens == sum(documents, []) and meta[split]["documents"] == len(kept)
@@ -176,6 +180,7 @@ def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content
     arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
     refused(capsys, main, *arguments, words=rf"\Aerror: .*{re.escape(words)}")
     assert not Path("out").exists() and Path(name).read_bytes() == content
+    assert "fraction" not in argument or not list(Path(".out.part").glob("0*"))  # before the work
 
 
 def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
@@ -254,9 +259,18 @@ def test_pieces_of_other_files_and_damaged_ones_are_refused(tmp_path, monkeypatc
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
     refuse("an input file has changed; remove it to start anew", tmp_path, out)
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
-    (counts,) = (tmp_path / ".out.part").glob("00000_*/counts.json")
-    counts.write_bytes(counts.read_bytes()[:9])
-    refuse("part: is damaged; remove it to start anew", tmp_path, out)
+    for name in ("train", "val", "counts.json"):
+        (path,) = (tmp_path / ".out.part").glob(f"00000_*/{name}")
+        path.write_bytes((content := path.read_bytes())[:-2])
+        refuse("00000_.*: is damaged; remove it, and start again", tmp_path, out)
+        path.write_bytes(content)
+
+
+def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
+    (source := tmp_path / "a.jsonl").write_bytes(GOOD)
+    encode = Mock(side_effect=lambda *_: source.write_bytes(GOOD * 2) and np.ones(1, np.uint32))
+    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    refuse("an input file has changed; remove it to start anew", source, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
@@ -284,6 +298,26 @@ def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, s
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals a group of processes, as a terminal does")
+@pytest.mark.parametrize("sender", ["-m", "--multiprocessing-fork"])
+def test_ctrl_c_while_imports_run_or_workers_start_is_one_line(tmp_path, sender):
+    (tmp_path / "sitecustomize.py").write_text(f"""import os, signal, sys
+def hook(event, arguments):
+    if event == "import" and arguments[0] == "numpy" and {sender!r} in sys.orig_argv:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.killpg(0, signal.SIGINT)
+sys.addaudithook(hook)""")
+    for name in "abc":
+        write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
+    code = "import os, data.prepare as p; p.TASK_BYTES = 1; os.cpu_count = lambda: 2; p.main()"
+    how = ["-m", "data.prepare"] if sender == "-m" else ["-c", code]
+    command = [sys.executable, *how, f"--input={tmp_path}", "--tokenizer=shipped"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    options = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    ended = subprocess.run([*command, f"--out={tmp_path}/out"], capture_output=True, **options)
+    assert ended.stderr in ("stopped\n", "stopped; the same command goes on\n")
+
+
 def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     monkeypatch.setattr(data.prepare, "WAIT", 0.1)
@@ -292,6 +326,20 @@ def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
         refuse("out: .*lock", source, tmp_path / "out")
     prepare([source], "shipped", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
+
+
+def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text("a line\n" * 20_000)
+    no_locks = Mock(side_effect=OSError(37, "No locks available"))
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    monkeypatch.setattr("run.folder.lock_descriptor", no_locks)
+    command = [f"--input={tmp_path / 'a.txt'}", "--tokenizer=shipped", f"--out={tmp_path / 'out'}"]
+    assert main([*command, "--val-fraction=0.2"]) == 0
+    said, warned = capsys.readouterr()
+    assert "its disk has no locks" in warned and warned.count("\n") == 1
+    assert ["documents" in line for line in said.splitlines()] == [True, False, False]
+    Folder(str(tmp_path / "run"), Mock(rank=0), Mock(), None)
+    assert "its disk has no locks" in capsys.readouterr().err
 
 
 def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):
