@@ -147,7 +147,8 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
     pack = {"t": bytes, "z": gzip.compress, "Z": lzma.compress}[name[-1]]
     monkeypatch.setattr(data.text, "PART_BYTES", 100)
     lines = [b"%05d \xff\xc3 not UTF-8 \xe2\x80\x94 %d\r\n" % (i, i) for i in range(2000)]
-    (tmp_path / name).write_bytes(pack(b"".join(lines)[:-2]))
+    text = b"".join(lines)[:-2]
+    (tmp_path / name).write_bytes(pack(text[:999]) + pack(text[999:]))  # as several streams
     meta = prepare([tmp_path / name], "shipped", out := tmp_path / "out")
     train, val = (ENCODING.decode_bytes(read_tokens(out, split)) for split in ("train", "val"))
     assert train.endswith(end := END_OF_TEXT.encode()) and (train + val).count(end) == 1
@@ -157,6 +158,7 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
 
 
 GOOD = b'{"text": "good"}\n' * 20
+XZ = lzma.compress(GOOD)
 BAD = [  # file, content, an argument, words of the message
     ("a.csv", b"text", "--out=out", "a.csv': no such file, or none that ends in one of .txt"),
     ("a.jsonl", GOOD[:50], "--out=out", "give more text, or another fraction"),
@@ -168,6 +170,10 @@ BAD = [  # file, content, an argument, words of the message
     ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
     ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
     ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
+    ("a.jsonl", GOOD, "--val-fraction=0.02", "the val split would be empty"),
+    ("a.jsonl", GOOD, "--val-fraction=0.98", "the train split would be empty"),
+    ("a.jsonl.xz", XZ + XZ[:25] + b"!" + XZ[26:], "--out=out", "cannot be read to its end"),
+    *[(f"a.jsonl.{kind}", b"", "--out=out", "it is empty") for kind in ("gz", "xz", "zst")],
 ]
 
 
@@ -194,8 +200,21 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
 
 def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     denied = PermissionError(13, "Permission denied", "locked")
-    monkeypatch.setattr("os.scandir", Mock(side_effect=denied))  # root may read all folders
+    monkeypatch.setattr("os.listdir", Mock(side_effect=denied))  # root may read all folders
     refuse("Permission denied.*locked", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
+def test_each_file_is_read_once_also_behind_links(tmp_path):
+    for folder in (inside := tmp_path / "in", outside := tmp_path / "else"):
+        folder.mkdir()
+        write_jsonl(folder / "a.jsonl", ["some text"] * 10)
+    (inside / "there").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    meta = prepare([inside, inside / "a.jsonl", inside / "*"], "shipped", tmp_path / "out")
+    assert meta["train"]["documents"] + meta["val"]["documents"] == 20
+    (outside / "nowhere").symlink_to(tmp_path / "gone")
+    refuse("No such file.*nowhere", inside, tmp_path / "other")
 
 
 def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
@@ -206,7 +225,9 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     halves = b"".join(lines[:500]), b"".join(lines[500:])  # zstd's tools write several frames
     packed = b"".join(pa.compress(half, "zstd", asbytes=True) for half in halves)
     table = pa.table({"id": range(1000), "body": texts[:1000]})
-    parquet.write_table(table, folder / "a.parquet", row_group_size=300)
+    for name, rows in (("a.parquet", table[:700]), ("a.parquet.zst", table[700:])):
+        parquet.write_table(rows, folder / name, row_group_size=300)
+    (folder / name).write_bytes(pa.compress((folder / name).read_bytes(), "zstd", asbytes=True))
     (folder / "b.jsonl.zst").write_bytes(packed)
     (folder / "README.md").write_text("not a text to learn from")
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
