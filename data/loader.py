@@ -27,9 +27,9 @@ class TokenDataset:
     files are always checked, their sha256 up to VERIFY_BYTES, token ids when they are read.
 
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
-    sha256 of the number of bytes of each of its tokens. `digest` is the sha256 of meta.json, which
-    holds those of all other files. Raises DataError if the folder is missing, damaged or of another
-    version, or has no shard of context_length + 1 tokens.
+    sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
+    other files. Raises DataError if the folder is missing, damaged or of another version, or has no
+    shard of context_length + 1 tokens.
     """
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
@@ -46,7 +46,8 @@ class TokenDataset:
             self.vocab_size: int = meta["vocab_size"]
             self.end_of_text: int = meta["end_of_text"]
             self.tokenizer: str = meta["tokenizer"]
-            self.tokenizer_digest: str = files["token_bytes.bin"]
+            named = repr((self.tokenizer, sorted(files.items()))).encode()
+            self.tokenizer_digest = hashlib.sha256(named).hexdigest()
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
             self._paths = [self.data_dir / shard["file"] for shard in shards]
             self._sizes = np.array([shard["tokens"] for shard in shards], dtype=np.int64)

@@ -10,27 +10,33 @@ token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the fi
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
 piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
-are joined, and the folder `--out` appears as a whole. After a kill or an error, the same command
-does the tasks that have no piece yet, and ends in the same bytes.
+are joined, and `--out` appears as a whole. After a kill or an error, the same command goes on.
 """
+
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the imports run; main() takes over from here
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(130))
+elif __name__ == "__mp_main__":  # a worker, for which the main process speaks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 import argparse
 import hashlib
 import json
 import math
 import multiprocessing
-import os
 import shutil
-import signal
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data import DataError
@@ -47,9 +53,11 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "bytes", "documents")  # bytes of text; documents that end in the split
 
 
-def is_validation(item: int, fraction: float) -> bool:
-    """Whether item 0, 1, 2, ... of a task is held out: `fraction` of them, evenly spread."""
-    return math.floor((item + 1) * fraction + 0.5) > math.floor(item * fraction + 0.5)
+def is_validation(item: int, fraction: float, task: int = 0) -> bool:
+    """Whether item 0, 1, 2, ... of a task is held out: `fraction` of them, evenly spread. By the
+    golden ratio, tasks begin at different points, so the share is right over all of them."""
+    start = (0.5 + task * (math.sqrt(5) - 1) / 2) % 1
+    return math.floor((item + 1) * fraction + start) > math.floor(item * fraction + start)
 
 
 def prepare(
@@ -75,44 +83,53 @@ def prepare(
     settings = (tokenizer, dtype, key, val_fraction)
     meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     part = out.parent / f".{out.name}.part"
+    lock = FileLock(part / "lock", WAIT, fallback_to_soft=False)
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
         files["token_bytes.bin"] = token_bytes(encoding).tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         part.mkdir(parents=True, exist_ok=True)
-        with FileLock(part / "lock", WAIT):
-            if out.exists():
-                raise DataError(f"{out}: exists; remove it, or give another --out")
-            for left_over in part.glob("*.tmp"):  # by a kill
-                shutil.rmtree(left_over)
-            tasks = _cut(part, inputs, (*settings, sha256))
-            if set(part.glob("[0-9]*_*")) - set(tasks):
-                what = "was begun with other arguments, or an input file has changed"
-                raise DataError(f"{part}: {what}; remove it to start anew")
-            _make_pieces(tasks, settings)
-            try:
-                counts = [json.loads((piece / "counts.json").read_bytes()) for piece in tasks]
-                skipped = sum(count["skipped"] for count in counts)
-            except (ValueError, LookupError, TypeError):
-                raise DataError(f"{part}: is damaged; remove it to start anew") from None
-            if skipped:
-                print(f"skipped {skipped:,} documents without text", file=sys.stderr)
-            (whole := part / "whole.tmp").mkdir()
-            for split in SPLITS:
-                meta[split] = {name: sum(count[split][name] for count in counts) for name in COUNTS}
-                meta[split]["shards"] = _join(list(tasks), split, dtype, whole)
-                if not meta[split]["tokens"]:
-                    what = f"the {split} split would be empty with --val-fraction {val_fraction}"
-                    raise DataError(f"{what}; give more text, or another fraction")
-            meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
-            files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
-            for name, content in files.items():
-                (whole / name).write_bytes(content)
-            os.rename(whole, out)
+        (part / "lock").touch()
+        try:
+            lock.acquire()
+        except Timeout:
+            raise
+        except OSError:  # some network disks have no locks
+            print(f"{part}: its disk has no locks; start no second one there", file=sys.stderr)
+        if out.exists():
+            raise DataError(f"{out}: exists; remove it, or give another --out")
+        for left_over in part.glob("*.tmp"):  # by a kill
+            shutil.rmtree(left_over)
+        tasks = _cut(part, inputs, (*settings, sha256))
+        # Read until there is an item for each split: without one, all the work would be in vain
+        held_out = (
+            is_validation(item, val_fraction, task)
+            for task, paths in enumerate(tasks.values())
+            for item, _ in enumerate(x for path in paths for x, _ in read_items(path, key) if x)
+        )
+        first = next(held_out, None)
+        if all(other == first for other in held_out):
+            what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
+            raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
+        _make_pieces(tasks, settings)
+        _cut(part, inputs, (*settings, sha256))  # has a file changed meanwhile?
+        counts = [_read_counts(piece, dtype) for piece in tasks]
+        if skipped := sum(count["skipped"] for count in counts):
+            print(f"skipped {skipped:,} documents without text", file=sys.stderr)
+        (whole := part / "whole.tmp").mkdir()
+        for split in SPLITS:
+            meta[split] = {name: sum(count[split][name] for count in counts) for name in COUNTS}
+            meta[split]["shards"] = _join(list(tasks), split, dtype, whole)
+        meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
+        files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
+        for name, content in files.items():
+            (whole / name).write_bytes(content)
+        os.rename(whole, out)
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:
+        lock.release()
         if out.exists():
             shutil.rmtree(part, ignore_errors=True)
     return meta
@@ -131,16 +148,20 @@ def prepare_shipped(data_dir: str) -> None:
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
     """Tasks of TASK_BYTES or more, and the rest: piece -> input files. The name of a piece has a
-    digest of all that decides what it holds. It is renamed as a whole, so it is there or not."""
+    digest of all that decides what it holds. It is renamed as a whole, so it is there or not.
+    Raises DataError where there are others."""
     tasks, files, size = {}, [], 0
     for path in inputs:
         stat = path.stat()
         files.append((path, stat.st_size, stat.st_mtime_ns))
         size += stat.st_size
         if size >= TASK_BYTES or path is inputs[-1]:
-            digest = hashlib.sha256(repr((files, settings)).encode()).hexdigest()
+            digest = hashlib.sha256(repr((files, settings, len(tasks))).encode()).hexdigest()
             tasks[part / f"{len(tasks):05d}_{digest[:32]}"] = [path for path, _, _ in files]
             files, size = [], 0
+    if set(part.glob("[0-9]*_*")) - set(tasks):
+        what = "was begun with other arguments, or an input file has changed"
+        raise DataError(f"{part}: {what}; remove it to start anew")
     return tasks
 
 
@@ -154,10 +175,18 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
                 _make_piece(*task)
                 bar.update()
             return
+
+        def start(task: tuple) -> Future:
+            if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            return pool.submit(_make_piece, *task)
+
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
             try:
-                for done in as_completed([pool.submit(_make_piece, *task) for task in left]):
+                with ThreadPoolExecutor(1) as thread:  # here, Ctrl-C would leave one half started
+                    started = list(thread.map(start, left))
+                for done in as_completed(started):
                     done.result()
                     bar.update()
             except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
@@ -180,7 +209,7 @@ def _make_piece(
     piece: Path, inputs: list[Path], tokenizer: str, dtype: np.dtype, key: str, val_fraction: float
 ) -> None:
     """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
-    encoding, items = _load_once(tokenizer), 0
+    encoding, items, task = _load_once(tokenizer), 0, int(piece.name.partition("_")[0])
     counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
     counts["skipped"] = 0
     (aside := piece.with_suffix(".tmp")).mkdir()
@@ -189,7 +218,7 @@ def _make_piece(
             if not text:
                 counts["skipped"] += 1
                 continue
-            held_out = is_validation(items, val_fraction)
+            held_out = is_validation(items, val_fraction, task)
             items += 1
             tokens = encode_to_numpy(encoding, text)
             if ends_document:
@@ -204,6 +233,15 @@ def _make_piece(
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     os.rename(aside, piece)
+
+
+def _read_counts(piece: Path, dtype: np.dtype) -> dict:
+    with suppress(ValueError, LookupError, TypeError):
+        counts = json.loads((piece / "counts.json").read_bytes())
+        sizes = [counts[split]["tokens"] * dtype.itemsize for split in SPLITS]
+        if sizes == [(piece / split).stat().st_size for split in SPLITS]:
+            return counts
+    raise DataError(f"{piece}: is damaged; remove it, and start again")
 
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
@@ -236,6 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
     args = parser.parse_args(argv)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -244,7 +283,8 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     for split in SPLITS:
-        print(f"{split}: {', '.join(f'{meta[split][key]:,} {key}' for key in COUNTS)}")
+        n = meta[split]  # a part of a .txt may be of no document that ends in the split
+        print(f"{split}: {', '.join(f'{n[key]:,} {key}' for key in COUNTS if n[key])}")
     print(f"{args.out}: ready")
     return 0
 

@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -51,13 +52,26 @@ def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
     import pyarrow
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(stream)
+    # Its table of contents is at its end, and an unpacked .zst cannot go back
+    file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
     if key not in file.schema_arrow.names:
         columns = ", ".join(file.schema_arrow.names)
         raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
+
+
+class WatchedFile(io.FileIO):
+    """Knows whether it was read to its end. lzma.open takes a damaged stream behind others for the
+    end, and does not read on."""
+
+    ended = False
+
+    def read(self, size: int = -1) -> bytes:
+        content = super().read(size)
+        self.ended |= not content
+        return content
 
 
 def unpack_zst(raw: BinaryIO) -> BinaryIO:
@@ -78,34 +92,42 @@ def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order. A name is a file, a folder or a glob. Raises DataError, and
-    OSError for a folder that cannot be read: no text is left out silently."""
-    inputs = []
+    """The files to read, in order, each once. A name is a file, a folder or a glob. Raises
+    DataError, and OSError for what cannot be read: no text is left out silently."""
+    inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
-        found = []
-        for path in [name] if os.path.exists(name) else glob.glob(name):
-            below = os.walk(path, onerror=_raise) if os.path.isdir(path) else [("", [], [path])]
-            found += [Path(folder, file) for folder, _, files in below for file in files]
-        found = sorted(path for path in found if reader(path))
+        tops = [name] if os.path.exists(name) else glob.glob(name)
+        found = sorted(path for top in tops for path in _files(top, set()) if reader(path))
         if not found:
             kinds, packed = ", ".join(READ), ", ".join(UNPACK)
             what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
             raise DataError(f"{name!r}: {what}")
-        inputs += found
-    return inputs
+        for path in found:
+            inputs.setdefault(os.path.realpath(path), path)
+    return list(inputs.values())
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _files(path: str, seen: set[str]) -> Iterator[Path]:
+    """All files in a folder, also behind links, or the file itself. seen: folders, for a circle."""
+    if not stat.S_ISDIR(os.stat(path).st_mode):  # an error for a link that leads nowhere
+        yield Path(path)
+    elif (folder := os.path.realpath(path)) not in seen:
+        seen.add(folder)
+        for name in sorted(os.listdir(path)):
+            yield from _files(os.path.join(path, name), seen)
 
 
 def read_items(path: Path, key: str) -> Items:
     """The items of a file. Raises DataError: damaged, or not what its name says, or a package is
     missing."""
     try:
-        with path.open("rb") as raw:
-            unpack = UNPACK.get(path.suffix.lower())
-            yield from reader(path)(path, unpack(raw) if unpack else raw, key)
+        with WatchedFile(path) as raw:
+            unpack = UNPACK.get(path.suffix.lower(), io.BufferedReader)
+            if unpack is not io.BufferedReader and not path.stat().st_size:
+                raise EOFError("it is empty")
+            yield from reader(path)(path, unpack(raw), key)
+            if unpack is lzma.open and not raw.ended:
+                raise EOFError("a part of it is no .xz")
     except DataError:
         raise
     except ImportError as error:

@@ -135,11 +135,16 @@ def tokenizer_files(name: str) -> dict[str, Path]:
     return {"tokenizer.tiktoken": path}
 
 
+def all_tokens(encoding: Encoding) -> list[bytes]:
+    """The text that each token stands for. The end of a text has none, however it is spelled."""
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)]
+    tokens[encoding.eot_token] = b""
+    return tokens
+
+
 def token_bytes(encoding: Encoding) -> np.ndarray:
-    """uint16 (n_vocab,): how many bytes of text each token stands for. The end of a text has 0."""
-    lengths = [len(encoding.decode_single_token_bytes(i)) for i in range(encoding.n_vocab)]
-    lengths[encoding.eot_token] = 0
-    return np.array(lengths, "<u2")
+    """uint16 (n_vocab,): how many bytes of text each token stands for."""
+    return np.array([len(token) for token in all_tokens(encoding)], "<u2")
 
 
 def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:

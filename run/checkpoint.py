@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from data.loader import TokenDataset
+from data.prepare import prepare_shipped
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
 from run import UserError
@@ -129,6 +131,19 @@ def load_weights(path: Path) -> dict:
 def load_shape(path: Path) -> GPTConfig:
     """The shape of what load_weights would load."""
     return read_shape(path) if is_hugging_face(path) else load_weights(path)["model_config"]
+
+
+def tokenizer_of(saved: dict, path: Path) -> str:
+    """The tokenizer of what load_weights has loaded, as load_tokenizer takes it. A Hugging Face
+    folder holds its own, a run's is in its data. Raises UserError, DataError."""
+    if "config" not in saved:
+        return str(path)
+    data_dir = saved["config"]["data_dir"]
+    prepare_shipped(data_dir)
+    data = TokenDataset(data_dir, "val", context_length=1)
+    if saved["data"] != data.digest:
+        raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
+    return data.tokenizer
 
 
 def load_start(c: Config, vocab_size: int) -> Start:

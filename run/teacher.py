@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data import DataError
 from data.loader import TokenDataset
-from data.tokenizer import load_tokenizer, token_bytes
+from data.tokenizer import all_tokens, load_tokenizer
 from run import UserError
-from run.checkpoint import load_model, load_weights
+from run.checkpoint import load_model, load_weights, tokenizer_of
 from run.config import Config, padded_vocab
 from run.machine import Machine
 
@@ -19,7 +20,7 @@ class Teacher:
     """The model in `c.teacher`. It is never trained, pruned or saved.
 
     `digest` names its shape and weights. Raises UserError or DataError, also where its vocabulary
-    is not that of the data. Tokenizers are compared by the length of each of their tokens.
+    is not that of the data: the text of each of its tokens.
     """
 
     def __init__(self, c: Config, data: TokenDataset, machine: Machine):
@@ -32,12 +33,14 @@ class Teacher:
         if shape.vocab_size != size:
             what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
             raise UserError(f"{where}: {what}; --round_vocab_to pads it")
-        tokenizer = given.get("tokenizer")  # a Hugging Face folder holds the tokenizer itself
-        if tokenizer is None:
-            lengths = token_bytes(load_tokenizer(str(path)))
-            tokenizer = hashlib.sha256(lengths.tobytes()).hexdigest()
-        if tokenizer != data.tokenizer_digest:
-            raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
+        if given.get("tokenizer") != data.tokenizer_digest:  # other files may have the same tokens
+            try:
+                both = tokenizer_of(given, path), data.tokenizer
+            except DataError as error:
+                raise UserError(f"{where}: for its tokenizer, {error}") from error
+            ours, theirs = (all_tokens(load_tokenizer(name)) for name in both)
+            if ours != theirs:
+                raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
         self.model = load_model(given | {"model_config": shape}, machine.device).eval()
         self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
         self.machine, self.weight = machine, c.teacher_weight

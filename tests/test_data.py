@@ -28,6 +28,7 @@ from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items
 from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
+from run.folder import Folder
 
 ENCODING = load_tokenizer("shipped")
 T = 16
@@ -104,6 +105,9 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
         held_out = [i for i in range(items) if is_validation(i, fraction)]
         assert len(held_out) == int(items * fraction + 0.5)
         assert len(held_out) < 2 or np.ptp(np.diff(held_out)) <= 1
+    for items in (1, 7):  # of many small tasks
+        held_out = [is_validation(i, fraction, task) for task in range(1000) for i in range(items)]
+        assert abs(sum(held_out) - 1000 * items * fraction) < 5
 
 
 @pytest.fixture
@@ -122,8 +126,8 @@ def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_ta
     meta = prepare(files, tokenizer, out := tmp_path / "out")
     for split, held_out in (("train", False), ("val", True)):
         dataset, tokens = TokenDataset(out, split, 4), read_tokens(out, split)
-        kept = [text for i, text in enumerate(texts) if is_validation(i, 0.05) == held_out]
-        kept = [text.encode("utf-8", "surrogatepass") for text in kept * 2]
+        each = [(x, is_validation(i, 0.05, task)) for task in (0, 1) for i, x in enumerate(texts)]
+        kept = [text.encode("utf-8", "surrogatepass") for text, val in each if val == held_out]
         encoding = load_tokenizer(dataset.tokenizer)
         documents = [[*encode_bytes(encoding, text), encoding.eot_token] for text in kept]
         assert tokens == sum(documents, []) and meta[split]["documents"] == len(kept)
@@ -142,7 +146,8 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
     pack = {"t": bytes, "z": gzip.compress, "Z": lzma.compress}[name[-1]]
     monkeypatch.setattr(data.text, "PART_BYTES", 100)
     lines = [b"%05d \xff\xc3 not UTF-8 \xe2\x80\x94 %d\r\n" % (i, i) for i in range(2000)]
-    (tmp_path / name).write_bytes(pack(b"".join(lines)[:-2]))
+    text = b"".join(lines)[:-2]
+    (tmp_path / name).write_bytes(pack(text[:999]) + pack(text[999:]))  # as several streams
     meta = prepare([tmp_path / name], "shipped", out := tmp_path / "out")
     train, val = (ENCODING.decode_bytes(read_tokens(out, split)) for split in ("train", "val"))
     assert train.endswith(end := END_OF_TEXT.encode()) and (train + val).count(end) == 1
@@ -152,6 +157,7 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
 
 
 GOOD = b'{"text": "good"}\n' * 20
+XZ = lzma.compress(GOOD)
 BAD = [  # file, content, an argument, words of the message
     ("a.csv", b"text", "--out=out", "a.csv': no such file, or none that ends in one of .txt"),
     ("a.jsonl", GOOD[:50], "--out=out", "give more text, or another fraction"),
@@ -163,6 +169,10 @@ BAD = [  # file, content, an argument, words of the message
     ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
     ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
     ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
+    ("a.jsonl", GOOD, "--val-fraction=0.02", "the val split would be empty"),
+    ("a.jsonl", GOOD, "--val-fraction=0.98", "the train split would be empty"),
+    ("a.jsonl.xz", XZ + XZ[:25] + b"!" + XZ[26:], "--out=out", "cannot be read to its end"),
+    *[(f"a.jsonl.{kind}", b"", "--out=out", "it is empty") for kind in ("gz", "xz", "zst")],
 ]
 
 
@@ -179,6 +189,7 @@ def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content
     arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
     refused(capsys, main, *arguments, words=words)
     assert not Path("out").exists() and Path(name).read_bytes() == content
+    assert "fraction" not in argument or not list(Path(".out.part").glob("0*"))  # before the work
 
 
 def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
@@ -192,8 +203,21 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
 
 def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     denied = PermissionError(13, "Permission denied", "locked")
-    monkeypatch.setattr("os.scandir", Mock(side_effect=denied))  # root may read all folders
+    monkeypatch.setattr("os.listdir", Mock(side_effect=denied))  # root may read all folders
     refuse("Permission denied.*locked", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
+def test_each_file_is_read_once_also_behind_links(tmp_path):
+    for folder in (inside := tmp_path / "in", outside := tmp_path / "else"):
+        folder.mkdir()
+        write_jsonl(folder / "a.jsonl", ["some text"] * 10)
+    (inside / "there").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    meta = prepare([inside, inside / "a.jsonl", inside / "*"], "shipped", tmp_path / "out")
+    assert meta["train"]["documents"] + meta["val"]["documents"] == 20
+    (outside / "nowhere").symlink_to(tmp_path / "gone")
+    refuse("No such file.*nowhere", inside, tmp_path / "other")
 
 
 def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
@@ -204,7 +228,9 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     halves = b"".join(lines[:500]), b"".join(lines[500:])  # zstd's tools write several frames
     packed = b"".join(pa.compress(half, "zstd", asbytes=True) for half in halves)
     table = pa.table({"id": range(1000), "body": texts[:1000]})
-    parquet.write_table(table, folder / "a.parquet", row_group_size=300)
+    for name, rows in (("a.parquet", table[:700]), ("a.parquet.zst", table[700:])):
+        parquet.write_table(rows, folder / name, row_group_size=300)
+    (folder / name).write_bytes(pa.compress((folder / name).read_bytes(), "zstd", asbytes=True))
     (folder / "b.jsonl.zst").write_bytes(packed)
     (folder / "README.md").write_text("not a text to learn from")
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
@@ -257,9 +283,18 @@ def test_pieces_of_other_files_and_damaged_ones_are_refused(tmp_path, monkeypatc
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
     refuse("an input file has changed; remove it to start anew", tmp_path, out)
     os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
-    (counts,) = (tmp_path / ".out.part").glob("00000_*/counts.json")
-    counts.write_bytes(counts.read_bytes()[:9])
-    refuse("part: is damaged; remove it to start anew", tmp_path, out)
+    for name in ("train", "val", "counts.json"):
+        (path,) = (tmp_path / ".out.part").glob(f"00000_*/{name}")
+        path.write_bytes((content := path.read_bytes())[:-2])
+        refuse("00000_.*: is damaged; remove it, and start again", tmp_path, out)
+        path.write_bytes(content)
+
+
+def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
+    (source := tmp_path / "a.jsonl").write_bytes(GOOD)
+    encode = Mock(side_effect=lambda *_: source.write_bytes(GOOD * 2) and np.ones(1, np.uint32))
+    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    refuse("an input file has changed; remove it to start anew", source, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
@@ -289,6 +324,26 @@ def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, s
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals a group of processes, as a terminal does")
+@pytest.mark.parametrize("sender", ["-m", "--multiprocessing-fork"])
+def test_ctrl_c_while_imports_run_or_workers_start_is_one_line(tmp_path, sender):
+    (tmp_path / "sitecustomize.py").write_text(f"""import os, signal, sys
+def hook(event, arguments):
+    if event == "import" and arguments[0] == "numpy" and {sender!r} in sys.orig_argv:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.killpg(0, signal.SIGINT)
+sys.addaudithook(hook)""")
+    for name in "abc":
+        write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
+    code = "import os, data.prepare as p; p.TASK_BYTES = 1; os.cpu_count = lambda: 2; p.main()"
+    how = ["-m", "data.prepare"] if sender == "-m" else ["-c", code]
+    command = [sys.executable, *how, f"--input={tmp_path}", "--tokenizer=shipped"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    options = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    ended = subprocess.run([*command, f"--out={tmp_path}/out"], capture_output=True, **options)
+    assert ended.stderr in ("stopped\n", "stopped; the same command goes on\n")
+
+
 def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     monkeypatch.setattr(data.prepare, "WAIT", 0.1)
@@ -297,6 +352,20 @@ def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
         refuse("out: .*lock", source, tmp_path / "out")
     prepare([source], "shipped", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
+
+
+def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text("a line\n" * 20_000)
+    no_locks = Mock(side_effect=OSError(37, "No locks available"))
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    monkeypatch.setattr("run.folder.lock_descriptor", no_locks)
+    command = [f"--input={tmp_path / 'a.txt'}", "--tokenizer=shipped", f"--out={tmp_path / 'out'}"]
+    assert main([*command, "--val-fraction=0.2"]) == 0
+    said, warned = capsys.readouterr()
+    assert "its disk has no locks" in warned and warned.count("\n") == 1
+    assert ["documents" in line for line in said.splitlines()] == [True, False, False]
+    Folder(str(tmp_path / "run"), Mock(rank=0), Mock(), None)
+    assert "its disk has no locks" in capsys.readouterr().err
 
 
 def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):

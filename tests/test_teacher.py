@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data.loader import TokenDataset
+from data.prepare import prepare
+from data.tokenizer import SHIPPED_RANKS
 from model import GPT
 from run.config import load_config
 from run.cost import Plan
@@ -78,8 +80,12 @@ def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, tmp_path):
 
 
 def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, capsys):
-    gone, other = tmp_path / "gone", tmp_path / "other.pt"  # which has as many tokens
-    torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "another"}, other)
+    gone, other = tmp_path / "gone", tmp_path / "other"
+    ranks = SHIPPED_RANKS.read_bytes().split()
+    ranks[0], ranks[2] = ranks[2], ranks[0]  # as many tokens, of the same lengths
+    (tmp_path / "ranks").write_bytes(b"\n".join(map(b" ".join, zip(ranks[::2], ranks[1::2]))))
+    prepare([toy.parent / "text.jsonl"], str(tmp_path / "ranks"), tmp_path / "data")
+    assert run(toy, other, f"--data_dir={tmp_path / 'data'}", SHORT) == 0
     for teacher, knob, words in (
         (undisturbed, "--round_vocab_to=100", "has 1024 entries, that of the run 1100"),
         (other, "--seed=1", "its tokenizer is not that of data_dir="),
@@ -87,6 +93,11 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
     ):
         knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={teacher}", knob)
         refused(capsys, train.main, toy, *knobs, words=f"teacher=.*{words}")
+    shutil.rmtree(tmp_path / "data")
+    knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={other}")
+    refused(capsys, train.main, toy, *knobs, words="for its tokenizer, .*no data")
+    torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "of other files"}, gone)
+    lesson(toy, gone)  # with the same tokens
 
 
 def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):

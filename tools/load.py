@@ -10,7 +10,7 @@ from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
-from run.checkpoint import load_model, load_shape, load_weights
+from run.checkpoint import load_model, load_shape, load_weights, tokenizer_of
 from run.config import Config, take_shape
 from run.cost import Plan
 
@@ -27,14 +27,8 @@ class Trained:
 def load_trained(path: Path) -> Trained:
     """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
     one. Raises UserError; DataError, where the data that it was trained on is gone or damaged."""
-    saved, name = load_weights(path), str(path)
-    if "config" in saved:  # of a run: its data holds the tokenizer, a Hugging Face folder its own
-        data_dir = saved["config"]["data_dir"]
-        prepare_shipped(data_dir)
-        data = TokenDataset(data_dir, "val", context_length=1)
-        if saved["data"] != data.digest:
-            raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
-        name = data.tokenizer
+    saved = load_weights(path)
+    name = tokenizer_of(saved, path)
     tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
     if (ids := tokenizer.n_vocab) > known:
         raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
