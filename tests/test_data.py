@@ -28,6 +28,7 @@ from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items
 from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
+from run.config import Config
 from run.folder import Folder
 
 ENCODING = load_tokenizer("shipped")
@@ -364,7 +365,7 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
     said, warned = capsys.readouterr()
     assert "its disk has no locks" in warned and warned.count("\n") == 1
     assert ["documents" in line for line in said.splitlines()] == [True, False, False]
-    Folder(str(tmp_path / "run"), Mock(rank=0), Mock(), None)
+    Folder(Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None)
     assert "its disk has no locks" in capsys.readouterr().err
 
 
