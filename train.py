@@ -14,12 +14,14 @@ import inspect
 import math
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
 from run import machine  # isort: skip  (first: torch, on its import, reads what run/__init__.py sets)
 
 import torch
 
+from data import command
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
@@ -36,8 +38,9 @@ from run.stop import Stop
 from run.teacher import Teacher
 
 
-def train(c: Config) -> int:
-    """Run a config, from the start or from its last checkpoint. Its files are in c.out_dir.
+def train(c: Config, files: ExitStack) -> int:
+    """Run a config, from its start or last checkpoint. In c.out_dir it leaves files, and opens some
+    that `files` closes.
 
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
@@ -46,7 +49,6 @@ def train(c: Config) -> int:
     dtype = machine.choose_dtype(c, device)
     c = replace(c, dtype=str(dtype).removeprefix("torch."))  # it may have been "auto"
     ranks = Ranks(device)
-    stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
 
     # Data, and a teacher if there is one
     prepare_shipped(c.data_dir)  # makes the shipped corpus, if that is asked for and missing
@@ -55,7 +57,7 @@ def train(c: Config) -> int:
     teacher = Teacher(c, data, device) if c.teacher else None
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
-    folder = Folder(c.out_dir, ranks, data, teacher)  # locks out_dir
+    folder = Folder(c, ranks, data, teacher, files)  # locks out_dir
     if folder.resumes(c):  # --resume, and a checkpoint is there
         c, saved = folder.load(c)
     elif c.init_from:
@@ -118,8 +120,9 @@ def train(c: Config) -> int:
         nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
         return nats / tokens
 
-    folder.open_log(c, steps_done)  # a new run removes the files of an old one
+    stop = Stop()  # before, a signal ends the process at once: there is nothing to save
     report = Report(c, plan, val, folder, steps_done)
+    folder.open_log(c, steps_done)  # a new run removes the files of an old one
     report.print_plan(steps_done, data, machine.describe(device, ranks.size, c.dtype, compiled))
 
     # The loop. Steps count from 1
@@ -203,8 +206,8 @@ def train(c: Config) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+@command
+def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         print("\nEvery knob, its type, its default and its consequence:\n")
@@ -213,9 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     c = None
     try:
         c = load_config(argv[0], argv[1:])
-        return train(c)
-    except KeyboardInterrupt:  # Ctrl-C before Stop()
-        return 128 + signal.SIGINT
+        with ExitStack() as files:
+            return train(c, files)
     except Exception as error:
         return print_error(error, c)  # raises it again if it is a bug
     finally:

@@ -8,7 +8,6 @@ import glob
 import gzip
 import io
 import json
-import lzma
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +59,12 @@ def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
             yield text or b"", True
 
 
+def unpack_xz(raw: BinaryIO) -> BinaryIO:
+    import lzma  # where Python was built without it, all else works
+
+    return lzma.open(raw)
+
+
 def unpack_zst(raw: BinaryIO) -> BinaryIO:
     """By pyarrow, not zstandard: that one takes a file that was cut off for a whole one."""
     import pyarrow
@@ -68,7 +73,7 @@ def unpack_zst(raw: BinaryIO) -> BinaryIO:
 
 
 READ = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-UNPACK = {".gz": gzip.open, ".xz": lzma.open, ".zst": unpack_zst}
+UNPACK = {".gz": gzip.open, ".xz": unpack_xz, ".zst": unpack_zst}
 
 
 def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
@@ -109,7 +114,7 @@ def read_items(path: Path, key: str) -> Items:
     except DataError:
         raise
     except ImportError as error:
-        way = "pip install -r requirements-extra.txt"
+        way = "pip install -r requirements-extra.txt; for _lzma, another build of Python"
         raise DataError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
         raise DataError(f"{path}: cannot be read to its end: {error!r}") from None
