@@ -14,6 +14,7 @@ import inspect
 import math
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
 from run.machine import Machine, check_memory  # isort: skip  (before torch: see run/__init__.py)
@@ -21,6 +22,7 @@ from run.machine import Machine, check_memory  # isort: skip  (before torch: see
 import torch
 from torch import Tensor
 
+from data import command
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
@@ -76,15 +78,15 @@ def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     return nats / tokens
 
 
-def train(asked: Config) -> int:
-    """Run a config, from the start or from its last checkpoint. Its files are in its out_dir.
+def train(asked: Config, files: ExitStack) -> int:
+    """Run a config, from the start or from its last checkpoint. Its files are in its out_dir;
+    `files` closes those that are open.
 
     Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
     UserError.
     """
     machine = Machine(asked)  # device and precision
     ranks = Ranks(machine.device)
-    stop = Stop()  # after Ranks: while ranks connect, a signal must end the process at once
 
     # Data, and a teacher if there is one
     prepare_shipped(asked.data_dir)  # makes the shipped corpus, if that is asked for and missing
@@ -94,7 +96,7 @@ def train(asked: Config) -> int:
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
     asked = replace(asked, dtype=machine.dtype_name)  # it may have been "auto"
-    folder = Folder(asked, ranks, data, teacher)  # locks out_dir, and refuses to write over others
+    folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
     if asked.resume and folder.has_checkpoint:
         start = folder.load(asked)
     elif asked.init_from:
@@ -119,7 +121,7 @@ def train(asked: Config) -> int:
         load_history(saved, model, optimizers, pruner)
     del start, saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
-
+    stop = Stop()  # before, a signal ends the process at once: there is nothing to save
     report = Report(c, plan, val, folder, steps_done)
     report.print_plan(steps_done, data, machine.describe(ranks.size, forward.compiled))
 
@@ -190,8 +192,8 @@ def train(asked: Config) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+@command
+def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         print(
@@ -203,9 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     c = None
     try:
         c = load_config(argv[0], argv[1:])
-        return train(c)
-    except KeyboardInterrupt:  # Ctrl-C before Stop()
-        return 128 + signal.SIGINT
+        with ExitStack() as files:
+            return train(c, files)
     except Exception as error:
         return print_error(error, c)  # raises it again if it is a bug
     finally:

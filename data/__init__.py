@@ -1,5 +1,46 @@
-"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`)."""
+"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`). As all
+commands come down to it: how a command ends."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 
 class DataError(Exception):
     """One line for a person: what is wrong, where, and what to do about it."""
+
+    code = 2  # the exit code
+
+
+def command(main: Callable) -> Callable[..., int]:
+    """A `main(argv)` that returns its exit code. Its errors for people become one line, Ctrl-C is
+    130. What standard output cannot encode (in a pipe on Windows) is printed as \\xe9."""
+
+    def wrapped(argv: list[str] | None = None) -> int:
+        with suppress(AttributeError):  # None where it was closed; a notebook's encodes all
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            code = main(sys.argv[1:] if argv is None else argv) or 0
+            print(end="", flush=True)
+            return code
+        except BrokenPipeError:  # `| head`
+            return 0
+        except (DataError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return getattr(error, "code", 2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+        finally:  # what waits in its buffer, such as --help, would show a traceback at Python's end
+            try:
+                print(end="", flush=True)
+            except OSError:
+                drop_output()
+
+    return wrapped
+
+
+def drop_output() -> None:
+    """Let standard output lead nowhere: what waits in its buffer would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

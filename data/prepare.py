@@ -39,7 +39,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
 
@@ -263,6 +263,7 @@ def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list
     return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     path = {"required": True, "type": os.path.expanduser}  # a shell expands no ~ behind a =
@@ -276,9 +277,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

@@ -8,7 +8,6 @@ import glob
 import gzip
 import io
 import json
-import lzma
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -74,6 +73,12 @@ class WatchedFile(io.FileIO):
         return content
 
 
+def unpack_xz(raw: BinaryIO) -> BinaryIO:
+    import lzma  # where Python was built without it, all else works
+
+    return lzma.open(raw)
+
+
 def unpack_zst(raw: BinaryIO) -> BinaryIO:
     """By pyarrow, not zstandard: that one takes a file that was cut off for a whole one."""
     import pyarrow
@@ -82,7 +87,7 @@ def unpack_zst(raw: BinaryIO) -> BinaryIO:
 
 
 READ = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-UNPACK = {".gz": gzip.open, ".xz": lzma.open, ".zst": unpack_zst}
+UNPACK = {".gz": gzip.open, ".xz": unpack_xz, ".zst": unpack_zst}
 
 
 def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
@@ -126,12 +131,12 @@ def read_items(path: Path, key: str) -> Items:
             if unpack is not io.BufferedReader and not path.stat().st_size:
                 raise EOFError("it is empty")
             yield from reader(path)(path, unpack(raw), key)
-            if unpack is lzma.open and not raw.ended:
+            if unpack is unpack_xz and not raw.ended:
                 raise EOFError("a part of it is no .xz")
     except DataError:
         raise
     except ImportError as error:
-        way = "pip install -r requirements-extra.txt"
+        way = "pip install -r requirements-extra.txt; for _lzma, another build of Python"
         raise DataError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
         raise DataError(f"{path}: cannot be read to its end: {error!r}") from None

@@ -8,13 +8,15 @@ one line for a person.
 
 import os
 
+from data import DataError
+
 # Threads that wait for each other soon leave the core to other programs (studies/speed/README.md).
 # This is read when torch is imported
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-class UserError(Exception):
+class UserError(DataError):
     """One line for a person: what is wrong, where, what to do. `code` is the exit code: 2 for bad
     input, found before anything was written; 1 for what went wrong later."""
 

@@ -91,6 +91,7 @@ CHOICES = {
     "criterion": CRITERIA,
     "prune_schedule": ("cubic", "oneshot"),
 }
+ADD = {"criterion": "; add one in prune.py", "prune_schedule": "; add one in schedule.py"}
 POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head
     d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""
 # More than this is a slip, or would take for ever to plan or to build
@@ -118,8 +119,8 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         need(getattr(c, key) < 1, key, "must be less than 1")
     for key, most in AT_MOST.items():
         need(getattr(c, key) <= most, key, f"must be at most {most}")
-    for key, choices in CHOICES.items():
-        need(getattr(c, key) in choices, key, f"must be one of {', '.join(choices)}")
+    for key, known in CHOICES.items():
+        need(getattr(c, key) in known, key, "must be one of " + ", ".join(known) + ADD.get(key, ""))
     need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
     need(c.head_dim % 2 == 0, "head_dim", "must be even")
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
@@ -218,7 +219,8 @@ def read_file(path: str) -> dict:
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
+        near = f"did you mean {path}.py?" if os.path.isfile(path + ".py") else "see configs/"
+        raise UserError(f"{path}: no such config file, and no run; {near}")
     try:
         names = runpy.run_path(path)
     except Exception as error:

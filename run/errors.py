@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from data import DataError
-from run import UserError
 from run.config import Config, micro_batch
 
 # What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
@@ -25,8 +24,8 @@ def print_error(error: Exception, c: Config | None) -> int:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
     lost = isinstance(error, dist.DistError) or "gloo" in line  # which has no class of its own
-    if isinstance(error, (UserError, DataError)):
-        code = getattr(error, "code", 2)
+    if isinstance(error, DataError):
+        code = error.code
     elif c and out_of_memory(error):
         now = micro_batch(c, ranks)
         smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]

@@ -1,7 +1,6 @@
-"""Writing that may fail: files are whole or not there, and output that fails is given up."""
+"""Writing that may fail: a file has the old content or the new, never a part."""
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,11 +28,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # now the rename is durable
         os.close(folder)
-
-
-def drop_output() -> None:
-    """Let standard output lead nowhere: what waits in its buffer would fail again at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,8 +1,8 @@
 """What a run leaves in its out_dir (config.json, log.jsonl, checkpoint.pt), and where it starts."""
 
-import contextlib
 import json
 import sys
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,12 +26,16 @@ MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"
 class Folder:
     """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there.
 
-    The lock is the system's: it ends with the process, however that ends. Raises UserError where
-    another process runs there, nothing can be written, or the run would write over what it may not.
+    `files` closes what is open here. The lock is the system's: it ends with the process, however
+    that ends. Raises UserError where another process runs there, nothing can be written, or the run
+    would write over what it may not.
     """
 
-    def __init__(self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None):
+    def __init__(
+        self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None, files: ExitStack
+    ):
         self.path, self.ranks, self.main = Path(c.out_dir), ranks, ranks.rank == 0
+        self.files = files
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
         if self.main:
@@ -41,11 +45,12 @@ class Folder:
     def take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.path / "lock", "ab")  # noqa: SIM115 (also a file of the user's)
+            # To append: it may be a file of the user's
+            lock = self.files.enter_context(open(self.path / "lock", "ab"))  # noqa: SIM115
         except OSError as error:
             raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
         try:
-            if not lock_descriptor(self.lock.fileno(), blocking=False):
+            if not lock_descriptor(lock.fileno(), blocking=False):
                 what = "another process is running there; choose another"
                 raise UserError(f"out_dir={self.path}: {what}")
         except OSError:  # some network disks have no locks
@@ -67,7 +72,7 @@ class Folder:
         held = [name for name in RUN_FILES if (self.path / name).exists()]
         begins_again = c.resume and not self.has_checkpoint
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
-        if held and not (config.exists() and b'"max_steps"' in config.read_bytes()):
+        if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
             what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
         elif held and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
@@ -109,14 +114,15 @@ class Folder:
         write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
         kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
         write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
-        self.file = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
+        log = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self.file = self.files.enter_context(log)
         return kept[-1]["seconds"] if kept else 0.0
 
     def write(self, event: dict) -> None:
         """Add a line to the log at once. If the disk is full, keep it for the next call."""
         if self.main:
             self.unwritten += json.dumps(event).encode() + b"\n"
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 

@@ -94,13 +94,14 @@ def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> Non
     else:
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            memory //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the ranks here share it
         except (AttributeError, ValueError):  # not every system has it, or knows these names
             return
     rows = micro_batch(c, ranks)
     planned = memory_of(c, plan.enlarged, rows, plan.teacher)
     need = planned["state"] + planned["activations"] / 2
     if need > memory:
-        what = f"needs at least {need / 2**30:,.1f} GiB of memory with micro_batch_size={rows}"
+        what = f"needs at least {need / 2**30:,.1f} GiB a rank with micro_batch_size={rows}"
         way = knobs_that_fit(c, plan.enlarged, plan.teacher, memory, ranks) or "a smaller model"
         raise UserError(f"the run {what}; {device.type} has {memory / 2**30:,.1f}; try {way}")
 

@@ -2,18 +2,17 @@
 
 import math
 import shlex
-import sys
 import time
 
 from tqdm import tqdm
 
+from data import drop_output
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import write_checkpoint
 from run.config import Config
 from run.cost import Plan, n_parameters
-from run.files import drop_output
 from run.folder import Folder
 
 
@@ -32,6 +31,8 @@ class Report:
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
+        if not self.bytes_per_token:  # a few, and all of them <|endoftext|>
+            raise UserError(f"eval_tokens={c.eval_tokens}: none of them is text; give more")
         before = folder.open_log(c, step)
         self.began = time.perf_counter() - before  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
@@ -39,10 +40,9 @@ class Report:
     def say(self, text: str) -> None:
         """Print. If that fails (`| head -1`, a full disk), the run goes on, without what it would
         print later."""
-        if self.folder.main and sys.stdout:  # it is None where it was closed
-            encoding = sys.stdout.encoding or "utf-8"
+        if self.folder.main:
             try:
-                print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+                print(text, flush=True)
             except OSError:
                 drop_output()
 
@@ -77,8 +77,9 @@ class Report:
         compute = f"{plan.flops():.3g} training FLOPs"
         if steps := schedule.prune_steps():
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
-            what = f"{', '.join(ways)} in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
-            rows["prune"] = f"{what}; {compact(final)} parameters remain"
+            many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
+            when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
+            rows["prune"] = f"{', '.join(ways)} {when}; {compact(final)} parameters remain"
             left = schedule.rate_share(steps[-1], c.max_steps)
             rows["recover"] = f"{left:.0%} of the learning rate is left after the last prune"
             saved = 1 - plan.flops() / (plan.token_flops(plan.enlarged) * tokens)

@@ -107,7 +107,7 @@ def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkey
 def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys):
     out, first = tmp_path / "results", tmp_path / "runs" / "idea" / "1"
     command = call(tmp_path, idea, "--dtype=auto")
-    assert compare.main([*command, "--stop_after=12"]) == 0 and not out.exists()
+    assert run(Path(idea), first, "--dtype=auto", "--stop_after=12") == 0
     assert compare.main(command) == 0, capsys.readouterr().err
     assert run(Path(idea), tmp_path / "straight", "--dtype=auto") == 0
     assert same_end(first, tmp_path / "straight")
@@ -147,11 +147,13 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def test_seeds_are_a_number_or_a_range():
+def test_seeds_are_a_number_or_a_range_and_no_knob(capsys):
     assert [*compare.seed_range("3")] == [1, 2, 3] and [*compare.seed_range("8-9")] == [8, 9]
     for wrong in ("--jobs=0", "--seeds=3-1", "--out="):
         with pytest.raises(SystemExit, match="2"):
             compare.main(["configs/idea.py", "--out=x", wrong])
+    for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
+        refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
 
 
 def arms_of(losses: dict[str, dict[int, float]], **others) -> results.Arms:
@@ -169,8 +171,9 @@ def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
     more = few | {"naive": {1: 3.75}}
     for losses in (few, more):
         results.write(tmp_path, arms_of(losses))
-    for losses, lost in (({"idea": few["idea"]}, "oneshot"), (more | {"idea": {1: 3.1}}, "idea")):
-        with pytest.raises(UserError, match=f"holds a run of {lost}, seed 1, .* another --out"):
+    fewer, other = {"idea": few["idea"]}, more | {"idea": {1: 3.1}}
+    for losses, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
+        with pytest.raises(UserError, match=f"holds {lost}, seed 1, .*; this call has {ours}; "):
             results.write(tmp_path, arms_of(losses))
     assert read_csv(tmp_path / "runs.csv") == arms_of(more)
 

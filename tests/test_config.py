@@ -39,7 +39,8 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
 
 BAD = [
     ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
-    ("--criterion=taylor", "criterion='taylor': must be one of sensitivity, "),
+    ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
+    ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
     ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
     ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
     ("--max_steps=ten", "max_steps='ten' is not of type int"),
@@ -50,6 +51,11 @@ BAD = [
     ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
     ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
 ]
+
+
+def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(capsys):
+    refused(capsys, main, "configs/idea", words="no such config file, .*mean configs/idea.py")
+    refused(capsys, main, "out/ieda", "--resume", words="no such config file, and no run; see con")
 
 
 @pytest.mark.parametrize("overrides, words", BAD)

@@ -256,7 +256,7 @@ def test_llama_cpp_gives_our_ids_and_logits(model, file):
 
 
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
-    to, foreign = tmp_path / "run.gguf", Mock(spec=FolderTokenizer)
+    to, foreign = tmp_path / "run.GGUF", Mock(spec=FolderTokenizer)
     with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
         export.export(Trained(GPT(OTHER), foreign, "a folder"), to)
     with monkeypatch.context() as patched:
@@ -267,7 +267,7 @@ def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypa
             arguments, words = (undisturbed, f"--to={tmp_path / name}"), f"{name}: cannot.*: No spa"
             refused(capsys, export.main, *arguments, words=words)
         patched.setitem(sys.modules, "gguf", None)
-        refused(capsys, export.main, undisturbed, f"--to={to}", words="run.gguf: cannot.* gguf")
+        refused(capsys, export.main, undisturbed, f"--to={to}", words="run.GGUF: cannot.* gguf")
     assert not list(tmp_path.iterdir())
     assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)[1]
     refused(capsys, export.main, undisturbed, f"--to={to}", words=f"{to}: exists")

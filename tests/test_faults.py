@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import torch
-from helpers import events, refused, run, same_end
+from helpers import ROOT, events, refused, run, same_end
 
 import train
+from data.prepare import SHIPPED_CORPUS, prepare
+from data.prepare import main as main_of_prepare
 from model import GPT
 from run import report
 from run.checkpoint import load_checkpoint
@@ -160,16 +162,46 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
     assert same_end(out, undisturbed)
 
 
-def test_without_its_standard_output_a_run_goes_on(processes, toy, tmp_path):
-    """As before `| head`; closed, as Python finds it then; where ascii is all."""
-    out = tmp_path / os.fsdecode("größe".encode())  # as a shell gives it, in any locale
-    for way in (
-        "r, w = os.pipe(); os.close(r); os.dup2(w, 1)",
-        "os.close(1); sys.stdout = None",
-        "sys.stdout.reconfigure(encoding='ascii')",
+OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
+    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
+    "os.close(1); sys.stdout = None",
+    "sys.stdout.reconfigure(encoding='ascii')",
+]
+
+
+@pytest.mark.parametrize("way", OUTPUT)
+def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes, toy, tmp_path):
+    name = os.fsdecode("größe".encode())  # as a shell gives it, in any locale
+    out = tmp_path / name
+    shutil.copy(ROOT / "studies/lab/runs.csv", tmp_path)
+    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 100)
+    for module, *arguments in (
+        ("train", toy, f"--out_dir={out}", "--stop_after=2", "--overwrite"),
+        ("train", "--help"),
+        ("data.prepare", "--input", text, "--tokenizer=shipped", f"--out={out}-data"),
+        ("tools.results", tmp_path),
+        ("tools.sample", out, f"--prompt={name}", "--tokens=1"),
     ):
-        arguments = (toy, f"--out_dir={out}", "--stop_after=2", "--overwrite")
-        assert processes(f"{way}; sys.exit(train.main())", *arguments) == ([0], "")
+        code = f"{way}; import {module}; sys.exit(sys.modules[{module!r}].main())"
+        assert processes(code, *arguments) == ([0], "")
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 2 and (tmp_path / "table.md").exists()
+
+
+def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, capsys):
+    """The first target of this split is <|endoftext|>."""
+    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)
+    prepare([text], "shipped", tmp_path / "data")
+    knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
+    out, words = tmp_path / "run", "eval_tokens=1: none of them is text"
+    refused(capsys, train.main, toy, f"--out_dir={out}", *knobs, words=words)
+    assert os.listdir(out) == ["lock"]
+
+
+def test_a_python_without_lzma_lacks_that_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "lzma")
+    monkeypatch.setitem(sys.modules, "_lzma", None)
+    given = ("--input", SHIPPED_CORPUS, "--tokenizer=shipped", f"--out={tmp_path / 'data'}")
+    refused(capsys, main_of_prepare, *given, words="sotu.jsonl.xz: needs the package _lzma: ")
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What a first GPU, or another system, may lack: one line says so, or the run does without."""
 
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -60,6 +61,16 @@ def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, mo
     assert_close(tmp_path, undisturbed, 0)
 
 
+def test_ctrl_c_while_it_compiles_is_one_line_and_the_end(toy, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):  # the compiler gets the signal, too
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("the compiler was interrupted")
+
+    monkeypatch.setattr(torch, "compile", lambda _: interrupted)
+    assert run(toy, tmp_path, "--compile=on") == 130
+    assert capsys.readouterr() == ("", "stopped\n")
+
+
 def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, capsys):
     laptop()
     no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
@@ -75,6 +86,11 @@ def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch
     c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
     plan = Plan(c, 50257)
     machine.check_memory(c, plan, CPU, 1)
+    machine.os.sysconf = {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": 100}.get
+    machine.check_memory(c, plan, CPU, 1)
+    machine.os.environ["LOCAL_WORLD_SIZE"] = "4"  # ranks that share it
+    with pytest.raises(UserError, match="25.1 GiB a rank with .*; cpu has 25.0; try"):
+        machine.check_memory(c, plan, CPU, 4)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
     fit = {7: "--micro_batch_size=2", 4: "--micro_batch_size=1 --recompute", 2: "a smaller model"}
     for gib, way in fit.items():

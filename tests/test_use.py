@@ -98,6 +98,11 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         assert capsys.readouterr().out.strip() == str(to)
         return to.read_text(encoding="utf-8")
 
+    for to, made in (("picture", "picture.png"), ("", "run.png")):
+        assert plot.main([str(undisturbed), f"--to={tmp_path / to}"]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / made)
+        assert (tmp_path / made).read_bytes().startswith(b"\x89PNG")
+
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
     assert two.count(">run ends at ") == 2
@@ -116,6 +121,7 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
     refused(capsys, plot.main, undisturbed, "--to=a.b", words="to a.b .*not supported")
     refused(capsys, plot.main, undisturbed, tmp_path, "--units", words="take one OUT_DIR")
     refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: its log has no step")
+    refused(capsys, plot.main, tmp_path / "ieda", words="ieda: no such run")
     log = (undisturbed / "log.jsonl").read_text()
     (tmp_path / "log.jsonl").write_text(log.replace('"event": "prune"', '"event": "none"'))
     refused(capsys, plot.main, tmp_path, "--animate", words=f"{tmp_path}: its log has no prune")

@@ -1,33 +1,12 @@
 """What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
 
 import os
-import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from data import DataError
-from run import UserError
-from run.files import drop_output
-
-
-def command(main: Callable) -> Callable[..., int]:
-    """A `main(argv)` whose errors for people become one line and exit code 2; Ctrl-C gives 130."""
-
-    def wrapped(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv) or 0
-        except BrokenPipeError:  # `| head`
-            drop_output()
-            return 0
-        except (UserError, DataError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            return 130
-
-    return wrapped
+from data import command as command  # for each of them
 
 
 def expanded(text: str) -> Path:

@@ -185,6 +185,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
     args, knobs = parser.parse_known_args(argv)
+    for knob in knobs:
+        if knob.removeprefix("--").partition("=")[0] in NOT_SAVED | {"seed"}:
+            raise UserError(f"{knob}: not for a comparison, which has --seeds, --runs and --out")
     read_results(args.out)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
     folder = args.runs or Path("out") / args.out.name

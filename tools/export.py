@@ -145,7 +145,7 @@ def export(trained: Trained, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
             new = Path(aside) / folder.name
-            (write_gguf if folder.suffix == ".gguf" else write_folder)(trained, new)
+            (write_gguf if folder.suffix.lower() == ".gguf" else write_folder)(trained, new)
             new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
         raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error

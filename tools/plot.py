@@ -107,7 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     if others and (args.units or args.animate):
         raise UserError("--units and --animate take one OUT_DIR")
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
-    to = args.to or first / name
+    if missing := [out_dir for out_dir in args.out_dirs if not out_dir.is_dir()]:
+        raise UserError(f"{missing[0]}: no such run")
+    to = args.to or first
+    to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
     try:
         if args.animate:
             images = draw_film(first, moving=to.suffix == ".gif")

@@ -54,9 +54,10 @@ def write(folder: Path, arms: Arms) -> None:
     """runs.csv in the folder, which is made. Raises UserError where that would lose a run."""
     for arm, runs in read_results(folder).items():
         for seed, row in runs.items():
-            if arms.get(arm, {}).get(seed, {}).get("val_loss") != row["val_loss"]:
-                what = f"holds a run of {arm}, seed {seed}, that is not among these"
-                raise UserError(f"{folder}: {what}; name its arm as well, or give another --out")
+            if (ours := arms.get(arm, {}).get(seed, {}).get("val_loss", "none")) != row["val_loss"]:
+                what = f"holds {arm}, seed {seed}, val_loss={row['val_loss']}; this call has {ours}"
+                way = "name its arm as well, put its value back, or give another --out"
+                raise UserError(f"{folder}: {what}; {way}")
     folder.mkdir(parents=True, exist_ok=True)
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -5,6 +5,7 @@ python -m studies.optimizer.start CONFIG SEED FILE
 python train.py CONFIG --seed=SEED --init_from=FILE
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -12,25 +13,30 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from data.loader import TokenDataset
 from model import GPT
 from run.checkpoint import FORMAT
-from run.config import enlarged_shape, load_config
+from run.config import load_config
+from tools import command
+from tools.load import load_plan
 
 
-def main(config: str, seed: str, file: str) -> None:
-    c = load_config(config)
-    torch.manual_seed(int(seed))
-    vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    model = GPT(enlarged_shape(c, vocab_size))
+@command
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, kind in (("config", str), ("seed", int), ("file", str)):
+        parser.add_argument(name, type=kind)
+    args = parser.parse_args(argv)
+    _, plan = load_plan(load_config(args.config))  # makes the shipped corpus, if it is missing
+    torch.manual_seed(args.seed)
+    model = GPT(plan.enlarged)
     for name, module in model.blocks.named_modules():
         if isinstance(module, nn.Linear):
             writes = name.endswith((".o", ".down"))
             nn.init.normal_(module.weight, std=0.0 if writes else 0.5 / module.in_features**0.5)
     saved = {"format": FORMAT, "config": "{}", "model_config": json.dumps(asdict(model.config))}
     saved |= {"step": 0, "model": dict(model.state_dict()), "optimizer": {}, "scores": {}}
-    torch.save(saved, file)
+    torch.save(saved, args.file)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())
