@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from data import DataError, command
 from data.text import find_inputs, read_items
-from data.tokenizer import encode_to_numpy, load_tokenizer, token_bytes, tokenizer_files
+from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
@@ -87,7 +87,8 @@ def prepare(
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
-        files["token_bytes.bin"] = token_bytes(encoding).tobytes()
+        lengths = [len(token) for token in all_tokens(encoding)]
+        files["token_bytes.bin"] = np.array(lengths, "<u2").tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         part.mkdir(parents=True, exist_ok=True)
         (part / "lock").touch()
@@ -177,6 +178,7 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
             return
 
         def start(task: tuple) -> Future:
+            """In a thread, as Ctrl-C interrupts the main one, amid the start of a worker."""
             if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             return pool.submit(_make_piece, *task)
@@ -184,7 +186,7 @@ def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
             try:
-                with ThreadPoolExecutor(1) as thread:  # here, Ctrl-C would leave one half started
+                with ThreadPoolExecutor(1) as thread:
                     started = list(thread.map(start, left))
                 for done in as_completed(started):
                     done.result()

@@ -142,11 +142,6 @@ def all_tokens(encoding: Encoding) -> list[bytes]:
     return tokens
 
 
-def token_bytes(encoding: Encoding) -> np.ndarray:
-    """uint16 (n_vocab,): how many bytes of text each token stands for."""
-    return np.array([len(token) for token in all_tokens(encoding)], "<u2")
-
-
 def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
     """uint32 (n,): the tokens of any bytes. Nothing in them is special: `<|endoftext|>` is text."""
     if isinstance(encoding, FolderTokenizer):  # in one block: how it cuts text is not known here
