@@ -3,7 +3,7 @@
 from itertools import accumulate
 from statistics import mean, stdev
 
-from studies.tokens.figure import STUDIES
+from studies.results import STUDIES, effect
 from tools.results import paired, read_csv
 
 WINDOW = [("naive_50", "oneshot_50")]  # the first is said to end above the second
@@ -16,13 +16,10 @@ NO_CLAIM += [("scratch", "idea_50_75")]
 
 def say(name: str, x: list[float]) -> float:
     """Mean, its 95% interval, and p of a paired t-test, which is returned. x: differences."""
-    from scipy import stats
-
-    test = stats.ttest_1samp(x, 0)
-    low, high = test.confidence_interval()
-    print(f"{name}: {mean(x):+.4f} ({low:+.4f} to {high:+.4f}), p = {test.pvalue:.2g};", end=" ")
-    print(f"{sum(d > 0 for d in x)} of {len(x)} above 0, sd {stdev(x):.4f}")
-    return test.pvalue
+    e = effect([x])
+    print(f"{name}: {e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), p = {e.p:.2g};", end=" ")
+    print(f"{e.pairs} above 0, sd {stdev(x):.4f}")
+    return e.p
 
 
 def say_all(arms: dict, pairs: list[tuple[str, str]]) -> dict[str, float]:

@@ -13,7 +13,10 @@ import pytest
 from helpers import ROOT
 
 import train
+from docs import pictures
 from run.config import load_config
+from schedule import Schedule
+from studies.results import rows, small_model_tests, table
 from tools.compare import read_arms
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,6 +86,22 @@ def test_the_workflow_and_uv_do_what_the_readme_and_its_requirements_say():
         listed = ast.literal_eval(re.search(rf"^{key} = (\[.*?^\])", project, re.M | re.S)[1])
         required = (ROOT / file).read_text(encoding="utf-8").splitlines()
         assert listed == [line for line in required if not line.startswith("-r ")]
+
+
+def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say():
+    pytest.importorskip("scipy"), pytest.importorskip("matplotlib")
+    made = list(rows(small_model_tests()))
+    assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    said = [e.pairs for w, e in made if "cosine" in w[0] and "dictionary" not in w[1]]
+    said += [f"{e.mean:.3f}" for w, e in made if "tokens" in w[0] and w[1] in ("36 to 142", "142")]
+    said += [f"{sum(len(e.tests) for w, e in made if 'FLOPs' in w[0] and w[2] == 'Muon')} tests"]
+    section = README.partition("## Does it work?")[2].partition("\n## ")[0]
+    assert re.findall(r"\d+ of \d+|\d\.\d{3}|\d+ tests", section) == said
+    shown = {text.get_text() for text in pictures.forest(made).axes[0].texts}
+    assert shown > {cell for words, e in made for cell in (*words, e.pairs)}
+    s = Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
+    drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
+    assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
 
 
 def test_every_script_of_a_study_imports():

@@ -9,10 +9,7 @@ naive = once | {"lr_restart": True}
 arms = {
     # When: the window, as fractions of the run
     "paper": {"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
-    "window_5_30": {"prune_start": 0.05, "prune_end": 0.3},  # earlier
-    "window_25_50": {"prune_start": 0.25, "prune_end": 0.5},  # later
     "window_10_20": {"prune_end": 0.2},  # shorter
-    "window_10_60": {"prune_end": 0.6},  # longer
     # One prune, at other places than in configs/lab/oneshot.py and configs/lab/naive.py
     "oneshot_10": once,
     "oneshot_15": once | {"prune_start": 0.15},
@@ -20,18 +17,10 @@ arms = {
     "naive_15": naive | {"prune_start": 0.15},
     "naive_25": naive | {"prune_start": 0.25},
     "naive_35": naive | {"prune_start": 0.35},
-    # How often
-    "interval_25": {"prune_every": 25},  # 10 prunes instead of 7
-    "interval_400": {"prune_every": 400},  # 3 prunes
     # Which: what units are judged by
     "magnitude": {"criterion": "magnitude"},  # the size of the weights
     "random": {"criterion": "random"},  # nothing
-    "beta_0": {"score_beta": 0.0},  # the scores of one step
-    "beta_98": {"score_beta": 0.98},  # scores averaged over fifty steps
-    # What: the enlarged shape
-    "enlarged_1_3": {"d_ff": 128},  # 1.3 times the target
-    "enlarged_5_3": {"d_ff": 512},  # 5.3 times the target
-    "attention": {"n_head": 8, "n_kv_head": 4, "head_dim": 8, "n_kv_head_target": 2},  # heads too
+    # What: other units
     "heads": {  # heads instead of neurons
         "d_ff": 96, "d_ff_target": 0, "n_head": 8, "n_kv_head": 4, "head_dim": 8,
         "n_kv_head_target": 2,
@@ -41,6 +30,4 @@ arms = {
     },
     # The learning rate
     "restart": {"lr_restart": True},  # it restarts where the window opens; pruning stays gradual
-    "floor_10": {"min_lr_fraction": 0.1},  # it ends at a tenth of its peak
-    "rate_32": {"learning_rate": 3.2e-2},  # a higher peak
 }  # fmt: skip

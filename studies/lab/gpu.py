@@ -4,18 +4,11 @@
 base = "configs/lab/idea.py"
 
 idea = {
-    "data_dir": "data/fineweb",
-    "n_layer": 4,
-    "d_model": 128,
-    "d_ff": 1024,
-    "d_ff_target": 384,
-    "max_steps": 8000,
-    "batch_size": 64,
-    "context_length": 256,  # 131M tokens, 143 per final parameter
+    "data_dir": "data/fineweb", "n_layer": 4, "d_model": 128, "d_ff": 1024, "d_ff_target": 384,
+    "max_steps": 8000, "batch_size": 64, "context_length": 256,  # 143 tokens per final parameter
     "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
-    "warmup_steps": 200,
-    "prune_every": 200,
-}
+    "warmup_steps": 200, "prune_every": 200,
+}  # fmt: skip
 scratch = idea | {"d_ff": 384, "d_ff_target": 0}
 oneshot = idea | {"prune_schedule": "oneshot", "prune_start": 0.25}
 

@@ -36,17 +36,11 @@ CONFIG, OUT, MODEL = "configs/smollm2.py", "out/smollm2/row", "out/smollm2-135m"
 # 93% and 87%. transformers wants the heads to divide d_model. The kinds are in the order in which
 # train.py prunes.
 CUTS: list[dict[str, int]] = [
-    {"d_ff": 1152},
-    {"n_layer": 24},
-    {"d_model": 486},
-    {"n_kv_head": 2},
+    {"d_ff": 1152}, {"n_layer": 24}, {"d_model": 486}, {"n_kv_head": 2},
     {"d_ff": 1472, "n_kv_head": 2, "d_model": 552, "n_layer": 29},
-    {"d_ff": 768},
-    {"n_layer": 19},
-    {"d_model": 414},
-    {"n_kv_head": 1},
+    {"d_ff": 768}, {"n_layer": 19}, {"d_model": 414}, {"n_kv_head": 1},
     {"d_ff": 1280, "n_kv_head": 2, "d_model": 528, "n_layer": 27},
-]
+]  # fmt: skip
 LENGTHS = {  # all with their first prune before step 7
     24: [],
     120: ["--max_steps=120", "--prune_start=0.05", "--prune_end=0.125"],

@@ -1,0 +1,153 @@
+"""All comparisons together: python -m studies.results (needs requirements-extra.txt)
+
+Prints their table (studies/README.md), writes tokens/table.md and draws docs/results.png. A test is
+a difference of two arms on two seeds or more; a text, shape and number of tokens counts once. Of
+several: random-effects means (Paule and Mandel, 1982), with 95% intervals by Knapp and Hartung
+(2003), never narrower than without their factor. Of one test: Student's t over its seeds.
+
+Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose its
+rate); other methods; runs of one of these tests again.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, variance
+from typing import NamedTuple
+
+from docs.pictures import forest, save
+from tools import command
+from tools.results import paired, read_csv, t_test
+
+STUDIES = Path(__file__).parent
+TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
+TRAIN |= {"speeches, 4%": 172_512, "speeches, 17%": 690_048}
+FOLDERS = dict.fromkeys(["lab", "default", "units/axes_lab"], "speeches")
+FOLDERS |= {"limited": "speeches, 4%", "limited/twelve": "speeches, 17%"}
+for path in (STUDIES / "tokens").glob("*/runs.csv"):
+    text = "dictionary" if path.parent.name.startswith("dictionary") else "speeches"
+    FOLDERS[f"tokens/{path.parent.name}"] = text
+ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
+# Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
+RESTARTS = [
+    ("16 and 142", "Muon", "10 to 35%", ["default", "lab", "limited/float32"]),
+    ("142", "AdamW", "25%", ["first_edition/main"]),
+    ("142, a dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
+    ("570", "AdamW", "50%", ["window"]),
+]
+SMALL_MODELS = [  # with Muon: all that have so many tokens
+    ("16 to 18", "Muon", "10 to 35%", range(30)),
+    ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
+    ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
+    ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
+    ("570", "AdamW", "50 to 75%", "window idea_50_75 scratch scratch_flops"),
+]
+
+
+class Effect(NamedTuple):
+    """Of two things compared, the second's loss minus the first's, in nats per token."""
+
+    tests: list[list[float]]  # by seed
+    pairs: str  # above 0
+    mean: float
+    low: float  # of the 95% interval
+    high: float
+    p: float
+    heaviest: float  # weight of a test; their sum is 1
+
+
+def effect(tests: list[list[float]]) -> Effect:
+    from scipy import optimize, stats
+
+    tests = [d for d in tests if len(d) > 1]
+    y, v = [mean(d) for d in tests], [variance(d) / len(d) for d in tests]
+    df = len(tests) - 1 or len(tests[0]) - 1
+
+    def fit(between: float) -> tuple[float, float, float, float]:
+        """With this variance between tests: the mean, its variance, Q / df, the heaviest weight."""
+        w = [1 / (x + between) for x in v]
+        middle = sum(a * b for a, b in zip(w, y)) / sum(w)
+        q = sum(a * (b - middle) ** 2 for a, b in zip(w, y)) / df
+        return middle, 1 / sum(w), q, max(w) / sum(w)
+
+    spread = fit(0)[2] > 1  # more than by chance
+    between = optimize.brentq(lambda x: fit(x)[2] - 1, 0, 1) if spread else 0.0
+    middle, error, q, heaviest = fit(between)
+    error = math.sqrt(error * max(1, q))
+    half, p = stats.t.ppf(0.975, df) * error, 2 * stats.t.sf(abs(middle) / error, df)
+    pairs = f"{sum(x > 0 for d in tests for x in d)} of {sum(map(len, tests))}"
+    return Effect(tests, pairs, middle, middle - half, middle + half, p, heaviest)
+
+
+def small_model_tests() -> list[tuple]:
+    """(final parameters, text), tokens for each, folder, arm -> its losses minus IDEA's."""
+    found = []
+    for folder, text in FOLDERS.items():
+        arms = read_csv(STUDIES / folder / "runs.csv")
+        run = next(iter(arms["idea"].values()))
+        pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
+        found.append(((run["params"], text), run["tokens"] / run["params"], folder, pairs))
+    return sorted(found, key=lambda test: test[:3])
+
+
+def small_model_table(found: list[tuple]) -> str:
+    heads = ["final parameters", "text", "tokens for each", "epochs", *ARMS.values(), "folder"]
+    lines = [heads, ["---"] * len(heads)]
+    for (params, text), tokens, folder, pairs in found:
+        cells = [f"{params:,}", text, f"{tokens:.0f}", f"{tokens * params / TRAIN[text]:.1f}"]
+        for d in (pairs.get(arm, []) for arm in ARMS):
+            cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})" if d else "")
+        lines.append([*cells, f"`{folder}/`"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def restarts(folder: str) -> list[list[float]]:
+    """naive minus one shot by seed, where both prune at the same step: their FLOPs are the same."""
+    arms = read_csv(STUDIES / folder / "runs.csv")
+    flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
+    naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
+    pairs = [(a, b) for a in naive for b in once if flops[a] == flops[b] and a != "naive_gentle"]
+    return [paired(arms[a], arms[b]) for a, b in pairs]
+
+
+def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
+    """What is compared, tokens, optimizer, when units go; and what came out."""
+    for *where, folders in RESTARTS:
+        tests = sum(map(restarts, folders), [])
+        yield ["One cosine, against a restart after one prune", *where], effect(tests)
+    for i, (arm, words) in enumerate(ARMS.items()):
+        for *where, runs in SMALL_MODELS:
+            if isinstance(runs, range):
+                some = [t for t in found if round(t[1]) in runs and "untuned" not in t[2]]
+                tests = [d[arm] for *_, d in some if arm in d]
+            else:
+                folder, idea, *small = runs.split()
+                path = STUDIES / folder / "runs.csv"
+                arms = read_csv(path) if path.exists() else {}  # window/when is still to come
+                tests = [paired(arms.get(small[i], {}), arms.get(idea, {}))]
+            if max(map(len, tests)) > 1:
+                yield [f"IDEA, against the small model: {words}", *where], effect(tests)
+
+
+def table(made: list[tuple[list[str], Effect]]) -> str:
+    heads = "compared|tokens for each|optimizer|pruned at|tests|pairs above 0|mean|95%|p"
+    text = f"|{heads}|\n{'|---' * 9}|\n"
+    for words, e in made:
+        text += f"|{'|'.join(words)}|{len(e.tests)}|{e.pairs}|{e.mean:+.3f}"
+        text += f"|{e.low:+.3f} to {e.high:+.3f}|{e.p:.2g}|\n"
+    return text
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    found = small_model_tests()
+    (STUDIES / "tokens/table.md").write_text(small_model_table(found))
+    made = list(rows(found))
+    print(table(made), end="")
+    save(forest(made), "results.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
