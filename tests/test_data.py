@@ -365,7 +365,9 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
     said, warned = capsys.readouterr()
     assert "its disk has no locks" in warned and warned.count("\n") == 1
     assert ["documents" in line for line in said.splitlines()] == [True, False, False]
-    Folder(Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None, contextlib.ExitStack())
+    Folder(
+        Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None, contextlib.ExitStack()
+    )
     assert "its disk has no locks" in capsys.readouterr().err
 
 
