@@ -17,6 +17,7 @@ from statistics import mean, variance
 from typing import NamedTuple
 
 from docs.pictures import forest, save
+from run import UserError
 from tools import command
 from tools.results import paired, read_csv, t_test
 
@@ -59,7 +60,10 @@ class Effect(NamedTuple):
 
 
 def effect(tests: list[list[float]]) -> Effect:
-    from scipy import optimize, stats
+    try:
+        from scipy import optimize, stats
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}; pip install -r requirements-extra.txt") from error
 
     tests = [d for d in tests if len(d) > 1]
     y, v = [mean(d) for d in tests], [variance(d) / len(d) for d in tests]
@@ -72,9 +76,8 @@ def effect(tests: list[list[float]]) -> Effect:
         q = sum(a * (b - middle) ** 2 for a, b in zip(w, y)) / df
         return middle, 1 / sum(w), q, max(w) / sum(w)
 
-    spread = fit(0)[2] > 1  # more than by chance
-    between = optimize.brentq(lambda x: fit(x)[2] - 1, 0, 1) if spread else 0.0
-    middle, error, q, heaviest = fit(between)
+    between = optimize.brentq(lambda x: fit(x)[2] - 1, 0, 1) if fit(0)[2] > 1 else 0.0
+    middle, error, q, heaviest = fit(between)  # 0 where tests differ no more than by chance
     error = math.sqrt(error * max(1, q))
     half, p = stats.t.ppf(0.975, df) * error, 2 * stats.t.sf(abs(middle) / error, df)
     pairs = f"{sum(x > 0 for d in tests for x in d)} of {sum(map(len, tests))}"
