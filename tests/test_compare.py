@@ -147,13 +147,11 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def test_seeds_are_a_number_or_a_range_and_no_knob(capsys):
+def test_seeds_are_a_number_or_a_range():
     assert [*compare.seed_range("3")] == [1, 2, 3] and [*compare.seed_range("8-9")] == [8, 9]
     for wrong in ("--jobs=0", "--seeds=3-1", "--out="):
         with pytest.raises(SystemExit, match="2"):
             compare.main(["configs/idea.py", "--out=x", wrong])
-    for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
-        refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
 
 
 def arms_of(losses: dict[str, dict[int, float]], **others) -> results.Arms:
@@ -188,6 +186,8 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     csv.parent.mkdir()
     made.write_text("# my own")
     refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="has no runs.csv beside")
+    for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
+        refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
     for text in (
         "", "val_loss," + head + "1," + row, "\0", "\udcff", head + row.replace("3", "much"),
         head + row.replace("3", "nan"), head + row.replace("7", "0"), head + "idea,1\n",
