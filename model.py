@@ -41,8 +41,7 @@ class GPTConfig:
         return self.n_kv_head * self.queries_per_kv
 
 
-# Kind of unit -> where a block holds its units. An FFN neuron has a row of gate, a row of up and a
-# column of down.
+# Kind of unit -> where a block holds its units.
 SLICES = {
     "d_ff": (Slice("ffn.gate.weight", 0), Slice("ffn.up.weight", 0), Slice("ffn.down.weight", 1)),
     "n_kv_head": (
@@ -167,10 +166,9 @@ class GPT(nn.Module):
     @property
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
-        (d_ff, kv_width), *others = {
-            (len(block.ffn.gate.weight), len(block.attention.k.weight)) for block in self.blocks
-        }
-        assert not others, "layers of different widths"
+        each = {(len(b.ffn.gate.weight), len(b.attention.k.weight)) for b in self.blocks}
+        assert len(each) == 1, "layers of different widths"
+        ((d_ff, kv_width),) = each
         n_kv_head = kv_width // self.initial_config.head_dim
         widths = {"d_ff": d_ff, "n_kv_head": n_kv_head, "d_model": len(self.norm.weight)}
         return replace(self.initial_config, n_layer=len(self.blocks), **widths)
@@ -202,14 +200,13 @@ class GPT(nn.Module):
 
     def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""
-        in_blocks = {kind: SLICES[kind] for kind in ("d_ff", "n_kv_head")}
+        in_blocks = block_groups(self, "blocks", SLICES)
         stream = [Slice("unembed.weight", 1), Slice("norm.weight", 0)]  # a channel's slices
         if self.unembed.weight is not self.embed.weight:  # if they are tied, it is one matrix
             stream.append(Slice("embed.weight", 1))
-        for group in block_groups(self, "blocks", {"d_model": SLICES["d_model"]}):
-            stream += group.slices
+        stream += [s for group in in_blocks if group.kind == "d_model" for s in group.slices]
         return [
-            *block_groups(self, "blocks", in_blocks),
+            *(group for group in in_blocks if group.kind != "d_model"),
             UnitGroup("stream", "d_model", self.config.d_model, tuple(stream)),
             UnitGroup("blocks", "n_layer", len(self.blocks), ()),
         ]

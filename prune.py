@@ -22,7 +22,7 @@ class Slice(NamedTuple):
     other, and each part has one equal piece for each unit. A unit is its pieces of all parts."""
 
     name: str  # of the parameter
-    dim: int
+    dim: int  # 0 or 1
     parts: int = 1  # 3 where one matrix holds all queries, then all keys, then all values
 
 
@@ -103,15 +103,15 @@ def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
 def choose(scores: Tensor, n_keep: int) -> Tensor:
     """A boolean mask of the `n_keep` units with the highest scores. Ties go to the lower index."""
     best = torch.sort(scores, descending=True, stable=True).indices[:n_keep]
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    mask[best] = True
-    return mask
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, best, True)
 
 
 def check_state(model: nn.Module, optimizers: Optimizers, group: UnitGroup) -> None:
     """Raises ValueError where an optimizer keeps what slice_group cannot cut: neither one number,
     nor of the parameter's shape (Adafactor's moments; factors in a list)."""
     for p, name in [(model.get_parameter(s.name), s.name) for s in group.slices]:
+        if hasattr(p, "full_tensor"):
+            raise ValueError(f"{name} is sharded: gather the model before a prune")
         for key, x in [item for o in optimizers for item in o.state.get(p, {}).items()]:
             odd = isinstance(x, (list, tuple, dict))
             if odd or (torch.is_tensor(x) and x.shape != p.shape and x.numel() > 1):
@@ -156,7 +156,7 @@ def drop_blocks(
     model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor, scores: dict
 ) -> None:
     """Remove whole layers from the model and its optimizer. The others move up in the list, and so
-    do the scores of their groups: with layer 4 gone, "blocks.5.d_ff" becomes "blocks.4.d_ff"."""
+    do the scores of their groups: without layer 4, "blocks.5.d_ff" becomes "blocks.4.d_ff"."""
     blocks, kept = model.get_submodule(group.name), keep.tolist()
     gone = {p for block, stays in zip(blocks, kept) if not stays for p in block.parameters()}
     for optimizer in optimizers:
@@ -181,9 +181,7 @@ class Pruner:
     so that all prune the same units. Models have `groups()`, a list of UnitGroup.
     """
 
-    def __init__(
-        self, criterion: str, beta: float, kinds: Iterable[str], seed: int, agree=lambda mask: mask
-    ):
+    def __init__(self, criterion: str, beta: float, kinds: Iterable, seed: int, agree=lambda m: m):
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
@@ -194,17 +192,16 @@ class Pruner:
 
         Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
         ranks, before it is clipped: clipping scales it by a different factor each time. If any
-        gradient is not finite, the scores stay as they were. `random` draws one number for each
-        unit, once.
+        gradient is not finite, scores stay as they were, at first 0. `random` draws once.
         """
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # no wait for the GPU
         for group in [group for group in model.groups() if group.kind in self.kinds]:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
+                # From 0: the scores that are compared, those of a group, are all equally too small
                 old = self.scores.get(group.name, torch.zeros_like(s))
-                new = old.lerp(s, 1 - self.beta)  # from 0: all too small, by the same factor
-                self.scores[group.name] = torch.where(finite, new, old)
+                self.scores[group.name] = torch.where(finite, old.lerp(s, 1 - self.beta), old)
             elif group.name not in self.scores:
                 numbers = torch.rand(group.width, generator=self.generator)
                 self.scores[group.name] = numbers.to(next(model.parameters()).device)

@@ -40,7 +40,7 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            near = max(1, round(target / grid)) * grid
+            near = max(1, min(round(target / grid), enlarged // grid)) * grid
             remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -126,7 +126,7 @@ class Schedule:
         if not self.window:
             return []
         opens, closes = self.window
-        due = [*range(opens, closes, self.c.prune_every), closes]
+        due = [*range(opens, closes, self.c.prune_every), closes]  # not at `opens`: see width()
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:

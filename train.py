@@ -95,7 +95,7 @@ def train(asked: Config, files: ExitStack) -> int:
     teacher = Teacher(asked, data, machine) if asked.teacher else None
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
-    asked = replace(asked, dtype=machine.dtype_name)  # it may have been "auto"
+    asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
     folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
     if asked.resume and folder.has_checkpoint:
         start = folder.load(asked)
@@ -118,7 +118,7 @@ def train(asked: Config, files: ExitStack) -> int:
     optimizers = make_optimizers(model, c, machine.dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
-        load_history(saved, model, optimizers, pruner)
+        load_history(saved, model, optimizers, pruner)  # at step 0 there is none
     del start, saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # before, a signal ends the process at once: there is nothing to save
@@ -126,7 +126,7 @@ def train(asked: Config, files: ExitStack) -> int:
     report.print_plan(steps_done, data, machine.describe(ranks.size, forward.compiled))
 
     # The loop. Steps count from 1
-    step, last = steps_done, c.stop_after or c.max_steps
+    step, last = steps_done, c.stop_after or c.max_steps  # the loop may be empty
     val_loss, stopping = None, 0.0
     for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
@@ -197,9 +197,9 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         print(
-            "\nEvery knob, its type, its default and its consequence. A config replaces defaults:"
+            "\nEvery knob, its type, its default and its consequence. Configs replace defaults, so"
         )
-        print("configs/idea.py prunes from 10% to 35% of the run, at a rate of its own.\n")
+        print("does configs/idea.py: it prunes from 10% to 35% of the run, at a rate of its own.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
         return 0 if argv else 2
     c = None

@@ -130,7 +130,8 @@ def read_items(path: Path, key: str) -> Items:
             unpack = UNPACK.get(path.suffix.lower(), io.BufferedReader)
             if unpack is not io.BufferedReader and not path.stat().st_size:
                 raise EOFError("it is empty")
-            yield from reader(path)(path, unpack(raw), key)
+            with unpack(raw) as stream:
+                yield from reader(path)(path, stream, key)
             if unpack is unpack_xz and not raw.ended:
                 raise EOFError("a part of it is no .xz")
     except DataError:

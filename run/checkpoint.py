@@ -84,7 +84,8 @@ def load_checkpoint(path: Path) -> dict:
                 raise ValueError(f"{damaged} is damaged")
         # Mapped: the ranks of a machine read it into one memory. On Windows, a file that is mapped
         # cannot be replaced: keep copies of its tensors
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = str(path).isascii() or "utf" in sys.getfilesystemencoding()  # torch's limit
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs

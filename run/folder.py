@@ -70,14 +70,14 @@ class Folder:
                 what = "the run would write over it; choose another out_dir"
                 raise UserError(f"{key}={getattr(c, key)!r}: {what}")
         held = [name for name in RUN_FILES if (self.path / name).exists()]
-        begins_again = c.resume and not self.has_checkpoint
+        log = read_log(self.path) if c.resume and not self.has_checkpoint else []
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
         if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
             what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
         elif held and not (c.overwrite or c.resume):
             way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
             what = f"holds a run; {way}"
-        elif begins_again and "save" in [e["event"] for e in read_log(self.path)]:
+        elif "save" in [e["event"] for e in log if "error" not in e]:  # one that did not fail
             what = "holds a run, but its checkpoint is gone; remove the folder to begin again"
         else:
             return

@@ -25,10 +25,10 @@ class Forward:
     """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
     of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does.
 
-    Before the first step and after each prune come empty passes, forward and backward with a loss
-    of 0. torch.compile compiles in one. And DistributedDataParallel sorts its buckets after its
-    first backward pass, by the order in which gradients came: so every step that counts adds the
-    ranks' gradients in one order, also the first step of a run that resumes.
+    An empty pass is forward and backward with a loss of 0. Blocks are compiled in one. And under
+    torchrun two come before the first step and after each prune: DistributedDataParallel sorts its
+    buckets after its first backward pass, by the order in which gradients came. So every step that
+    counts adds the ranks' gradients in one order, also the first step of a run that resumes.
     """
 
     def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine, ranks: Ranks):
@@ -37,7 +37,7 @@ class Forward:
         self.compiled = choose_compile(c, machine.device, plan)
         if self.compiled:
             compile_blocks(model, plan.schedule.widths)
-        if c.recompute:  # activations, in the backward pass (gradient checkpointing)
+        if c.recompute:  # the forward pass in the backward pass (gradient checkpointing)
             for block in model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.compiled:
@@ -52,8 +52,8 @@ class Forward:
     def averaging(self, now: bool) -> contextlib.AbstractContextManager:
         """In it, a forward and backward pass averages the gradients over the ranks only if `now`:
         for all micro batches but the last of a step, they just add up."""
-        alone = now or not self.ranks.launched
-        return contextlib.nullcontext() if alone else self.wrapped.no_sync()
+        just_add = self.ranks.launched and not now
+        return self.wrapped.no_sync() if just_add else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def unwrapped(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class Forward:
                 init_sync=False,  # all ranks have the same weights
                 gradient_as_bucket_view=True,
             )
-        for _ in range(2):  # DDP sorts its buckets after the first pass, when the old ones are free
+        for _ in range(2):  # DDP sorts its buckets between them, when no gradient lies in one
             self.model.zero_grad()
             self.empty_pass()
         # All gradients lie in the buckets from then on: DDP rounds where it copies one in
