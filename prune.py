@@ -1,9 +1,8 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
 This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
-loop of your own (docs/own-loop.md). Units come in groups (`UnitGroup`). A group lists the slices of
-parameters that make up its units, so what scores, chooses and slices does not know what an FFN or a
-head is. Read from top to bottom: groups, score, choose, slice, then the Pruner, which does it all.
+loop of your own (docs/own-loop.md). Units come in groups. A group lists the slices of parameters
+that make up its units, so what scores, chooses and slices knows nothing of FFNs or heads.
 """
 
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ class Slice(NamedTuple):
     other, and each part has one equal piece for each unit. A unit is its pieces of all parts."""
 
     name: str  # of the parameter
-    dim: int  # 0 or 1
+    dim: int
     parts: int = 1  # 3 where one matrix holds all queries, then all keys, then all values
 
 
@@ -79,14 +78,14 @@ def whole(x: Tensor) -> Tensor:
 
 def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
     """Sum x, of the shape of a parameter of the group, over the slice of each unit: (width,)."""
-    x = whole(x.sum(1 - where.dim) if x.dim() == 2 else x)  # (x.shape[dim],)
+    others = [dim for dim in range(x.dim()) if dim != where.dim]
+    x = whole(x.sum(others) if others else x)  # (x.shape[dim],)
     return x.view(where.parts, width, -1).sum((0, 2))
 
 
 def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
     """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune,
-    2503.05920; that it is this norm, its published reviews say). A frozen weight, which has no
-    gradient, has the gradient 0."""
+    2503.05920, by its published reviews). A weight without a gradient (frozen) has gradient 0."""
 
     def squares(p: nn.Parameter) -> Tensor:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
@@ -103,20 +102,25 @@ def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
 def choose(scores: Tensor, n_keep: int) -> Tensor:
     """A boolean mask of the `n_keep` units with the highest scores. Ties go to the lower index."""
     best = torch.sort(scores, descending=True, stable=True).indices[:n_keep]
-    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, best, True)
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, best, True)
+
+
+def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
+    """x, of the shape of a parameter of the group, without the units that go. Sharded as x is."""
+    length = x.shape[where.dim] // (where.parts * len(keep))  # of a piece; more than 1 for a head
+    index = keep.repeat_interleave(length).repeat(where.parts).nonzero().squeeze(1)
+    kept = x.index_select(where.dim, index)
+    return kept.redistribute(placements=x.placements) if hasattr(x, "placements") else kept
 
 
 def check_state(model: nn.Module, optimizers: Optimizers, group: UnitGroup) -> None:
     """Raises ValueError where an optimizer keeps what slice_group cannot cut: neither one number,
     nor of the parameter's shape (Adafactor's moments; factors in a list)."""
     for p, name in [(model.get_parameter(s.name), s.name) for s in group.slices]:
-        if hasattr(p, "full_tensor"):
-            raise ValueError(f"{name} is sharded: gather the model before a prune")
         for key, x in [item for o in optimizers for item in o.state.get(p, {}).items()]:
             odd = isinstance(x, (list, tuple, dict))
             if odd or (torch.is_tensor(x) and x.shape != p.shape and x.numel() > 1):
-                what = f"the optimizer's {key!r} of {name} is not of the shape {tuple(p.shape)}"
-                raise ValueError(f"{what}, so it cannot be cut; AdamW's, SGD's and Muon's can")
+                raise ValueError(f"{name}: the optimizer's {key!r} cannot be cut; AdamW's can")
 
 
 @torch.no_grad()
@@ -124,15 +128,13 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
-    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way. The step
-    count stays. Given the same gradient, AdamW updates the weights that stay as if nothing had been
-    pruned. Muon's update depends on the whole matrix. Gradients go; a frozen weight stays frozen.
+    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way, so AdamW
+    updates the weights that stay as if nothing had been pruned. Muon's update depends on the whole
+    matrix. Gradients go; a frozen weight stays frozen.
     """
-    for name, dim, parts in group.slices:
-        old = model.get_parameter(name)
-        length = old.shape[dim] // (parts * group.width)  # of a piece; more than 1 for a head
-        index = keep.repeat_interleave(length).repeat(parts).nonzero().squeeze(1)
-        new = nn.Parameter(old.index_select(dim, index), old.requires_grad)
+    for where in group.slices:
+        old = model.get_parameter(where.name)
+        new = nn.Parameter(cut(old, where, keep), old.requires_grad)
         everywhere = model.named_parameters(remove_duplicate=False)
         for held in [held for held, p in everywhere if p is old]:  # two names, if it is tied
             owner, _, attribute = held.rpartition(".")
@@ -147,7 +149,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
                 param_group["params"] = [new if p is old else p for p in param_group["params"]]
             if old in optimizer.state:
                 optimizer.state[new] = {  # other entries, such as the step count, stay
-                    key: x.index_select(dim, index) if getattr(x, "shape", 0) == old.shape else x
+                    key: cut(x, where, keep) if getattr(x, "shape", 0) == old.shape else x
                     for key, x in optimizer.state.pop(old).items()
                 }
 
@@ -191,8 +193,8 @@ class Pruner:
         """Update the scores by those of this step: S = beta S + (1 - beta) s.
 
         Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
-        ranks, before it is clipped: clipping scales it by a different factor each time. If any
-        gradient is not finite, scores stay as they were, at first 0. `random` draws once.
+        ranks, before it is clipped: clipping scales each step by another factor. If any gradient is
+        not finite, the scores stay as they were. `random` draws one number for each unit, once.
         """
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # no wait for the GPU
@@ -211,10 +213,9 @@ class Pruner:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
         All kinds in one step are pruned by scores from before the first cut.
 
-        Returns a record for the log, two lists with an entry for each group: "removed" has the
-        units that went, by their index before this prune, "scores" the minimum, the quartiles and
-        the maximum of the group's scores. Raises ValueError, before anything is cut, where that
-        cannot be done.
+        Returns a record for the log, two lists with an entry for each group: "removed" has the old
+        indices of the units that went, "scores" the minimum, quartiles and maximum of its scores.
+        Raises ValueError, before anything is cut, where that cannot be done.
         """
         groups = [group for group in model.groups() if group.kind == kind]
         for group in groups:

@@ -16,9 +16,9 @@ def knobs(max_steps: int, **others) -> SimpleNamespace:
     """What Schedule asks for, in a training loop of your own; the names and what they do are in
     run/config.py. For each kind of unit that you prune, pass its width at the beginning and at the
     end, such as d_ff=1024, d_ff_target=352. learning_rate is the peak, if you use that, too."""
-    c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "prune_every": 20}
-    c |= {"round_to": 1, "score_beta": 0.85, "learning_rate": 0.0, "min_lr_fraction": 0.1}
-    c |= {"warmup_steps": 0, "lr_restart": False, "max_steps": max_steps}
+    c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
+    c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
+    c |= {"learning_rate": 0.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
     return SimpleNamespace(**c | others)
 
 

@@ -11,14 +11,14 @@ import torch
 from test_model import large
 
 from model import GPT, KINDS, GPTConfig
-from prune import Pruner, slice_group
+from prune import Pruner, Slice, block_groups, cut, per_unit
 
 CONFIG = GPTConfig(
     vocab_size=40, context_length=10, n_layer=2, d_model=16, head_dim=4, queries_per_kv=2,
     n_kv_head=4, d_ff=24,
 )  # fmt: skip
 SLICED = ("d_ff", "n_kv_head")  # of a block
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "momentum": partial(torch.optim.SGD, momentum=0.9)}
+MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ def double_precision(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-def make(optimizer=torch.optim.AdamW, tied=True):
-    model = large(GPT(replace(CONFIG, tie_embeddings=tied)))
+def make(optimizer=torch.optim.AdamW, config=CONFIG):
+    model = large(GPT(config))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -63,56 +63,6 @@ def of_kind(model, kind):
     return [group for group in model.groups() if group.kind == kind]
 
 
-def some_of(width):
-    keep = torch.zeros(width, dtype=torch.bool)
-    keep[torch.randperm(width)[: width // 2]] = True
-    return keep
-
-
-def mask_units(model, group, keep):
-    """Silence units without slicing: zero all of their weights. Returns where weights died."""
-    dead = {}
-    for name, dim, _ in group.slices:
-        weight = model.get_parameter(name)
-        gone = ~keep.repeat_interleave(weight.shape[dim] // group.width)
-        dead[name] = gone[:, None].expand_as(weight) if dim == 0 else gone.expand_as(weight)
-        with torch.no_grad():
-            weight[dead[name]] = 0.0
-    return dead
-
-
-@pytest.mark.parametrize("kind", SLICED)
-@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_sliced_model_and_its_steps_equal_those_of_a_masked_one(make_optimizer, kind):
-    model, optimizer = make(make_optimizer)
-    for seed in range(3):
-        update(model, optimizer, seed)
-    masked, masked_optimizer = make(make_optimizer)
-    masked.load_state_dict(model.state_dict())
-    masked_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    dead = {}
-    for group in of_kind(model, kind):
-        keep = some_of(group.width)
-        dead |= mask_units(masked, group, keep)
-        slice_group(model, [optimizer], group, keep)
-        if group.name.startswith("blocks.0."):
-            with pytest.raises(AssertionError, match="layers of different widths"):
-                print(model.config)
-    check_optimizer(model, optimizer)
-    x, _ = batch(1)
-    torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-12)
-    for seed in range(3, 6):
-        update(model, optimizer, seed)
-        update(masked, masked_optimizer, seed)
-        with torch.no_grad():
-            for name, where in dead.items():  # the moments of the dead would move them again
-                masked.get_parameter(name)[where] = 0.0
-    theirs = dict(masked.named_parameters())
-    for name, p in model.named_parameters():
-        other = theirs[name][~dead[name]].view_as(p) if name in dead else theirs[name]
-        torch.testing.assert_close(p, other, rtol=0, atol=1e-12)
-
-
 def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
     """What a prune should leave of tensors with the names and shapes of a model's parameters, by
     the formulas of attention and SwiGLU. keep: the kept indices of each kind, alike in all layers.
@@ -139,16 +89,17 @@ def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
 SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied, make_optimizer", [(True, torch.optim.AdamW), (False, MOMENTUM)])
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
-def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied):
-    """So do the moments, and the step that AdamW makes of the same gradient."""
+def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(
+    kinds, tied, make_optimizer
+):
+    """So do the moments, and the step that an optimizer makes of the same gradient."""
     config = replace(CONFIG, n_layer=4, tie_embeddings=tied)
-    large_one = large(GPT(config))
-    optimizer = torch.optim.AdamW(large_one.parameters(), lr=1e-2)
+    large_one, optimizer = make(make_optimizer, config)
     update(large_one, optimizer, 0)
-    model = copy.deepcopy(large_one)
-    ours = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model, ours = make(make_optimizer, config)
+    model.load_state_dict(large_one.state_dict())
     ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     keep = {kind: list(range(getattr(config, kind))) for kind in KINDS}
@@ -211,7 +162,7 @@ def pruner(criterion, kinds=SLICED, seed=1):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_the_kinds_to_prune_are_what_the_weights_of_a_unit_sum_to(kind, tied):
-    model, _ = make(tied=tied)
+    model, _ = make(config=replace(CONFIG, tie_embeddings=tied))
     model(*batch(0)).backward()
     for criterion, value in (("sensitivity", lambda w, g: w * g), ("magnitude", lambda w, g: w)):
         judge = pruner(criterion, kinds=[kind])
@@ -240,3 +191,73 @@ def test_random_is_one_number_per_unit_that_the_seed_decides():
             judge.score(model)
         draws.append(judge.scores["blocks.0.d_ff"])
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_units_may_lie_in_several_parts_and_three_dims():
+    """As neurons in the weights of experts, each of which holds gates and then ups."""
+    x, where = torch.randn(4, 6, 2), Slice("experts", dim=1, parts=2)
+    expected = [x[:, [j, 3 + j]].sum() for j in range(3)]
+    torch.testing.assert_close(per_unit(x, where, 3), torch.stack(expected))
+    assert torch.equal(cut(x, where, torch.tensor([True, False, True])), x[:, [0, 2, 3, 5]])
+
+
+def test_a_frozen_weight_stays_frozen_and_has_the_gradient_zero():
+    """What the optimizer keeps of it and is no tensor stays, too."""
+    (model, optimizer), judge, other = make(), pruner("sensitivity"), pruner("sensitivity")
+    old = model.blocks[1].ffn.up.weight.requires_grad_(False)
+    model(*batch(0)).backward()
+    judge.score(model)
+    old.grad = torch.zeros_like(old)
+    other.score(model)
+    torch.testing.assert_close(judge.scores, other.scores, rtol=0, atol=0)
+    optimizer.state[old] = state = {"name": "up", "nothing": None, "count": 3}
+    judge.prune(model, [optimizer], "d_ff", 5)
+    new = model.blocks[1].ffn.up.weight
+    assert new.shape == (5, 16) and not new.requires_grad and optimizer.state[new] == state
+    assert model.blocks[0].ffn.up.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "blocks.1.ffn.up.weight"])
+def test_one_gradient_that_is_not_finite_changes_no_score(name):
+    model, judge, before = make()[0], pruner("sensitivity"), {}
+    for bad in (None, torch.inf, torch.nan):
+        model(*batch(0)).backward()
+        if bad:
+            model.get_parameter(name).grad[-1] = bad
+        judge.score(model)
+        before = before or dict(judge.scores)
+    torch.testing.assert_close(judge.scores, before, rtol=0, atol=0)
+
+
+def keep_factors(model, optimizer, judge):
+    optimizer.state[model.blocks[1].ffn.down.weight]["factors"] = [torch.zeros(2)]
+
+
+def lose_scores(model, optimizer, judge):
+    del judge.scores["blocks.1.d_ff"]
+
+
+def misspell(model, optimizer, judge):
+    units = {"d_ff": [Slice("ffn.gates.weight", 0), Slice("ffn.gate.bias", 0)]}  # it has no bias
+    model.groups = lambda: block_groups(model, "blocks", units)
+
+
+REFUSED = [
+    (torch.optim.Adafactor, None, "blocks.0.ffn.gate.weight: the optimizer's 'row_var'"),
+    (torch.optim.AdamW, keep_factors, "blocks.1.ffn.down.weight: the optimizer's 'factors'"),
+    (torch.optim.AdamW, lose_scores, "blocks.1.d_ff has no scores"),
+    (torch.optim.AdamW, misspell, "d_ff: blocks.0 has no parameter ffn.gates.weight$"),
+]
+
+
+@pytest.mark.parametrize("make_optimizer, spoil, words", REFUSED)
+def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(make_optimizer, spoil, words):
+    (model, optimizer), judge = make(make_optimizer), pruner("sensitivity")
+    update(model, optimizer, 0)
+    judge.score(model)
+    weights = list(model.parameters())
+    if spoil:
+        spoil(model, optimizer, judge)
+    with pytest.raises(ValueError, match=words):
+        judge.prune(model, [optimizer], "d_ff", 5)
+    assert all(a is b for a, b in zip(weights, model.parameters()))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from run.config import Config
-from schedule import Schedule, Widths
+from schedule import Schedule, Widths, knobs
 
 C = Config(
     max_steps=1000, learning_rate=4e-3, warmup_steps=50, prune_every=10, d_ff=512, d_ff_target=176,
@@ -80,14 +80,23 @@ def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     assert (once.window, once.prune_steps()) == ((101, 101), [101])
     assert once.new_widths(101) == {"d_ff": 176}
     assert once.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
-    for knobs, word in (
+    for changes, word in (
         ({"d_ff_target": 513}, "d_ff_target"), ({"prune_end": 0.1}, "prune_end"),
         ({"prune_start": 0.0}, "prune_start"), ({"max_steps": 3}, "max_steps"),
         ({"lr_restart": True, "warmup_steps": 100}, "warmup_steps"),
         (NEVER | {"lr_restart": True}, "lr_restart"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{word}="):
-            make(**early | {"warmup_steps": 1} | knobs)
+            make(**early | {"warmup_steps": 1} | changes)
+
+
+@pytest.mark.parametrize("kind, grid", [("intermediate_size", 8), ("num_heads", 1), ("n_head", 1)])
+def test_every_kind_has_a_grid_but_those_that_begin_with_n_or_num(kind, grid):
+    begin = {"round_to": 8, kind: 64}
+    assert Schedule(knobs(100, **begin, **{f"{kind}_target": 24})).widths[kind].grid == grid
+    if grid > 1:
+        with pytest.raises(ValueError, match=f"{kind}_target=20: must be a multiple of round_to=8"):
+            Schedule(knobs(100, **begin, **{f"{kind}_target": 20}))
 
 
 def test_phases_and_scoring_follow_the_window():
