@@ -15,15 +15,19 @@ from model import KINDS
 from run.checkpoint import load_checkpoint
 
 
-def run_ranks(processes, config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
-    """Runs the ranks to their end, with code before and after, and returns the errors."""
+def addresses(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank."""
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
     address = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    environments = [address | {"RANK": str(rank)} for rank in range(ranks)]
+    return [address | {"RANK": str(rank)} for rank in range(ranks)]
+
+
+def run_ranks(processes, config, out, *arguments, ranks=2, before="", after="", codes=None) -> str:
+    """Runs the ranks to their end, with code before and after, and returns the errors."""
     script = f"{before}\ncode = train.main()\n{after}\nsys.exit(code)"
     given = (script, config, f"--out_dir={out}", *arguments)
-    ended, error = processes(*given, environments=environments)
+    ended, error = processes(*given, environments=addresses(ranks))
     assert ended == (codes or [0] * ranks), error
     return error
 

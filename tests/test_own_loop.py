@@ -1,0 +1,116 @@
+"""The pieces of docs/own-loop.md, run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import ROOT
+from own_gpt2 import GPT2, loss, train
+from test_ranks import addresses
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from prune import Pruner, Slice, block_groups, whole
+from run.ranks import Ranks
+
+PAGE = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
+LOOP, TRAINER, NANOGPT, FSDP = re.findall("```python\n(.*?)```", PAGE, re.S)
+HEADS = LOOP.replace("# widths", "widths")
+PIECES = [("llama", LOOP), ("llama", HEADS), ("qwen2", HEADS), ("llama", TRAINER)]
+
+
+def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
+    for file in ("prune.py", "schedule.py", "tests/own_gpt2.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "own_gpt2.py", NANOGPT], cwd=tmp_path, env=alone, check=True)
+
+
+@pytest.mark.parametrize("name, piece", PIECES, ids=["mlp", "heads", "biases", "Trainer"])
+def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path, monkeypatch):
+    """It has the same weights, where the training went on from amid the prunes."""
+    transformers = pytest.importorskip("transformers")
+    trainer = piece == TRAINER and pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    how = {"max_steps": 60, "save_steps": 15, "max_grad_norm": 0, "report_to": "none"}
+
+    def get_batch(step):
+        if step == 17:
+            shutil.copytree("out", "cut")
+        x = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(step))
+        return {"input_ids": x, "labels": x}
+
+    def run(model, checkpoint=None):
+        args = trainer and transformers.TrainingArguments("out", use_cpu=True, **how)
+        data = [{key: x[0] for key, x in get_batch(i).items()} for i in range(100, 200)]
+        names = {"get_batch": get_batch, "steps": 60, "save_every": 8, "args": args, "data": data}
+        exec(piece, names | {"model": model, "checkpoint": checkpoint})
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "head_dim": 6}
+    shape |= {"num_hidden_layers": 2, "intermediate_size": 256, "num_key_value_heads": 4}
+    config = transformers.AutoConfig.for_model(name, **shape)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    run(model)
+    assert model.config.intermediate_size == 96
+    assert model.config.num_key_value_heads == (2 if piece == HEADS else 4)
+    last, cut = "out/checkpoint-60", "out/checkpoint-15"
+    if not trainer:
+        last, cut = shutil.move("out", "whole"), shutil.move("cut", "out")
+    x = get_batch(0)["input_ids"]
+    assert torch.equal(load(last)(x).logits, model(x).logits)
+    run(resumed := load(cut), cut)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, resumed.get_parameter(name)), name
+
+
+def fsdp(share: slice) -> GPT2:
+    mesh = init_device_mesh("cpu", (2,))
+    mlp = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
+
+    def build(config):
+        model = GPT2(config)
+        model.groups = lambda: block_groups(model, "transformer.h", {"d_ff": mlp})
+        for block in model.transformer["h"]:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    names = {"build": build, "config": SimpleNamespace(d_ff=512, n_head=4), "steps": 60}
+    names |= {"widths": {"d_ff": 512, "d_ff_target": 64, "round_to": 64}}
+    names |= {"get_loss": lambda model, step: loss(model, step - 1, share)}
+    exec(FSDP, names)
+    moments = [(p, state["exp_avg"]) for p, state in names["optimizer"].state.items()]
+    assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
+    return names["model"]
+
+
+def two_ranks() -> None:
+    torch.set_default_dtype(torch.float64)
+    alone, rank = train(NANOGPT), Ranks(torch.device("cpu")).rank
+    score = Pruner.score
+
+    def upside_down(self, model):
+        score(self, model)
+        self.scores = {name: -score for name, score in self.scores.items()}
+
+    if rank == 1:  # its scores are wrong, so they must not count
+        Pruner.score = upside_down
+    mine = slice(rank, None, 2)
+    for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), fsdp(mine)):
+        assert other.config == alone.config
+        for name, p in other.named_parameters():
+            torch.testing.assert_close(whole(p), alone.get_parameter(name), rtol=0, atol=1e-6)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_train_like_one_by_the_lines_for_nanogpt_and_fsdp2(processes):
+    code = "import test_own_loop; test_own_loop.two_ranks()"
+    ended, error = processes(code, environments=addresses(2))
+    assert ended == [0, 0], error
