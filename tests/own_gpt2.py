@@ -45,7 +45,7 @@ def loss(model, step, share=slice(None)):
 def train(lines: str, kind="d_ff", wrap=lambda model: model, share=slice(None)) -> GPT2:
     """By the lines for nanoGPT. Alone, each prune does what it does to zero the weakest units."""
     settings, setup, prunes, scores, saves = re.split("^# .*\n", lines, flags=re.M)[1:]
-    names = {"max_iters": 100, "init_from": "scratch", "checkpoint": {}, "model_args": {}}
+    names = {"max_iters": 60, "init_from": "scratch", "checkpoint": {}, "model_args": {}}
     names |= {"torch": torch, "DDP": wrap, "ddp": torch.distributed.is_initialized()}
     exec(settings, names)
     names |= {"d_ff": 512, "d_ff_target": 64, "n_head": 4, "n_head_target": 2}  # as by --d_ff=512
@@ -53,7 +53,7 @@ def train(lines: str, kind="d_ff", wrap=lambda model: model, share=slice(None)) 
     optimizer = names["optimizer"] = torch.optim.AdamW(model.parameters(), lr=1e-3)
     exec(setup, names)
     names["model"] = wrap(model)
-    for names["iter_num"] in range(100):
+    for names["iter_num"] in range(60):
         masked, old = copy.deepcopy(model), list(names["pruner"].scores.values())
         exec(prunes, names)
         for block, units in zip(masked.transformer["h"], old):

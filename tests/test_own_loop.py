@@ -82,7 +82,7 @@ def fsdp(share: slice) -> GPT2:
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    names = {"build": build, "config": SimpleNamespace(d_ff=512, n_head=4), "steps": 100}
+    names = {"build": build, "config": SimpleNamespace(d_ff=512, n_head=4), "steps": 60}
     names |= {"widths": {"d_ff": 512, "d_ff_target": 64, "round_to": 64}}
     names |= {"get_loss": lambda model, step: loss(model, step - 1, share)}
     exec(FSDP, names)
