@@ -75,7 +75,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x: (B, H, T, head_dim); cos, sin: (T, head_dim), of -angle in the first half.
     """
     a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((b, a), dim=-1) * sin  # a cos - b sin, b cos + a sin
+    return torch.cat((b, a), dim=-1) * sin + x * cos  # a cos - b sin, b cos + a sin
 
 
 class Attention(nn.Module):
