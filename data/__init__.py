@@ -1,5 +1,5 @@
-"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`). As all
-commands come down to it: how a command ends."""
+"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`). Every
+command imports this, so how a command ends is here, too."""
 
 import os
 import sys
