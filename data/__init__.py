@@ -1,5 +1,5 @@
-"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`). As all
-commands come down to it: how a command ends."""
+"""Text and tokens: a corpus that ships with the project, and your own text (`data.prepare`). Every
+command imports this, so how a command ends is here, too."""
 
 import os
 import sys
@@ -31,6 +31,10 @@ def command(main: Callable) -> Callable[..., int]:
             return getattr(error, "code", 2)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
+            if argv is None:  # a program does not wait for its threads, which may compile a model
+                with suppress(OSError):
+                    print(end="", flush=True)
+                os._exit(130)
             return 130
         finally:  # what waits in its buffer, such as --help, would show a traceback at Python's end
             try:
