@@ -64,8 +64,7 @@ KINDS = (*SLICES, "n_layer")  # every kind, by the name of its width in GPTConfi
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
@@ -74,10 +73,10 @@ class RMSNorm(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary position embeddings (2104.09864). Channel i is paired with i + head_dim / 2.
 
-    x: (B, H, T, head_dim); cos, sin: (T, head_dim / 2).
+    x: (B, H, T, head_dim); cos, sin: (T, head_dim), of -angle in the first half.
     """
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((b, a), dim=-1) * sin + x * cos  # a cos - b sin, b cos + a sin
 
 
 class Attention(nn.Module):
@@ -110,9 +109,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
     """
     q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
-    # KV head j serves the query heads next to each other, from j * queries_per_kv on, so one slice
-    # of q is theirs. Repeated by hand: not every kernel takes enable_gqa=True
-    k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
+    # KV head j serves the query heads from j * queries_per_kv on, so one slice of q is theirs
+    if queries_per_kv > 1:  # by hand: not every kernel takes enable_gqa=True
+        k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
         # The same, written out: torch's kernel is slow here (studies/speed/README.md)
         T, head_dim = v.shape[2:]
@@ -159,7 +158,8 @@ class GPT(nn.Module):
             self.unembed.weight = self.embed.weight
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
         angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)  # (T, head_dim / 2)
+        angle = torch.cat((-angle, angle), dim=1)  # (T, head_dim), for rotate()
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
         self.init_weights()
 
