@@ -39,7 +39,7 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
     from model.config: set them there after a prune. Raises ValueError where a weight is missing."""
-    groups = []
+    groups, config = [], model.config  # asked once: ours is worked out from all layers
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
         for kind, slices in units.items():
@@ -47,8 +47,7 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
             if missing := {s.name for s in slices} - has:
                 raise ValueError(f"{kind}: {blocks}.{i} has no parameter {', '.join(missing)}")
             named = tuple(s._replace(name=f"{blocks}.{i}.{s.name}") for s in slices)
-            width = getattr(model.config, kind)
-            groups.append(UnitGroup(f"{blocks}.{i}.{kind}", kind, width, named))
+            groups.append(UnitGroup(f"{blocks}.{i}.{kind}", kind, getattr(config, kind), named))
     return groups
 
 
