@@ -50,7 +50,7 @@ def main(seed: str) -> None:
         folder, weights = RUNS / "trunks" / trunk / seed, RUNS / f"trunks/{trunk}/{seed}.pt"
         weights.parent.mkdir(parents=True, exist_ok=True)
         shape = "scratch" if trunk.startswith("scratch") else "idea"
-        start.main(f"configs/lab/{shape}.py", seed, str(weights))
+        start.main([f"configs/lab/{shape}.py", seed, str(weights)])
         for step, names in leave.items():
             todo = [name for name in names if not (RUNS / name / seed).exists()]
             if not todo:
