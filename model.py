@@ -6,8 +6,8 @@ takes all prunable widths from the shapes of the weights, so a pruned model need
 A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
 share it, a channel of the residual stream, or a block (a layer). A block is a module; all other
 units are slices of several weights. A *group* is all units of one kind in one place, such as the
-neurons of a layer. Its *width* is the number of its units. All layers are equally wide: the plan of
-a run, its checkpoints and the export rely on it.
+neurons of a layer. Its *width* is their number. All layers have one width: plans, checkpoints and
+the export rely on it.
 """
 
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ class RMSNorm(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary position embeddings (2104.09864). Channel i is paired with i + head_dim / 2.
 
-    x: (B, H, T, head_dim); cos, sin: (T, head_dim), of -angle in the first half.
+    x: (B, H, T, head_dim); cos, sin: (T, head_dim), sin with its sign changed in the first half.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((b, a), dim=-1) * sin + x * cos  # a cos - b sin, b cos + a sin
@@ -108,7 +108,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
     """
     q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
-    # KV head j serves the query heads from j * queries_per_kv on, so one slice of q is theirs
+    # KV head j serves the query heads from j * queries_per_kv on: one Slice of q (SLICES)
     if queries_per_kv > 1:  # by hand: not every kernel takes enable_gqa=True
         k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
@@ -186,8 +186,7 @@ class GPT(nn.Module):
         """tokens: (B, T) token ids, T at most context_length. targets: the next tokens, (B, T), or
         a distribution over all tokens for each, (B, T, vocab_size).
 
-        Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats, a
-        float32 scalar.
+        Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats.
         """
         cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         x = self.embed(tokens)  # (B, T, d_model)

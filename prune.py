@@ -17,8 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where units lie in a weight or bias. Along `dim` it has `parts` equal parts, one after the
-    other, and each part has one equal piece for each unit. A unit is its pieces of all parts."""
+    """Where units lie in a weight or bias. Along `dim`, it is (parts, width, length): equal parts,
+    one after the other, each with a piece for each unit. A unit is its pieces in all parts."""
 
     name: str  # of the parameter
     dim: int
@@ -38,8 +38,8 @@ class UnitGroup:
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
-    from model.config: set them there after a prune. Raises ValueError where a weight is missing."""
-    groups, config = [], model.config  # asked once: ours is worked out from all layers
+    from model.config, where your own loop sets them. Raises ValueError for a missing weight."""
+    groups, config = [], model.config  # once: in model.py it is a property that asks all layers
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
         for kind, slices in units.items():
@@ -200,7 +200,7 @@ class Pruner:
         for group in [group for group in model.groups() if group.kind in self.kinds]:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
-                # From 0: the scores that are compared, those of a group, are all equally too small
+                # From 0, uncorrected: all scores of a group are too small by the same factor
                 old = self.scores.get(group.name, torch.zeros_like(s))
                 self.scores[group.name] = torch.where(finite, old.lerp(s, 1 - self.beta), old)
             elif group.name not in self.scores:
@@ -217,6 +217,8 @@ class Pruner:
         Raises ValueError, before anything is cut, where that cannot be done.
         """
         groups = [group for group in model.groups() if group.kind == kind]
+        if not groups:
+            raise ValueError(f"{kind}: the model has no units of this kind")
         for group in groups:
             check_state(model, optimizers, group)
             if group.name not in self.scores:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 
 def knobs(max_steps: int, **others) -> SimpleNamespace:
-    """What Schedule asks for, in a training loop of your own; the names and what they do are in
-    run/config.py. For each kind of unit that you prune, pass its width at the beginning and at the
-    end, such as d_ff=1024, d_ff_target=352. learning_rate is the peak, if you use that, too."""
+    """What Schedule asks for, in a loop of your own: names and meanings are those of run/config.py,
+    defaults are not. For each kind of unit that you prune, pass its width at the beginning and at
+    the end, such as d_ff=1024, d_ff_target=352; for learning_rate(), its peak."""
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
     c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
     c |= {"learning_rate": 0.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
@@ -31,17 +31,16 @@ class Widths(NamedTuple):
 
 
 def pruned_widths(c) -> dict[str, Widths]:
-    """By kind of unit, of those that the run prunes: those with a knob KIND_target that is less
-    than the knob KIND. The grid is round_to, but 1 for what is counted in few whole pieces, such as
-    heads and layers: kinds whose names begin with n_ or num_."""
+    """By kind of unit, of those that the run prunes: 0 < KIND_target < KIND, two knobs. The grid is
+    round_to, but 1 for kinds whose names begin with n_ or num_: heads, layers, few whole pieces."""
     widths = {}
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
         enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            near = max(1, min(round(target / grid), enlarged // grid)) * grid
-            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
+            near = min(max(1, round(target / grid)), (enlarged - 1) // grid) * grid
+            remedy = f"must be a multiple of round_to={grid}; the nearest is {near or 'too large'}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
     return widths
@@ -126,7 +125,7 @@ class Schedule:
         if not self.window:
             return []
         opens, closes = self.window
-        due = [*range(opens, closes, self.c.prune_every), closes]  # not at `opens`: see width()
+        due = [*range(opens, closes, self.c.prune_every), closes]  # at `opens`, no width changes
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:

@@ -5,9 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 makes a run eight times shorter, also what the command
-line says of its steps. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune,
-forward and backward, score, update.
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, also those on the
+command line. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and
+backward, score, update.
 """
 
 import inspect
@@ -118,7 +118,7 @@ def train(asked: Config, files: ExitStack) -> int:
     optimizers = make_optimizers(model, c, machine.dtype)
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
-        load_history(saved, model, optimizers, pruner)  # at step 0 there is none
+        load_history(saved, model, optimizers, pruner)  # empty with init_from
     del start, saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # before, a signal ends the process at once: there is nothing to save
@@ -140,7 +140,7 @@ def train(asked: Config, files: ExitStack) -> int:
         new_widths = schedule.new_widths(step)  # by kind of unit; {} on most steps
         if new_widths:
             with forward.unwrapped():  # DDP would keep what is cut
-                before = validate(forward, val, plan.tokens_per_step)  # few tokens: what it costs
+                before = validate(forward, val, plan.tokens_per_step)  # of few tokens, to be quick
                 for kind, width in new_widths.items():
                     record = pruner.prune(model, optimizers, kind, width)
                     after = validate(forward, val, plan.tokens_per_step)
@@ -196,10 +196,8 @@ def train(asked: Config, files: ExitStack) -> int:
 def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        print(
-            "\nEvery knob, its type, its default and its consequence. Configs replace defaults, so"
-        )
-        print("does configs/idea.py: it prunes from 10% to 35% of the run, at a rate of its own.\n")
+        print("\nEvery knob, its type, its default and its consequence. Configs replace defaults:")
+        print("configs/idea.py, for example, prunes from 10% to 35% of the run.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
         return 0 if argv else 2
     c = None

@@ -242,11 +242,16 @@ def misspell(model, optimizer, judge):
     model.groups = lambda: block_groups(model, "blocks", units)
 
 
+def forget(model, optimizer, judge):
+    model.groups = lambda: []
+
+
 REFUSED = [
     (torch.optim.Adafactor, None, "blocks.0.ffn.gate.weight: the optimizer's 'row_var'"),
     (torch.optim.AdamW, keep_factors, "blocks.1.ffn.down.weight: the optimizer's 'factors'"),
     (torch.optim.AdamW, lose_scores, "blocks.1.d_ff has no scores"),
     (torch.optim.AdamW, misspell, "d_ff: blocks.0 has no parameter ffn.gates.weight$"),
+    (torch.optim.AdamW, forget, "d_ff: the model has no units of this kind"),
 ]
 
 
