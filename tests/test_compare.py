@@ -31,7 +31,7 @@ SHIPPED = [
     [*LAB, "studies/lab/ablations.py"],
     [*DEFAULT, "studies/default/place.py"],
     *([f"studies/{name}.py"] for name in ("lab/gpu", "units/axes", "units/axes_lab")),
-    *([f"studies/{name}.py"] for name in ("limited/arms", "tokens/lab_18", "tokens/default_142")),
+    *([f"studies/{name}.py"] for name in ("tokens/lab_18", "tokens/default_142")),
 ]
 PAGE = (ROOT / "docs/challenge.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,64 @@
+"""The figure of README.md, "When": python -m studies.window.figure (needs SciPy, matplotlib)"""
+
+import sys
+from itertools import combinations
+
+from docs.pictures import BLUE, GREEN, ORANGE
+from run.config import load_config
+from schedule import Schedule
+from studies.results import STUDIES, effect
+from tools import command
+from tools.compare import read_arms
+from tools.figures import open_figure
+from tools.results import paired, read_csv
+
+FOLDER = STUDIES / "window"
+ARMS = {"idea_10_35": "10–35", "oneshot_25": "25", "oneshot_50": "50", "idea_50_75": "50–75"}
+ARMS |= {"oneshot_625": "62.5", "oneshot_75": "75"}  # where each prunes, % of the run
+RUNS = {"when": ("AdamW", ORANGE), "muon": ("Muon", BLUE), "plateau": ("AdamW, plateau", GREEN)}
+TITLES = "averaged over the neurons that go", "after the last prune"
+
+
+def shares(arm: str, plateau: bool) -> tuple[float, float]:
+    """What prunes leave of the learning rate summed over the run: averaged over the neurons that
+    go, and after the last prune. plateau: that of docs/course.md."""
+    schedule = Schedule(load_config(*read_arms(FOLDER / "arms.py")[arm]))
+    if plateau:
+        warmup = schedule.c.warmup_steps
+        schedule.learning_rate = lambda step: min(1, step / warmup, (1 - step / 16000) / 0.2)
+    steps, width = schedule.prune_steps(), schedule.width
+    left = [schedule.rate_share(step, schedule.max_steps) for step in steps]
+    gone = [width(step - 1, "d_ff") - width(step, "d_ff") for step in steps]
+    return sum(a * b for a, b in zip(left, gone)) / sum(gone), left[-1]
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    figure, axes = open_figure(1, 2, figsize=(8, 3.4), sharey=True)
+    for name, (label, color) in RUNS.items():
+        if not (path := FOLDER / name / "runs.csv").exists():
+            print(f"{path}: not there yet")
+            continue
+        runs = read_csv(path)
+        found = {a: effect([paired(runs[a], runs["scratch"])]) for a in ARMS if a in runs}
+        for panel, title, i in zip(axes[0], TITLES, (0, 1)):
+            points = sorted((shares(a, name == "plateau")[i], e.mean, a) for a, e in found.items())
+            x, y, arms = zip(*points)
+            against = sum(b >= a for a, b in combinations(y, 2))
+            print(f"{label}, {title}: {against} of {len(y) * (len(y) - 1) // 2} pairs of arms")
+            bars = [[e.mean - e.low, e.high - e.mean] for e in (found[a] for a in arms)]
+            panel.errorbar(x, y, [*zip(*bars)], fmt="o-", ms=5, lw=1, color=color, label=label)
+            for arm, a, b in zip(arms, x, y):
+                panel.annotate(ARMS[arm], (a, b), xytext=(4, 4), textcoords="offset points")
+    for panel, title in zip(axes[0], TITLES):
+        panel.axhline(0, color="0.3", lw=1)
+        panel.set(xscale="log", xlabel=f"learning rate left, {title}")
+        panel.set_xticks([0.03, 0.1, 0.3, 1], ["3%", "10%", "30%", "100%"], minor=False)
+        panel.minorticks_off()
+    axes[0, 0].set_ylabel("loss minus the small model's, nats")
+    axes[0, 1].legend()
+    figure.savefig(FOLDER / "when.png", dpi=130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
