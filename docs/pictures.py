@@ -59,20 +59,21 @@ def method():
 
 def forest(rows: list):
     """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
-    how many of the pairs are on the right."""
+    in how many pairs the first is better."""
     figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
     panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
-    heads = "tokens for each\nfinal parameter", "optimizer", "pruned at", "pairs on\nthe right"
+    heads = "tokens for each\nfinal parameter", "optimizer", "pruned at", "pairs in\nthe green"
     y, compared = 0.0, None
     for x, head in zip(columns, heads):
         panel.text(x, y, head, color="0.35", **at)
-    panel.text(-0.003, y, "the second\n← is better", color="0.35", va="center", ha="right")
-    panel.text(0.003, y, "the first\nis better →", color=GREEN, va="center")
     for (words, *cells), e in rows:
         if words != compared:
             compared, y = words, y - 1.5
             panel.text(-0.82, y, compared, fontweight="bold", **at)
+            first, _, second = compared.partition(":")[0].partition(", against ")
+            panel.text(0.003, y, f"{first} is better →", color=GREEN, va="center")
+            panel.text(-0.003, y, f"← {second} is", color="0.35", va="center", ha="right")
         y -= 1
         color = {"Muon": BLUE, "AdamW": ORANGE}[cells[1]]
         for x, cell in zip(columns, (*cells, e.pairs)):
@@ -91,8 +92,7 @@ def forest(rows: list):
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "the second's loss minus the first's, nats per token:\n"
-        "mean and 95% interval (faint: single tests)"
+        "difference in loss, nats per token:\nmean and 95% interval (faint: single tests)"
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.spines["left"].set_visible(False)
