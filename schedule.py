@@ -19,6 +19,9 @@ def knobs(max_steps: int, **others) -> SimpleNamespace:
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
     c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
     c |= {"learning_rate": 0.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
+    for key in others:  # a misspelt one would do nothing
+        if key not in c and f"{key.removesuffix('_target')}_target" not in others:
+            raise ValueError(f"{key}: no such knob; of each kind, give KIND and KIND_target")
     return SimpleNamespace(**c | others)
 
 
@@ -53,9 +56,9 @@ class Schedule:
     def __init__(self, c):
         self.c, self.max_steps = c, c.max_steps
         self.widths = pruned_widths(c)  # by kind of unit, of those that the run prunes
-        # The steps at which the prune window opens and closes; None: never prune. Prunes come
-        # prune_every, 2 prune_every, ... steps after it opens, and when it closes. With "oneshot"
-        # it opens and closes at one step, with one prune. lr_restart restarts when it opens
+        # The steps at which the prune window opens and closes ("oneshot": the same); None: never
+        # prune. Prunes come prune_every, 2 prune_every, ... steps after it opens, and when it
+        # closes. lr_restart restarts when it opens
         self.window = prune_window(c) if self.widths else None
         # Scoring begins so many steps before: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
@@ -108,9 +111,8 @@ class Schedule:
             return enlarged
         if step >= closes:
             return target
-        # How long the window was open at the most recent prune
-        since_opening = (step - opens) // self.c.prune_every * self.c.prune_every
-        progress = since_opening / (closes - opens)
+        # How far the window had come at the most recent prune
+        progress = (step - opens) // self.c.prune_every * self.c.prune_every / (closes - opens)
         left = (1 - progress) ** 3
         exact = target + (enlarged - target) * left
         return min(enlarged, math.ceil(exact / grid) * grid)  # enlarged itself may be off the grid
@@ -129,8 +131,7 @@ class Schedule:
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:
-        """One of the three phases of IDEA Prune: enlarged, prune, recover. One-shot pruning has no
-        phase "prune". A run that never prunes is in phase "train"."""
+        """enlarged, prune or recover (one shot has no "prune"); "train" if the run never prunes."""
         if not self.window:
             return "train"
         opens, closes = self.window
