@@ -2,6 +2,11 @@
 # where paths were others, and the CPU, if not an AMD EPYC Zen 5. Xeon: Intel, Sapphire Rapids; MKL:
 # a Zen 5 with MKL's kernels for AVX-512 (studies/speed). data/gcide: studies/texts. To repeat one:
 # studies/README.md.
+# Each rate is the best on seeds 11 and 12 (sweep.csv), at lab_71 and lab on 11 only, at lab_36 to
+# within 0.001. At lab_71 and dictionary_1540, it is the highest that was tried. scratch has the rate
+# of scratch_flops, and speeches_568 the dictionary's. The default size keeps its rate with 65 and
+# 142 tokens, and is not tuned with 569. With 568, the window from 25 to 50% ends as low as a later
+# one, for fewer FLOPs.
 lab=$(echo configs/lab/{idea,scratch,scratch_flops}.py)
 compare="python -m tools.compare"
 
