@@ -59,7 +59,7 @@ def method():
 
 def forest(rows: list):
     """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
-    in how many pairs the first is better."""
+    in how many pairs the first is better. Hollow: the interval has 0 in it."""
     figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
     panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
@@ -84,7 +84,8 @@ def forest(rows: list):
         for x, mark, beyond in ((-edge, "<", e.low < -edge), (edge, ">", e.high > edge)):
             if beyond:
                 panel.plot(x, y, mark, color=color, clip_on=False)
-        panel.plot(e.mean, y, "o", ms=7, color=color, mec="white")
+        told = e.low > 0 or e.high < 0
+        panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         if len(e.tests) > 2 and e.heaviest > 0.8:
             note = f"one test has {e.heaviest:.0%} of the weight"
             panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
@@ -92,7 +93,8 @@ def forest(rows: list):
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "difference in loss, nats per token:\nmean and 95% interval (faint: single tests)"
+        "difference in loss, nats per token: mean and 95% interval\n"
+        "(hollow: we cannot tell; faint: single tests)"
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.spines["left"].set_visible(False)
