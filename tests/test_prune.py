@@ -229,35 +229,28 @@ def test_one_gradient_that_is_not_finite_changes_no_score(name):
     torch.testing.assert_close(judge.scores, before, rtol=0, atol=0)
 
 
-def keep_factors(model, optimizer, judge):
-    optimizer.state[model.blocks[1].ffn.down.weight]["factors"] = [torch.zeros(2)]
-
-
-def lose_scores(model, optimizer, judge):
-    del judge.scores["blocks.1.d_ff"]
-
-
-def misspell(model, optimizer, judge):
-    units = {"d_ff": [Slice("ffn.gates.weight", 0), Slice("ffn.gate.bias", 0)]}  # it has no bias
-    model.groups = lambda: block_groups(model, "blocks", units)
-
-
 REFUSED = [
-    (torch.optim.Adafactor, None, "blocks.0.ffn.gate.weight: the optimizer's 'row_var'"),
-    (torch.optim.AdamW, keep_factors, "blocks.1.ffn.down.weight: the optimizer's 'factors'"),
-    (torch.optim.AdamW, lose_scores, "blocks.1.d_ff has no scores"),
-    (torch.optim.AdamW, misspell, "d_ff: blocks.0 has no parameter ffn.gates.weight$"),
+    "blocks.0.ffn.gate.weight: the optimizer's 'row_var'",  # of Adafactor
+    "blocks.1.ffn.down.weight: the optimizer's 'factors'",
+    "blocks.1.d_ff has no scores",
+    "d_ff: blocks.0 has no parameter ffn.gates.weight$",
 ]
 
 
-@pytest.mark.parametrize("make_optimizer, spoil, words", REFUSED)
-def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(make_optimizer, spoil, words):
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(words):
+    make_optimizer = torch.optim.Adafactor if "row_var" in words else torch.optim.AdamW
     (model, optimizer), judge = make(make_optimizer), pruner("sensitivity")
     update(model, optimizer, 0)
     judge.score(model)
     weights = list(model.parameters())
-    if spoil:
-        spoil(model, optimizer, judge)
+    if "factors" in words:
+        optimizer.state[model.blocks[1].ffn.down.weight]["factors"] = [torch.zeros(2)]
+    elif "no scores" in words:
+        del judge.scores["blocks.1.d_ff"]
+    elif "no parameter" in words:  # nor is there a bias, but that may be so
+        units = {"d_ff": [Slice("ffn.gates.weight", 0), Slice("ffn.gate.bias", 0)]}
+        model.groups = lambda: block_groups(model, "blocks", units)
     with pytest.raises(ValueError, match=words):
         judge.prune(model, [optimizer], "d_ff", 5)
     assert all(a is b for a, b in zip(weights, model.parameters()))
