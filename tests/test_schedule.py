@@ -34,16 +34,6 @@ def test_restart_gives_each_stage_its_own_warmup_and_cosine():
     assert not any(map(make().restarts, range(1, 1001)))
 
 
-def test_the_share_of_the_learning_rate_is_that_of_its_sum():
-    naive = {"lr_restart": True, "prune_schedule": "oneshot"}
-    for s in (make(), make(**naive), make(max_steps=100_000)):  # the last: every tenth step
-        rates = list(map(s.learning_rate, range(1, s.max_steps + 1)))
-        closes = s.window[1]
-        left = sum(rates[closes - 1 :]) / sum(rates)
-        assert s.rate_share(closes, s.max_steps) == pytest.approx(left, rel=1e-3)
-        assert s.rate_share(1, closes - 1) == pytest.approx(1 - left, rel=1e-3)
-
-
 def test_widths_follow_the_cubic_at_each_prune_rounded_up_to_the_grid():
     s = make()
     widths = [s.width(step, "d_ff") for step in range(1, 1001)]
