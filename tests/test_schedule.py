@@ -56,13 +56,6 @@ def test_prunes_are_where_a_width_falls_and_lead_to_every_target():
     assert make(**NEVER).prune_steps() == []
 
 
-def test_a_curve_that_falls_as_the_window_opens_prunes_there(monkeypatch):
-    """As where a reader changes the cubic to a jump: width() alone decides."""
-    at_once = lambda s, step, kind: 512 if step < s.window[0] else 176  # noqa: E731
-    monkeypatch.setattr(Schedule, "width", at_once)
-    assert make().prune_steps() == [501]
-
-
 def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     early = {"prune_start": 0.1, "prune_end": 0.35, "prune_every": 20}
     s, once = make(**early), make(**early, prune_schedule="oneshot", n_kv_head_target=0)
