@@ -142,16 +142,15 @@ def by_removal(model, kind, value):
     squares = {name: value(p, p.grad).square() for name, p in model.named_parameters()}
     every = {k: list(range(getattr(CONFIG, k))) for k in KINDS}
 
-    def total(keep, within):
-        left = survivors(squares, every | keep).items()
+    def total(units, within):
+        left = survivors(squares, every | {kind: units}).items()
         return sum(x.sum() for name, x in left if name.startswith(within))
 
-    scores = {}
+    scores, units = {}, every[kind]
     for group in of_kind(model, kind):
         within = group.name.removesuffix(kind) if kind in SLICED else ""  # such as "blocks.1."
-        others = [[u for u in every[kind] if u != unit] for unit in every[kind]]
-        lost = [total({}, within) - total({kind: rest}, within) for rest in others]
-        scores[group.name] = torch.stack(lost).sqrt()
+        left = torch.stack([total([u for u in units if u != unit], within) for unit in units])
+        scores[group.name] = (total(units, within) - left).sqrt()
     return scores
 
 
