@@ -188,11 +188,9 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="has no runs.csv beside")
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
         refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
-    for text in (
-        "", "val_loss," + head + "1," + row, "\0", "\udcff", head + row.replace("3", "much"),
-        head + row.replace("3", "nan"), head + row.replace("7", "0"), head + "idea,1\n",
-        head + row + row,
-    ):  # fmt: skip
+    rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
+    texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
+    for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="runs.csv: line ")
         assert csv.read_bytes() == content and made.read_text() == "# my own"

@@ -108,12 +108,11 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
 
 
 def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder).bfloat16()
-    theirs.save_pretrained(tmp_path / "16", max_shard_size="20KB")
-    assert len(list((tmp_path / "16").glob("*.safetensors"))) > 2
-    model = load_model(load_folder(tmp_path / "16"), torch.device("cpu"))
-    x = torch.randint(0, V, (1, 32))
-    torch.testing.assert_close(model(x), theirs.float()(x).logits, rtol=1e-4, atol=1e-4)
+    load, to = transformers.LlamaForCausalLM.from_pretrained, tmp_path / "16"
+    load(folder).bfloat16().save_pretrained(to, max_shard_size="20KB")
+    assert len(list(to.glob("*.safetensors"))) > 2
+    model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
+    torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
 
 
 REFUSED = [
