@@ -154,14 +154,13 @@ def test_seeds_are_a_number_or_a_range():
             compare.main(["configs/idea.py", "--out=x", wrong])
 
 
-def arms_of(losses: dict[str, dict[int, float]], **others) -> results.Arms:
-    """As of a runs.csv, with 7 in all columns but the others."""
-    arms = {arm: {} for arm in losses}
-    for arm, runs in losses.items():
-        for seed, loss in runs.items():
-            row = {"arm": arm, "seed": seed, "val_loss": loss} | others
-            arms[arm][seed] = dict.fromkeys(COLUMNS, 7) | row
-    return arms
+def arms_of(losses: dict[str, dict[int, float]]) -> results.Arms:
+    """As of a runs.csv, with 7 in all other columns."""
+    seven = dict.fromkeys(COLUMNS, 7)
+    return {
+        arm: {seed: seven | {"arm": arm, "seed": seed, "val_loss": x} for seed, x in runs.items()}
+        for arm, runs in losses.items()
+    }
 
 
 def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):

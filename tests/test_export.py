@@ -18,12 +18,12 @@ tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from helpers import ROOT, events, refused, run
-from test_model import large
+from test_model import SHAPES, large
 
 import train
 from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.hugging_face import load_folder, read_shape
@@ -31,15 +31,10 @@ from tools import export, sample
 from tools.load import Trained, load_trained
 
 V = 1024  # of the shipped tokenizer
-BASE = GPTConfig(
-    vocab_size=V, context_length=32, n_layer=2, d_model=32, head_dim=8, queries_per_kv=2,
-    n_kv_head=2, d_ff=24,
-)  # fmt: skip
-OTHER = GPTConfig(
-    vocab_size=V, context_length=32, n_layer=2, d_model=48, head_dim=16, queries_per_kv=3,
-    n_kv_head=2, d_ff=40, rope_theta=500.0, norm_eps=1e-3, tie_embeddings=False,
-)  # fmt: skip
-SHAPES = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
+BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head_dim=8)
+OTHER = replace(SHAPES["wide heads"], vocab_size=V, context_length=32, d_model=48, head_dim=16)
+OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
+OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
 
 
 def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
@@ -52,7 +47,7 @@ def folder(tmp_path) -> Path:
     return exported(large(GPT(BASE)), tmp_path / "hf")
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
 def model(request) -> GPT:
     return large(GPT(request.param))
 

@@ -8,15 +8,12 @@ from itertools import combinations
 
 import pytest
 import torch
-from test_model import large
+from test_model import SHAPES, large
 
-from model import GPT, KINDS, GPTConfig
+from model import GPT, KINDS
 from prune import Pruner, Slice, block_groups, cut, per_unit
 
-CONFIG = GPTConfig(
-    vocab_size=40, context_length=10, n_layer=2, d_model=16, head_dim=4, queries_per_kv=2,
-    n_kv_head=4, d_ff=24,
-)  # fmt: skip
+CONFIG = replace(SHAPES["tied"], n_kv_head=4)
 SLICED = ("d_ff", "n_kv_head")  # of a block
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
@@ -41,7 +38,7 @@ def make(optimizer=torch.optim.AdamW, config=CONFIG):
 
 def batch(seed):
     """Tokens and targets, (3, 10) each."""
-    return torch.randint(0, 40, (2, 3, 10), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 50, (2, 3, 10), generator=torch.Generator().manual_seed(seed))
 
 
 def update(model, optimizer, seed):
