@@ -154,14 +154,13 @@ def test_seeds_are_a_number_or_a_range():
             compare.main(["configs/idea.py", "--out=x", wrong])
 
 
-def arms_of(losses: dict[str, dict[int, float]], **others) -> results.Arms:
-    """As of a runs.csv, with 7 in all columns but the others."""
-    arms = {arm: {} for arm in losses}
-    for arm, runs in losses.items():
-        for seed, loss in runs.items():
-            row = {"arm": arm, "seed": seed, "val_loss": loss} | others
-            arms[arm][seed] = dict.fromkeys(COLUMNS, 7) | row
-    return arms
+def arms_of(losses: dict[str, dict[int, float]]) -> results.Arms:
+    """As of a runs.csv, with 7 in all other columns."""
+    seven = dict.fromkeys(COLUMNS, 7)
+    return {
+        arm: {seed: seven | {"arm": arm, "seed": seed, "val_loss": x} for seed, x in runs.items()}
+        for arm, runs in losses.items()
+    }
 
 
 def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
@@ -188,11 +187,9 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="has no runs.csv beside")
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
         refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
-    for text in (
-        "", "val_loss," + head + "1," + row, "\0", "\udcff", head + row.replace("3", "much"),
-        head + row.replace("3", "nan"), head + row.replace("7", "0"), head + "idea,1\n",
-        head + row + row,
-    ):  # fmt: skip
+    rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
+    texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
+    for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="runs.csv: line ")
         assert csv.read_bytes() == content and made.read_text() == "# my own"

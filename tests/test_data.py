@@ -161,16 +161,14 @@ GOOD = b'{"text": "good"}\n' * 20
 XZ = lzma.compress(GOOD)
 BAD = [  # file, content, an argument, words of the message
     ("a.csv", b"text", "--out=out", "a.csv': no such file, or none that ends in one of .txt"),
-    ("a.jsonl", GOOD[:50], "--out=out", "give more text, or another fraction"),
-    ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "--out=out", "line 22: should be"),
+    ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "--out=out", "line 22: should.*--key names"),
     ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "--out=out", "to its end"),
-    ("a.jsonl", GOOD, "--key=body", "body"),
     ("a.jsonl", GOOD, "--tokenizer=~/gpt5", str(Path("home/gpt5"))),
     ("ranks", b"eA== 0\n", "--tokenizer=ranks", "each of the 256 bytes and no gap"),
     ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
     ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
     ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
-    ("a.jsonl", GOOD, "--val-fraction=0.02", "the val split would be empty"),
+    ("a.jsonl", GOOD, "--val-fraction=0.02", "val split would be empty.*give more text"),
     ("a.jsonl", GOOD, "--val-fraction=0.98", "the train split would be empty"),
     ("a.jsonl.xz", XZ + XZ[:25] + b"!" + XZ[26:], "--out=out", "cannot be read to its end"),
     *[(f"a.jsonl.{kind}", b"", "--out=out", "it is empty") for kind in ("gz", "xz", "zst")],
@@ -365,9 +363,8 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
     said, warned = capsys.readouterr()
     assert "its disk has no locks" in warned and warned.count("\n") == 1
     assert ["documents" in line for line in said.splitlines()] == [True, False, False]
-    Folder(
-        Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None, contextlib.ExitStack()
-    )
+    config = Config(out_dir=str(tmp_path / "run"))
+    Folder(config, Mock(rank=0), Mock(), None, contextlib.ExitStack())
     assert "its disk has no locks" in capsys.readouterr().err
 
 

@@ -18,12 +18,12 @@ tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from helpers import ROOT, events, refused, run
-from test_model import large
+from test_model import SHAPES, large
 
 import train
 from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.hugging_face import load_folder, read_shape
@@ -31,25 +31,10 @@ from tools import export, sample
 from tools.load import Trained, load_trained
 
 V = 1024  # of the shipped tokenizer
-BASE = GPTConfig(
-    vocab_size=V, context_length=32, n_layer=2, d_model=32, head_dim=8, queries_per_kv=2,
-    n_kv_head=2, d_ff=24,
-)  # fmt: skip
-OTHER = GPTConfig(
-    vocab_size=V, context_length=32, n_layer=2, d_model=48, head_dim=16, queries_per_kv=3,
-    n_kv_head=2, d_ff=40, rope_theta=500.0, norm_eps=1e-3, tie_embeddings=False,
-)  # fmt: skip
-SHAPES = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
-BLOCK = {
-    "attn_norm": "attention_norm", "attn_q": "attention.q", "attn_k": "attention.k",
-    "attn_v": "attention.v", "attn_output": "attention.o", "ffn_norm": "ffn_norm",
-    "ffn_gate": "ffn.gate", "ffn_up": "ffn.up", "ffn_down": "ffn.down",
-}  # fmt: skip
-ABOUT = {
-    "block_count": 2, "context_length": 32, "embedding_length": 48, "feed_forward_length": 40,
-    "head_count": 6, "head_count_kv": 2, "key_length": 16, "value_length": 16,
-    "dimension_count": 16, "freq_base": 500, "layer_norm_rms_epsilon": 1e-3, "vocab_size": V,
-}  # fmt: skip
+BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head_dim=8)
+OTHER = replace(SHAPES["wide heads"], vocab_size=V, context_length=32, d_model=48, head_dim=16)
+OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
+OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
 
 
 def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
@@ -62,7 +47,7 @@ def folder(tmp_path) -> Path:
     return exported(large(GPT(BASE)), tmp_path / "hf")
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
 def model(request) -> GPT:
     return large(GPT(request.param))
 
@@ -72,11 +57,10 @@ def file(model, tmp_path_factory) -> Path:
     return exported(model, tmp_path_factory.mktemp("gguf") / "a.gguf")
 
 
-def read(file: Path) -> tuple[dict, dict]:
-    """What a GGUF file says, by the last word of each key, and its tensors."""
-    reader = gguf.GGUFReader(file)
-    about = {key.split(".")[-1]: field.contents() for key, field in reader.fields.items()}
-    return about, {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+def read(file: Path) -> dict:
+    """What a GGUF file says, by the last word of each key."""
+    fields = gguf.GGUFReader(file).fields
+    return {key.split(".")[-1]: field.contents() for key, field in fields.items()}
 
 
 def change_json(path: Path, **change) -> None:
@@ -118,22 +102,12 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     assert (theirs.eos_token_id, again.n_vocab, again.eot_token) == (V - 1, V, V - 1)
 
 
-def test_files_in_16_bits_that_transformers_wrote_are_read(tmp_path):
-    config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=6, num_key_value_heads=3, head_dim=16, rms_norm_eps=1e-3,
-        max_position_embeddings=64, tie_word_embeddings=False, rope_theta=500.0,
-    )  # fmt: skip
-    theirs = large(transformers.LlamaForCausalLM(config))
-    theirs.bfloat16().save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    model, x = (
-        load_model(load_folder(tmp_path), torch.device("cpu")),
-        torch.randint(0, 128, (1, 64)),
-    )
-    with torch.no_grad():
-        again = transformers.LlamaForCausalLM.from_pretrained(tmp_path).float()
-        torch.testing.assert_close(model(x), again(x).logits, rtol=1e-4, atol=1e-4)
+def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
+    load, to = transformers.LlamaForCausalLM.from_pretrained, tmp_path / "16"
+    load(folder).bfloat16().save_pretrained(to, max_shard_size="20KB")
+    assert len(list(to.glob("*.safetensors"))) > 2
+    model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
+    torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
 
 
 REFUSED = [
@@ -212,23 +186,16 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
     assert b"".join(pieces).decode() == " caféé"
 
 
-def test_a_gguf_file_has_every_weight_and_no_padding(model, file):
-    (about, tensors), weights = read(file), model.state_dict()
-    assert {key: about[key] for key in ABOUT} == pytest.approx(ABOUT)
-    names = {"token_embd": "embed", "output_norm": "norm"}
-    names |= {f"blk.{i}.{a}": f"blocks.{i}.{b}" for i in range(2) for a, b in BLOCK.items()}
-    names |= {} if model.config.tie_embeddings else {"output": "unembed"}
-    assert tensors.keys() == {f"{name}.weight" for name in names}
-    for theirs, ours in names.items():
-        weight, found = weights[f"{ours}.weight"], tensors[f"{theirs}.weight"]
-        if ours.endswith((".q", ".k")):  # what is rotated together is 8 apart in our heads
-            heads, pairs = range(0, len(weight), 16), range(8)
-            weight = weight[[h + i + half for h in heads for i in pairs for half in (0, 8)]]
-        assert torch.equal(found, weight[:V] if "embed" in ours else weight), ours
+def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, file):
+    pytest.importorskip("accelerate")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    x = torch.randint(0, V, (2, 32))
+    torch.testing.assert_close(theirs(x).logits, model(x)[..., :V], rtol=1e-4, atol=1e-4)
 
 
 def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(file, folder):
-    about, end = read(file)[0], V - 1
+    about, end = read(file), V - 1
+    assert (about["context_length"], about["key_length"], about["value_length"]) == (32, 16, 16)
     assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
     assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
     assert about["token_type"] == [gguf.TokenType.NORMAL] * end + [gguf.TokenType.CONTROL]
@@ -238,21 +205,10 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
     assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
     assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
     gpt2 = exported(GPT(OTHER), folder.with_name("a.gguf"), "gpt2")  # which has its own cut
-    assert read(gpt2)[0]["pre"] == "gpt-2"
+    assert read(gpt2)["pre"] == "gpt-2"
     for line in (ROOT / "studies/gguf/measured.jsonl").read_text(encoding="utf-8").splitlines():
         for text, ids in json.loads(line)["ids"]:  # by llama.cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
-
-
-def test_llama_cpp_gives_our_ids_and_logits(model, file):
-    llama_cpp = pytest.importorskip("llama_cpp")
-    exact = {"type_k": 0, "type_v": 0}  # keys and values in float32
-    llama = llama_cpp.Llama(str(file), n_ctx=0, logits_all=True, verbose=False, **exact)
-    ids = llama.tokenize(text := b"Fellow citizens,\n\n  we've 1234567 <|endoftext|> reasons")
-    assert ids == load_tokenizer("shipped").encode_ordinary(text.decode())
-    llama.eval(ids[:32])
-    ours = model(torch.tensor([ids[:32]]))[0, :, :V].detach()
-    torch.testing.assert_close(torch.tensor(llama.scores[:32]), ours, rtol=1e-4, atol=1e-3)
 
 
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
@@ -269,5 +225,5 @@ def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypa
         patched.setitem(sys.modules, "gguf", None)
         refused(capsys, export.main, undisturbed, f"--to={to}", words="run.GGUF: cannot.* gguf")
     assert not list(tmp_path.iterdir())
-    assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)[1]
+    assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)
     refused(capsys, export.main, undisturbed, f"--to={to}", words=f"{to}: exists")

@@ -22,46 +22,30 @@ def large(model):
 
 
 def plain_logits(model: GPT, tokens: list[int]) -> torch.Tensor:
-    """The formulas of Llama, with loops over positions and heads: no batch, no sdpa, no view."""
+    """The formulas of Llama for one sequence, head by head, its pairs as complex numbers."""
     c, w = model.config, dict(model.named_parameters(remove_duplicate=False))
+    half, later = c.head_dim // 2, torch.ones(len(tokens), len(tokens)).triu(1).bool()
 
-    def norm(x, weight):
-        return x / torch.sqrt((x * x).mean() + c.norm_eps) * weight
+    def norm(x, name):
+        return x / torch.sqrt((x * x).mean(1, keepdim=True) + c.norm_eps) * w[f"{name}.weight"]
 
-    def rope(x, position):
-        half = c.head_dim // 2
-        out = torch.empty_like(x)
-        for i in range(half):
-            angle = position * c.rope_theta ** (-2 * i / c.head_dim)
-            cos, sin = math.cos(angle), math.sin(angle)
-            out[i] = x[i] * cos - x[half + i] * sin
-            out[half + i] = x[half + i] * cos + x[i] * sin
-        return out
+    def rope(x):  # (T, head_dim)
+        angles = torch.outer(torch.arange(len(x)), c.rope_theta ** (-torch.arange(half) / half))
+        turned = torch.complex(x[:, :half], x[:, half:]) * torch.exp(1j * angles)
+        return torch.cat([turned.real, turned.imag], 1)
 
-    xs = [w["embed.weight"][t] for t in tokens]
-    for layer in range(c.n_layer):
-        p = f"blocks.{layer}."
-        hs = [norm(x, w[p + "attention_norm.weight"]) for x in xs]
-        heads = []
+    x = w["embed.weight"][tokens]  # (T, D)
+    for p in (f"blocks.{layer}." for layer in range(c.n_layer)):
+        h, heads = norm(x, f"{p}attention_norm"), []
+        q, k, v = ((h @ w[f"{p}attention.{m}.weight"].T).split(c.head_dim, 1) for m in "qkv")
         for head in range(c.n_head):
-            rows = slice(head * c.head_dim, (head + 1) * c.head_dim)
             kv = head // c.queries_per_kv
-            kv_rows = slice(kv * c.head_dim, (kv + 1) * c.head_dim)
-            q = [rope(w[p + "attention.q.weight"][rows] @ h, t) for t, h in enumerate(hs)]
-            k = [rope(w[p + "attention.k.weight"][kv_rows] @ h, t) for t, h in enumerate(hs)]
-            v = [w[p + "attention.v.weight"][kv_rows] @ h for h in hs]
-            out = []
-            for t in range(len(tokens)):
-                s = torch.stack([q[t] @ k[u] for u in range(t + 1)]) / math.sqrt(c.head_dim)
-                out.append(sum(a * b for a, b in zip(torch.softmax(s, 0), v)))
-            heads.append(out)
-        for t in range(len(tokens)):
-            xs[t] = xs[t] + w[p + "attention.o.weight"] @ torch.cat([h[t] for h in heads])
-        for t, x in enumerate(xs):
-            h = norm(x, w[p + "ffn_norm.weight"])
-            gate, up = w[p + "ffn.gate.weight"] @ h, w[p + "ffn.up.weight"] @ h
-            xs[t] = x + w[p + "ffn.down.weight"] @ (gate * torch.sigmoid(gate) * up)
-    return torch.stack([w["unembed.weight"] @ norm(x, w["norm.weight"]) for x in xs])
+            scores = rope(q[head]) @ rope(k[kv]).T / math.sqrt(c.head_dim)
+            heads.append(scores.masked_fill(later, -math.inf).softmax(1) @ v[kv])
+        x = x + torch.cat(heads, 1) @ w[f"{p}attention.o.weight"].T
+        gate, up = (norm(x, f"{p}ffn_norm") @ w[f"{p}ffn.{m}.weight"].T for m in ("gate", "up"))
+        x = x + (gate * torch.sigmoid(gate) * up) @ w[f"{p}ffn.down.weight"].T
+    return norm(x, "norm") @ w["unembed.weight"].T
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)

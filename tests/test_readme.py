@@ -1,21 +1,30 @@
-"""The commands of the README, run as they stand there, but shorter; what pages quote and link; the
-scripts and arms of the studies."""
+"""What pages say: the commands of the README and the course, run as they stand there, but shorter;
+the changes of the course, the cells of the notebook; quotes and links; the studies' scripts.
+
+After a change of docs/by_hand.ipynb, write its outputs by
+
+jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
+    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec docs/by_hand.ipynb
+"""
 
 import ast
 import importlib
+import json
 import lzma
 import re
 import shlex
 import shutil
-from unittest.mock import Mock
+from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, events
 
+import prune
+import schedule
 import train
 from docs import pictures
 from run.config import load_config
-from schedule import Schedule
 from studies.results import rows, small_model_tests, table
 from tools.compare import read_arms
 
@@ -30,6 +39,13 @@ KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}
 SHORTER |= {"configs/smollm2.py": ["--d_ff_target=128", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"], "--animate": ["--to=last.png"]}
+COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
+RUNS = re.findall(r"^ *python train\.py (.*)$", COURSE, re.M)
+# 20 steps of 4 x 16 tokens; the base prunes four times in steps 4 to 8
+SHORT = " --shorter=200 --batch_size=4 --context_length=16 --eval_tokens=500 --device=cpu"
+NOTEBOOK = (ROOT / "docs/by_hand.ipynb").read_text(encoding="utf-8")
+CELLS = [cell for cell in json.loads(NOTEBOOK)["cells"] if cell["cell_type"] == "code"]
 
 
 def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
@@ -99,7 +115,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert re.findall(r"\d+ of \d+|\d\.\d{3}|\d+ tests", section) == said
     shown = {text.get_text() for text in pictures.forest(made).axes[0].texts}
     assert shown > {cell for words, e in made for cell in (*words, e.pairs)}
-    s = Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
+    s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
 
@@ -112,3 +128,65 @@ def test_every_script_of_a_study_imports():
 def test_every_arm_of_a_study_is_a_config_that_train_takes():
     arms = [arm for path in ARMS for arm in read_arms(str(path)).values()]
     assert len(arms) > 60 and all(load_config(*arm) for arm in arms)
+
+
+def changed(file: str, diff: str) -> str:
+    """What a reader does: replace the lines with a minus; where there are none, add at the end."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = [line.lstrip(" ") for line in diff.rstrip().splitlines()]
+    old, new = ("".join(x[1:] + "\n" for x in lines if x[0] == sign) for sign in "-+")
+    assert not old or text.count(old) == 1, f"{file} has not once: {old}"
+    return text.replace(old, new) if old else text + new
+
+
+def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_path, monkeypatch):
+    def run(command: str) -> list[tuple[int, float]]:
+        """The widths and the losses of the steps."""
+        arguments = [x.replace("configs", f"{ROOT}/configs") for x in (command + SHORT).split()]
+        with patch.dict("run.config.CHOICES", criterion=prune.CRITERIA):  # as a new process has it
+            assert train.main([*arguments, f"--data_dir={toy.parent / 'data'}", "--overwrite"]) == 0
+        out = re.search(r"--out_dir=(\S+)", command)[1]
+        return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
+
+    enlarged, once, base, exercise, oneshot, naive, taught = RUNS
+    monkeypatch.chdir(tmp_path)
+    wide, unchanged = run(enlarged), run(base)
+    assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
+    for a, b in zip(run(once), run(once.replace("sensitivity", "random"))):
+        assert (a == b) == (a[0] == wide[0][0])  # until the prune
+    assert len(DIFFS) == 7
+    for file, diff in DIFFS:
+        text, command = changed(file, diff), exercise
+        if file.startswith("configs"):
+            (tmp_path / "changed.py").write_text(text, encoding="utf-8")
+            command = command.replace(file, "changed.py")
+        knobs = " --criterion=gradient_size" if "gradient_size" in diff else ""
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
+            exec(text, vars(module))
+            patched.setattr("run.cost.Schedule", schedule.Schedule)
+            assert run(command + knobs) != unchanged, f"changes nothing: {diff}"
+    assert run(exercise) == unchanged
+    restarts, goes_on = run(naive), run(oneshot)
+    assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
+    assert restarts != goes_on and run(taught) != unchanged
+
+
+def test_the_cells_of_the_notebook_run():
+    pytest.importorskip("matplotlib").use("Agg")
+    Path("train.py").touch()  # a cell looks for the project's folder by it
+    names = {"__name__": "by_hand"}
+    for cell in CELLS:
+        code = "".join(cell["source"]).replace("%matplotlib inline", "")
+        exec(code.replace('"--shorter=16"', '"--shorter=160", "--batch_size=2"'), names)
+    for moments, is_same in (("sliced", True), ("fresh", False)):  # what it says of Muon
+        for u, v in zip(names["updates"][moments], names["unpruned"]):
+            assert ((u * v).sum() / (u.norm() * v.norm()) > 0.99) == is_same
+
+
+def test_the_notebook_has_its_outputs_and_nothing_of_the_machine_that_made_them():
+    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
+    shows = [cell for cell in CELLS if re.search(r"print\(|show\(", "".join(cell["source"]))]
+    assert len(shows) > 10 and all(cell["outputs"] for cell in shows)
+    assert not re.search('"output_type": "error"|"name": "stderr"', NOTEBOOK)
+    assert not re.search(r"/(tmp|home|root|usr|Users)/| at 0x|iopub", NOTEBOOK)  # paths, times

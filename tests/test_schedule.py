@@ -34,16 +34,6 @@ def test_restart_gives_each_stage_its_own_warmup_and_cosine():
     assert not any(map(make().restarts, range(1, 1001)))
 
 
-def test_the_share_of_the_learning_rate_is_that_of_its_sum():
-    naive = {"lr_restart": True, "prune_schedule": "oneshot"}
-    for s in (make(), make(**naive), make(max_steps=100_000)):  # the last: every tenth step
-        rates = list(map(s.learning_rate, range(1, s.max_steps + 1)))
-        closes = s.window[1]
-        left = sum(rates[closes - 1 :]) / sum(rates)
-        assert s.rate_share(closes, s.max_steps) == pytest.approx(left, rel=1e-3)
-        assert s.rate_share(1, closes - 1) == pytest.approx(1 - left, rel=1e-3)
-
-
 def test_widths_follow_the_cubic_at_each_prune_rounded_up_to_the_grid():
     s = make()
     widths = [s.width(step, "d_ff") for step in range(1, 1001)]
@@ -64,13 +54,6 @@ def test_prunes_are_where_a_width_falls_and_lead_to_every_target():
     assert widths == {"d_ff": 176, "n_kv_head": 2}
     assert s.prune_steps() == [step for step in range(1, 1001) if s.new_widths(step)]
     assert make(**NEVER).prune_steps() == []
-
-
-def test_a_curve_that_falls_as_the_window_opens_prunes_there(monkeypatch):
-    """As where a reader changes the cubic to a jump: width() alone decides."""
-    at_once = lambda s, step, kind: 512 if step < s.window[0] else 176  # noqa: E731
-    monkeypatch.setattr(Schedule, "width", at_once)
-    assert make().prune_steps() == [501]
 
 
 def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():

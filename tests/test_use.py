@@ -6,7 +6,6 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from helpers import events, refused
@@ -130,68 +129,39 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
         refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
 
 
-def test_a_prune_raises_the_loss_in_the_film_by_what_the_log_says(undisturbed):
-    panel = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
-    log = figures.by_name(undisturbed)
-    now = log["prune"][-2]["tokens"]
-    film.draw_jumps(panel, log, now)
-    (red,) = panel.collections
-    prunes = [e for e in log["prune"] if e["tokens"] <= now]
-    jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
-    assert np.array(red.get_segments()).tolist() == jumps and len(jumps) > 4
-
-
-def test_the_numbers_of_a_frame_are_those_of_the_log(undisturbed):
+def test_a_frame_of_the_film_has_the_numbers_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = figures.by_name(undisturbed)
-    states = film.unit_states(log)
-    panels = figure.subplots(4 + len(KINDS))
-    for (now, _), units in states.items():
+    panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
+    chosen = [
+        (row == film.CHOSEN).nonzero()[0] for row in states[first["tokens"], 0][first["kind"]]
+    ]
+    assert [units.tolist() for units in chosen] == first["removed"]  # where they stand
+    for (now, stage), units in states.items():
         film.draw_moment(panels, log, units, now)
         said = [panel.get_title(loc) for panel in panels for loc in ("left", "right")]
         step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
-        rises = [e["loss_after"] - e["loss_before"] for e in log["prune"] if e["tokens"] <= now]
+        prunes = [e for e in log["prune"] if e["tokens"] <= now]
+        cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
         right = [f"{compact(now)} tokens", f"{compact(step['params'])} parameters"]
-        right.append(f"prunes added {sum(rises):.2f} nats")
+        right.append(f"prunes added {cost:.2f} nats")
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
         assert {*right} < {*said} and counts == [str(step[kind]) for kind in units]
-
-
-def test_in_the_film_units_go_where_they_stand_and_the_others_close_up():
-    def prune(tokens: int, kind: str, width: int, *removed: list[int]) -> dict:
-        widths = {"width_before": width, "width_after": width - 1}
-        return {"tokens": tokens, "kind": kind, "removed": removed} | widths
-
-    first = [prune(10, "d_ff", 4, [1], [3]), prune(10, "d_model", 3, [0])]
-    second = [prune(20, "d_ff", 3, [0], [2]), prune(20, "n_layer", 2, [0])]
-    third = [prune(30, "d_ff", 2, [0]), prune(30, "d_model", 2, [1])]  # of layer 1, and of all
-    log = {"step": [{"tokens": 40, "n_layer": 1}], "prune": [*first, *second, *third]}
-    shown = {
-        moment: [" ".join("".join(".x#"[i] for i in row) for row in u) for u in kinds.values()]
-        for moment, kinds in film.unit_states(log).items()
-    }
-    assert shown[0, 0] == ["#### ####", "###", "##"]  # neurons of layers 0 and 1, channels, layers
-    assert shown[10, 0] == shown[10, 1] == ["#x## ###x", "x##", "##"]
-    assert shown[10, 2] == ["#.## ###.", ".##", "##"]
-    assert shown[10, 3] == ["###. ###.", "##.", "##"]
-    assert shown[20, 0] == ["xxx. ##x.", "##.", "x#"]  # a layer goes with its neurons
-    assert shown[20, 3] == [".... ##..", "##.", "#."]
-    assert shown[30, 0] == [".... x#..", "#x.", "#."]
+        (red,) = panels[-1].collections
+        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
+        assert [line.tolist() for line in red.get_segments()] == jumps
+        closed_up = all((row[1:] <= row[:-1]).all() for rows in units.values() for row in rows)
+        assert closed_up or stage < 3
 
 
 def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
     pytest.importorskip("matplotlib")
-    Image = pytest.importorskip("PIL.Image")
+    Image, ImageSequence = map(pytest.importorskip, ("PIL.Image", "PIL.ImageSequence"))
     few = [e for e in read_log(undisturbed) if e["step"] % 6 == 0 or e.get("kind") == "d_model"]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in few))
     run = [str(tmp_path), "--animate"]
     assert plot.main(run) == plot.main([*run, f"--to={tmp_path / 'still.png'}"]) == 0
     film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
-    times = []
-    for i in range(film.n_frames):
-        film.seek(i)
-        times.append(film.info["duration"])
-    assert 8000 < sum(times) < 12000 and film.info["loop"] == 0 and film.n_frames > 4
+    times = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert 8000 < sum(times) < 12000 and film.info["loop"] == 0 and len(times) > 4
     assert still.size == (2 * film.size[0], 2 * film.size[1])
-    assert film.convert("RGB").getpixel((0, 0)) == (13, 17, 23)
-    assert still.getpixel((0, 0)) == (255, 255, 255)
