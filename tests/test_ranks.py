@@ -78,13 +78,21 @@ def test_ranks_that_part_are_stopped(before, code, words, processes, toy, tmp_pa
 
 def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
     """As where GPUs see each other, and cannot talk."""
-    silent = """
+    silent = f"""
 import datetime, run.ranks, time
 run.ranks.FIRST_WAIT = datetime.timedelta(seconds=1)
+def end():  # not by torch, which goes on for minutes
+    os.mkdir(ended)
+    os._exit(1)
+def wait_for_its_end(*_, **__):
+    while not os.path.exists(ended):
+        time.sleep(0.05)
+    os._exit(0)
+ended = {str(tmp_path / "ended")!r}
 if os.environ["RANK"] == "0":
-    run.ranks.dist.destroy_process_group = lambda: os._exit(1)  # torch's goes on for minutes
+    run.ranks.dist.destroy_process_group = end
 else:
-    run.ranks.dist.all_reduce = lambda *_, **__: time.sleep(4) or os._exit(0)
+    run.ranks.dist.all_reduce = wait_for_its_end
 """
     error = run_ranks(processes, toy, tmp_path / "run", before=silent, codes=[1, 0])
     assert "error: found the other ranks, but a first sum with them failed" in error

@@ -18,6 +18,7 @@ from model import GPT, KINDS
 from run.checkpoint import load_checkpoint
 from run.folder import Folder
 from run.optimizer import Muon
+from studies.optimizer import start
 
 
 def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
@@ -182,6 +183,14 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
     assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning rate", error)
 
 
+@pytest.mark.slow
+def test_the_default_learns_as_much_as_it_did(tmp_path):
+    knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
+    assert run("configs/idea.py", tmp_path / "run", *knobs) == 0
+    (done,) = events(tmp_path / "run", "done")
+    assert done["val_loss"] == pytest.approx(3.972, abs=0.05)
+
+
 def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
     knobs = ("--prune_schedule=oneshot", "--lr_restart", "--stop_after=15")
     assert run(toy, tmp_path, *knobs) == 0
@@ -200,3 +209,10 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
     assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
+
+
+def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path, capsys):
+    assert start.main([str(toy), "1", str(tmp_path / "start.pt")]) == 0
+    assert run(toy, tmp_path / "run", f"--init_from={tmp_path / 'start.pt'}", "--stop_after=1") == 0
+    (bare := tmp_path / "bare.py").write_text("data_dir = 'missing'")
+    refused(capsys, start.main, bare, 1, tmp_path / "start.pt", words="missing: no data")
