@@ -196,10 +196,7 @@ def train(asked: Config, files: ExitStack) -> int:
 def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        print(
-            "\nEvery knob, its type, its default and its consequence. Configs replace defaults, so"
-        )
-        print("does configs/idea.py: it prunes from 10% to 35% of the run, at a rate of its own.\n")
+        print("\nEvery knob, its type, its default and what it does. A config replaces defaults.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
         return 0 if argv else 2
     c = None
