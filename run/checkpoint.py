@@ -8,7 +8,7 @@ Nothing in it depends on the clock, so equal runs leave equal bytes.
 import json
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,20 +25,6 @@ from run.hugging_face import load_folder, read_shape
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
-
-
-@dataclass
-class Start:
-    """How a run starts: its config, and what was saved, as `load_checkpoint` returns it. None: with
-    new weights. Weights without a history are as if saved at step 0."""
-
-    config: Config
-    saved: dict | None = None
-
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return self.saved["step"] if self.saved else 0
 
 
 def write_checkpoint(
@@ -147,13 +133,13 @@ def tokenizer_of(saved: dict, path: Path) -> str:
     return data.tokenizer
 
 
-def load_start(c: Config, vocab_size: int) -> Start:
-    """A start at step 0 from the weights in `c.init_from`; the config takes their shape.
+def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
+    """The config with the shape of the weights in `c.init_from`, and these, as if saved at step 0.
     vocab_size: that of the data. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], vocab_size)
     shape = replace(given["model_config"], context_length=c.context_length)
-    return Start(c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}})
+    return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
 
 
 def load_model(saved: dict, device: torch.device) -> GPT:

@@ -10,7 +10,7 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 
 from data.loader import TokenDataset
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, Start, load_checkpoint
+from run.checkpoint import NAME, PREVIOUS, load_checkpoint
 from run.config import NOT_SAVED, SHAPE, Config, check_config
 from run.files import write_text
 from run.ranks import Ranks
@@ -83,9 +83,9 @@ class Folder:
             return
         raise UserError(f"out_dir={c.out_dir}: {what}")
 
-    def load(self, c: Config) -> Start:
-        """The run's own checkpoint, and the config with the shape that the run began with. Raises
-        UserError where it is of another config, of other data or with another teacher."""
+    def load(self, c: Config) -> tuple[Config, dict]:
+        """The config with the shape that the run began with, and its checkpoint. Raises UserError
+        where it is of another config, of other data or with another teacher."""
         path = self.path / NAME
         saved = load_checkpoint(path)
         then = saved["config"]
@@ -100,7 +100,7 @@ class Folder:
             if saved.get(what) != self.digests[what]:
                 other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
                 raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
-        return Start(c, saved)
+        return c, saved
 
     def open_log(self, c: Config, step: int) -> float:
         """Write config.json, and drop from log.jsonl what a run that goes on after `step` does

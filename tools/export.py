@@ -10,13 +10,14 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from textwrap import shorten
 
 import tiktoken
 
 from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
-from run.hugging_face import llama_config, need_transformers, one_line, weight_names
+from run.hugging_face import llama_config, need_transformers, weight_names
 from tools import command, expanded
 from tools.load import Trained, load_trained
 
@@ -148,7 +149,7 @@ def export(trained: Trained, folder: Path) -> None:
             (write_gguf if folder.suffix.lower() == ".gguf" else write_folder)(trained, new)
             new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
-        raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
+        raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
 @command
