@@ -185,8 +185,7 @@ class GPT(nn.Module):
         """tokens: (B, T) token ids, T at most context_length. targets: the next tokens, (B, T), or
         a distribution over all tokens for each, (B, T, vocab_size).
 
-        Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats, a
-        float32 scalar.
+        Returns logits (B, T, vocab_size), or with targets their mean cross-entropy (nats, float32).
         """
         cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         x = self.embed(tokens)  # (B, T, d_model)

@@ -144,8 +144,7 @@ def prepare_shipped(data_dir: str) -> None:
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
     """Tasks of TASK_BYTES or more, and the rest: piece -> input files. The name of a piece has a
-    digest of all that decides what it holds. It is renamed as a whole, so it is there or not.
-    Raises DataError where there are others."""
+    digest of all that decides what it holds. Raises DataError where there are others."""
     tasks, files, size = {}, [], 0
     for path in inputs:
         stat = path.stat()

@@ -31,8 +31,7 @@ def write_checkpoint(
     c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
-    of the data needs nothing (data/loader.py). digests: of `data`, of its `tokenizer` and of the
-    `teacher`. Raises OSError."""
+    of the data needs nothing (data/loader.py). digests: Folder's. Raises OSError."""
     moments, kept = {}, {p: s for optimizer in optimizers for p, s in optimizer.state.items()}
     for name, p in model.named_parameters():
         if p in kept:
@@ -54,11 +53,8 @@ def write_checkpoint(
 
 def load_checkpoint(path: Path) -> dict:
     """What write_checkpoint saved, on the CPU; `config` is a dict of all knobs, `model_config` a
-    GPTConfig. Never runs code of the file.
-
-    Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
-    read just now.
-    """
+    GPTConfig. Never runs code of the file. Raises UserError where that is missing, damaged, or not
+    ours; OSError where it cannot be read just now."""
     before, back = path.with_name(PREVIOUS), ""
     if path.name == NAME and before.exists():
         back = f"; to go back to the one before it: mv {before} {path}"

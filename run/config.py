@@ -101,10 +101,8 @@ SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model
 
 
 def check_config(c: Config, shape_known: bool = True) -> None:
-    """Refuse a value that no run could use. Raises UserError with the key, the value, the remedy.
-
-    shape_known: False where the model's shape comes from `init_from` and is not read yet.
-    """
+    """Refuse a value that no run could use. Raises UserError with key, value and remedy.
+    shape_known: False where the model's shape comes from `init_from` and is not read yet."""
 
     def need(ok: bool, key: str, remedy: str) -> None:
         if not ok:
@@ -174,13 +172,10 @@ def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
 
 
 def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
-    """The config with the model knobs of the model in `init_from`. vocab_size: that of the data.
-    Raises UserError."""
+    """The config with the shape of `init_from`. vocab_size: that of the data. Raises UserError."""
     if shape.vocab_size != padded_vocab(c, vocab_size):
-        raise UserError(
-            f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, that of "
-            f"data_dir={c.data_dir!r} has {vocab_size}; --round_vocab_to pads it"
-        )
+        what = f"its vocabulary has {shape.vocab_size} entries, that of the data {vocab_size}"
+        raise UserError(f"init_from={c.init_from!r}: {what}; --round_vocab_to pads it")
     c = replace(c, **{key: getattr(shape, key) for key in SHAPE})
     check_config(c)
     return c

@@ -25,11 +25,9 @@ MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"
 
 class Folder:
     """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there.
-
     `files` closes what is open here. The lock is the system's: it ends with the process, however
     that ends. Raises UserError where another process runs there, nothing can be written, or the run
-    would write over what it may not.
-    """
+    would write over what it may not."""
 
     def __init__(
         self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None, files: ExitStack

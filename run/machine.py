@@ -23,8 +23,7 @@ class Machine:
         self.dtype_name = str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
-        """In it, matrix products have the run's precision. Weights, moments and scores are float32
-        in any case."""
+        """In it, matrix products have the run's precision. Weights and moments are float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, x: Tensor) -> Tensor:
@@ -40,8 +39,7 @@ class Machine:
 
 
 def choose_device(c: Config) -> torch.device:
-    """The device, set up so that training on it is fast. Raises UserError where it is not there, or
-    cannot compute what the run needs."""
+    """The device, set up so that training on it is fast. Raises UserError as Machine does."""
     found = {"cpu": True, "cuda": torch.cuda.is_available()}
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
@@ -75,11 +73,9 @@ def try_product() -> None:
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc.
-
-    By default it returns every large tensor to the system and gets it back page by page, which is a
-    third of a step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD).
-    """
+    """Have the C library keep what is freed for the next step, where it is glibc. By default it
+    returns every large tensor to the system and gets it back page by page, which is a third of a
+    step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # no allocation by mmap

@@ -38,8 +38,7 @@ class Report:
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 
     def say(self, text: str) -> None:
-        """Print. If that fails (`| head -1`, a full disk), the run goes on, without what it would
-        print later."""
+        """Print. If that fails (`| head -1`, a full disk), the run goes on in silence."""
         if self.folder.main:
             try:
                 print(text, flush=True)

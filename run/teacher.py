@@ -17,11 +17,9 @@ from run.machine import Machine
 
 
 class Teacher:
-    """The model in `c.teacher`. It is never trained, pruned or saved.
-
-    `digest` names its shape and weights. Raises UserError or DataError, also where its vocabulary
-    is not that of the data: the text of each of its tokens.
-    """
+    """The model in `c.teacher`. It is never trained, pruned or saved. `digest` names its shape and
+    weights. Raises UserError or DataError, also where its vocabulary is not that of the data: the
+    text of each of its tokens."""
 
     def __init__(self, c: Config, data: TokenDataset, machine: Machine):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"

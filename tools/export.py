@@ -25,11 +25,9 @@ SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
 def spell_merges(encoding: tiktoken.Encoding) -> tuple[list[str], list[tuple[str, str]]]:
-    """All tokens but <|endoftext|>, in printable characters, and their merges.
-
-    tiktoken merges the pair that makes the token of the lowest rank. So each pair that makes a
-    token is a merge here, in the order of the ranks.
-    """
+    """All tokens but <|endoftext|>, in printable characters, and their merges. tiktoken merges the
+    pair that makes the token of the lowest rank. So each pair that makes a token is a merge here,
+    in the order of the ranks."""
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     spelled = {token: "".join(CHARACTER[byte] for byte in token) for token in tokens}
     merges = []
