@@ -11,7 +11,7 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 from data.loader import TokenDataset
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint
-from run.config import NOT_SAVED, SHAPE, Config, check_config
+from run.config import NOT_SAVED, SHAPE, Config, check_config, need
 from run.files import write_text
 from run.ranks import Ranks
 from run.teacher import Teacher
@@ -64,9 +64,8 @@ class Folder:
         that it learns from, files of another program under our names."""
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
-            if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
-                what = "the run would write over it; choose another out_dir"
-                raise UserError(f"{key}={getattr(c, key)!r}: {what}")
+            other = not getattr(c, key) or Path(getattr(c, key)).resolve() not in own
+            need(other, c, key, "the run would write over it; choose another out_dir")
         held = [name for name in RUN_FILES if (self.path / name).exists()]
         log = read_log(self.path) if c.resume and not self.has_checkpoint else []
         config = self.path / "config.json"  # a run writes it before all else, and never removes it

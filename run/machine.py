@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from run import UserError
-from run.config import Config, micro_batch
+from run.config import Config, micro_batch, need
 from run.cost import Plan, knobs_that_fit, memory_of
 
 
@@ -43,15 +43,13 @@ def choose_device(c: Config) -> torch.device:
     found = {"cpu": True, "cuda": torch.cuda.is_available()}
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
-    if not found[kind]:
-        raise UserError(f"device={c.device!r}: this torch finds none; try --device=auto")
+    need(found[kind], c, "device", "this torch finds none; try --device=auto")
     # It has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if here >= gpus:
-            raise UserError(f"device={c.device!r}: local rank {here}, but {gpus} GPUs are here")
+        need(here < gpus, c, "device", f"local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
         try_product()
