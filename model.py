@@ -167,11 +167,10 @@ class GPT(nn.Module):
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
         each = {(len(b.ffn.gate.weight), len(b.attention.k.weight)) for b in self.blocks}
-        assert len(each) == 1, "layers of different widths"
-        ((d_ff, kv_width),) = each
-        n_kv_head = kv_width // self.initial_config.head_dim
-        widths = {"d_ff": d_ff, "n_kv_head": n_kv_head, "d_model": len(self.norm.weight)}
-        return replace(self.initial_config, n_layer=len(self.blocks), **widths)
+        ((d_ff, kv_width),) = each  # all layers are equally wide
+        widths = {"d_ff": d_ff, "n_kv_head": kv_width // self.initial_config.head_dim}
+        widths |= {"d_model": len(self.norm.weight), "n_layer": len(self.blocks)}
+        return replace(self.initial_config, **widths)
 
     def init_weights(self) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
@@ -186,7 +185,7 @@ class GPT(nn.Module):
         """tokens: (B, T) token ids, T at most context_length. targets: the next tokens, (B, T), or
         a distribution over all tokens for each, (B, T, vocab_size).
 
-        Returns the logits (B, T, vocab_size), or with targets their mean cross-entropy in nats.
+        Returns logits (B, T, vocab_size), or with targets their mean cross-entropy (nats, float32).
         """
         cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         x = self.embed(tokens)  # (B, T, d_model)

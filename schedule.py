@@ -56,9 +56,8 @@ class Schedule:
     def __init__(self, c):
         self.c, self.max_steps = c, c.max_steps
         self.widths = pruned_widths(c)  # by kind of unit, of those that the run prunes
-        # The steps at which the prune window opens and closes ("oneshot": the same); None: never
-        # prune. Prunes come prune_every, 2 prune_every, ... steps after it opens, and when it
-        # closes. lr_restart restarts when it opens
+        # The steps at which the prune window opens and closes; None: never prune. Prunes come
+        # prune_every, 2 prune_every, ... steps after it opens, and when it closes
         self.window = prune_window(c) if self.widths else None
         # Scoring begins so many steps before: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))

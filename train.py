@@ -27,7 +27,7 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run.checkpoint import Start, load_history, load_model, load_start
+from run.checkpoint import load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
 from run.errors import print_error
@@ -98,12 +98,12 @@ def train(asked: Config, files: ExitStack) -> int:
     asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
     folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
     if asked.resume and folder.has_checkpoint:
-        start = folder.load(asked)
+        c, saved = folder.load(asked)
     elif asked.init_from:
-        start = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
+        c, saved = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
-        start = Start(asked)
-    c, saved, steps_done = start.config, start.saved, start.step
+        c, saved = asked, None
+    steps_done = saved["step"] if saved else 0
     ranks.check_start(c, steps_done, folder.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
@@ -119,7 +119,7 @@ def train(asked: Config, files: ExitStack) -> int:
     pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
     if saved:
         load_history(saved, model, optimizers, pruner)  # empty with init_from
-    del start, saved  # as large as the model and its moments
+    del saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # before, a signal ends the process at once: there is nothing to save
     report = Report(c, plan, val, folder, steps_done)
@@ -196,8 +196,7 @@ def train(asked: Config, files: ExitStack) -> int:
 def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        print("\nEvery knob, its type, its default and its consequence. Configs replace defaults:")
-        print("configs/idea.py, for example, prunes from 10% to 35% of the run.\n")
+        print("\nEvery knob, its type, its default and what it does. A config replaces defaults.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
         return 0 if argv else 2
     c = None

@@ -82,9 +82,8 @@ class TokenDataset:
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> Batch:
-        """The batch_size // world_size rows of this rank: the rank-th part of what all ranks have,
-        which is the same for every world_size. Steps count from 1. In an epoch each window comes
-        once, in an order drawn from (seed, epoch)."""
+        """The rank-th of world_size parts of a batch, which is the same for every world_size. Steps
+        count from 1. In an epoch each window comes once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
         rows = batch_size // world_size
         first = (step - 1) * batch_size + rank * rows
@@ -131,8 +130,7 @@ class TokenDataset:
         return float(np.concatenate(targets).mean())
 
     def _read(self, shard: int, start: int, count: int) -> np.ndarray:
-        """int64 (count,): the shard's tokens from `start` on. For one window, a read is cheaper
-        than a memory map."""
+        """int64 (count,): tokens of a shard from `start` on. Cheaper than a memory map."""
         offset = start * self._dtype.itemsize
         tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
         if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds

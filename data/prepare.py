@@ -28,8 +28,6 @@ import math
 import multiprocessing
 import shutil
 import sys
-import threading
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import lru_cache
@@ -37,11 +35,11 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from data import DataError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
+from data.workers import do_all
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
@@ -61,11 +59,7 @@ def is_validation(item: int, fraction: float, task: int = 0) -> bool:
 
 
 def prepare(
-    inputs: list[str | Path],
-    tokenizer: str,
-    out: str | Path,
-    val_fraction: float = VAL_FRACTION,
-    key: str = "text",
+    inputs: list[str | Path], tokenizer: str, out: str | Path, val_fraction=VAL_FRACTION, key="text"
 ) -> dict:
     """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
 
@@ -113,7 +107,8 @@ def prepare(
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
             raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
-        _make_pieces(tasks, settings)
+        left = [(piece, paths, *settings) for piece, paths in tasks.items() if not piece.exists()]
+        do_all(_make_piece, left, desc="tokenizing", unit="task", delay=10)  # seconds
         _cut(part, inputs, (*settings, sha256))  # has a file changed meanwhile?
         counts = [_read_counts(piece, dtype) for piece in tasks]
         if skipped := sum(count["skipped"] for count in counts):
@@ -149,8 +144,7 @@ def prepare_shipped(data_dir: str) -> None:
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
     """Tasks of TASK_BYTES or more, and the rest: piece -> input files. The name of a piece has a
-    digest of all that decides what it holds. It is renamed as a whole, so it is there or not.
-    Raises DataError where there are others."""
+    digest of all that decides what it holds. Raises DataError where there are others."""
     tasks, files, size = {}, [], 0
     for path in inputs:
         stat = path.stat()
@@ -164,44 +158,6 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
         what = "was begun with other arguments, or an input file has changed"
         raise DataError(f"{part}: {what}; remove it to start anew")
     return tasks
-
-
-def _make_pieces(tasks: dict[Path, list[Path]], settings: tuple) -> None:
-    """Does the tasks that have left no piece yet: in processes on all cores, as tokenizing in
-    threads waits for Python's lock; one task alone, in this process."""
-    left = [(piece, files, *settings) for piece, files in tasks.items() if not piece.exists()]
-    with tqdm(desc="tokenizing", unit="task", total=len(left), delay=10) as bar:  # 10 seconds
-        if len(left) < 2 or os.cpu_count() == 1:
-            for task in left:
-                _make_piece(*task)
-                bar.update()
-            return
-
-        def start(task: tuple) -> Future:
-            """In a thread, as Ctrl-C interrupts the main one, amid the start of a worker."""
-            if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            return pool.submit(_make_piece, *task)
-
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
-            try:
-                with ThreadPoolExecutor(1) as thread:
-                    started = list(thread.map(start, left))
-                for done in as_completed(started):
-                    done.result()
-                    bar.update()
-            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-
-
-def _end_with_main() -> None:
-    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main = multiprocessing.parent_process()
-    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
 _load_once = lru_cache(load_tokenizer)  # for all tasks of a process

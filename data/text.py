@@ -123,8 +123,7 @@ def _files(path: str, seen: set[str]) -> Iterator[Path]:
 
 
 def read_items(path: Path, key: str) -> Items:
-    """The items of a file. Raises DataError: damaged, or not what its name says, or a package is
-    missing."""
+    """The items of a file. Raises DataError: damaged, not what its name says, a package missing."""
     try:
         with WatchedFile(path) as raw:
             unpack = UNPACK.get(path.suffix.lower(), io.BufferedReader)

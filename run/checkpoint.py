@@ -8,7 +8,7 @@ Nothing in it depends on the clock, so equal runs leave equal bytes.
 import json
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,26 +27,11 @@ FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
-@dataclass
-class Start:
-    """How a run starts: its config, and what was saved, as `load_checkpoint` returns it. None: with
-    new weights. Weights without a history are as if saved at step 0."""
-
-    config: Config
-    saved: dict | None = None
-
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return self.saved["step"] if self.saved else 0
-
-
 def write_checkpoint(
     c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
-    of the data needs nothing (data/loader.py). digests: of `data`, of its `tokenizer` and of the
-    `teacher`. Raises OSError."""
+    of the data needs nothing (data/loader.py). digests: Folder's. Raises OSError."""
     moments, kept = {}, {p: s for optimizer in optimizers for p, s in optimizer.state.items()}
     for name, p in model.named_parameters():
         if p in kept:
@@ -68,11 +53,8 @@ def write_checkpoint(
 
 def load_checkpoint(path: Path) -> dict:
     """What write_checkpoint saved, on the CPU; `config` is a dict of all knobs, `model_config` a
-    GPTConfig. Never runs code of the file.
-
-    Raises UserError for a file that is missing, damaged, or not ours; OSError where it cannot be
-    read just now.
-    """
+    GPTConfig. Never runs code of the file. Raises UserError where that is missing, damaged, or not
+    ours; OSError where it cannot be read just now."""
     before, back = path.with_name(PREVIOUS), ""
     if path.name == NAME and before.exists():
         back = f"; to go back to the one before it: mv {before} {path}"
@@ -147,13 +129,13 @@ def tokenizer_of(saved: dict, path: Path) -> str:
     return data.tokenizer
 
 
-def load_start(c: Config, vocab_size: int) -> Start:
-    """A start at step 0 from the weights in `c.init_from`; the config takes their shape.
+def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
+    """The config with the shape of the weights in `c.init_from`, and these, as if saved at step 0.
     vocab_size: that of the data. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], vocab_size)
     shape = replace(given["model_config"], context_length=c.context_length)
-    return Start(c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}})
+    return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
 
 
 def load_model(saved: dict, device: torch.device) -> GPT:

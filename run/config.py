@@ -100,32 +100,32 @@ AT_MOST |= {"max_steps": 10**7, "batch_size": 10**6}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
 
 
+def need(ok: object, c: Config, key: str, remedy: str) -> None:
+    """Unless it is ok, raises UserError with the key, its value and the remedy."""
+    if not ok:
+        raise UserError(f"{key}={getattr(c, key)!r}: {remedy}")
+
+
 def check_config(c: Config, shape_known: bool = True) -> None:
-    """Refuse a value that no run could use. Raises UserError with the key, the value, the remedy.
-
-    shape_known: False where the model's shape comes from `init_from` and is not read yet.
-    """
-
-    def need(ok: bool, key: str, remedy: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={getattr(c, key)!r}: {remedy}")
-
+    """Refuse a value that no run could use. Raises UserError. shape_known: False where the shape of
+    the model comes from `init_from` and is not read yet."""
     for key, value in vars(c).items():
         if type(value) in (int, float):
-            need(0 <= value < 2**63, key, "must be 0 or more, and less than 2^63")
-            need(value > 0 or key not in POSITIVE.split(), key, "must be greater than 0")
-    need(not (c.resume and c.overwrite), "overwrite", "contradicts resume=True; give one of them")
+            need(0 <= value < 2**63, c, key, "must be 0 or more, and less than 2^63")
+            need(value > 0 or key not in POSITIVE.split(), c, key, "must be greater than 0")
+    need(not (c.resume and c.overwrite), c, "overwrite", "contradicts resume; give one of them")
     for key in ("beta1", "beta2", "score_beta"):
-        need(getattr(c, key) < 1, key, "must be less than 1")
+        need(getattr(c, key) < 1, c, key, "must be less than 1")
     for key, most in AT_MOST.items():
-        need(getattr(c, key) <= most, key, f"must be at most {most}")
+        need(getattr(c, key) <= most, c, key, f"must be at most {most}")
     for key, known in CHOICES.items():
-        need(getattr(c, key) in known, key, "must be one of " + ", ".join(known) + ADD.get(key, ""))
-    need(c.n_head % c.n_kv_head == 0, "n_kv_head", f"must divide n_head={c.n_head}")
-    need(c.head_dim % 2 == 0, "head_dim", "must be even")
+        remedy = "must be one of " + ", ".join(known) + ADD.get(key, "")
+        need(getattr(c, key) in known, c, key, remedy)
+    need(c.n_head % c.n_kv_head == 0, c, "n_kv_head", f"must divide n_head={c.n_head}")
+    need(c.head_dim % 2 == 0, c, "head_dim", "must be even")
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
-    need(c.head_dim or c.d_model % (2 * c.n_head) == 0, "d_model", even)
-    need(c.stop_after < c.max_steps, "stop_after", f"must come before max_steps={c.max_steps}")
+    need(c.head_dim or c.d_model % (2 * c.n_head) == 0, c, "d_model", even)
+    need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
     if not shape_known:
         return
@@ -138,7 +138,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     end = f"at the end, {n_head} query heads must divide d_model={d_model}"
     for kind in ("d_model", "n_kv_head"):
         loads = kind not in schedule.widths or d_model % n_head == 0
-        need(loads, f"{kind}_target", f"{end}, or transformers cannot load the model")
+        need(loads, c, f"{kind}_target", f"{end}, or transformers cannot load the model")
 
 
 def micro_batch(c: Config, ranks: int) -> int:
@@ -148,17 +148,22 @@ def micro_batch(c: Config, ranks: int) -> int:
 
 def check_ranks(c: Config, ranks: int) -> None:
     """Refuse a batch that so many ranks cannot share out evenly. Raises UserError."""
+    need(c.batch_size % ranks == 0, c, "batch_size", f"must divide by the {ranks} ranks")
     share = c.batch_size // ranks
-    if c.batch_size % ranks:
-        raise UserError(f"batch_size={c.batch_size}: must divide by the {ranks} ranks")
-    if share % micro_batch(c, ranks):
-        what = f"must divide the {share} sequences of each of {ranks} ranks"
-        raise UserError(f"micro_batch_size={c.micro_batch_size}: {what}")
+    remedy = f"must divide the {share} sequences of each of {ranks} ranks"
+    need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", remedy)
 
 
 def padded_vocab(c: Config, vocab_size: int) -> int:
     """The model's vocabulary, for data with one of this size."""
     return math.ceil(vocab_size / c.round_vocab_to) * c.round_vocab_to
+
+
+def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> None:
+    """Refuse the model that this knob names where its vocabulary is not the run's."""
+    size = padded_vocab(c, vocab_size)
+    what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
+    need(shape.vocab_size == size, c, key, f"{what}; --round_vocab_to pads it")
 
 
 def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
@@ -174,13 +179,8 @@ def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
 
 
 def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
-    """The config with the model knobs of the model in `init_from`. vocab_size: that of the data.
-    Raises UserError."""
-    if shape.vocab_size != padded_vocab(c, vocab_size):
-        raise UserError(
-            f"init_from={c.init_from!r}: its vocabulary has {shape.vocab_size} entries, that of "
-            f"data_dir={c.data_dir!r} has {vocab_size}; --round_vocab_to pads it"
-        )
+    """The config with the shape of `init_from`. vocab_size: that of the data. Raises UserError."""
+    check_vocabulary(c, "init_from", shape, vocab_size)
     c = replace(c, **{key: getattr(shape, key) for key in SHAPE})
     check_config(c)
     return c

@@ -98,8 +98,7 @@ def knobs_that_fit(
 
 
 class Plan:
-    """What a run with the knobs `c` will do. vocab_size: that of the data. teacher: its shape, for
-    any context."""
+    """What a run will do. vocab_size: that of the data. teacher: its shape, for any context."""
 
     def __init__(self, c: Config, vocab_size: int, teacher: GPTConfig | None = None):
         self.schedule, self.enlarged = Schedule(c), enlarged_shape(c, vocab_size)

@@ -10,8 +10,8 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 
 from data.loader import TokenDataset
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, Start, load_checkpoint
-from run.config import NOT_SAVED, SHAPE, Config, check_config
+from run.checkpoint import NAME, PREVIOUS, load_checkpoint
+from run.config import NOT_SAVED, SHAPE, Config, check_config, need
 from run.files import write_text
 from run.ranks import Ranks
 from run.teacher import Teacher
@@ -25,11 +25,9 @@ MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"
 
 class Folder:
     """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there.
-
     `files` closes what is open here. The lock is the system's: it ends with the process, however
     that ends. Raises UserError where another process runs there, nothing can be written, or the run
-    would write over what it may not.
-    """
+    would write over what it may not."""
 
     def __init__(
         self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None, files: ExitStack
@@ -66,9 +64,8 @@ class Folder:
         that it learns from, files of another program under our names."""
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
-            if getattr(c, key) and Path(getattr(c, key)).resolve() in own:
-                what = "the run would write over it; choose another out_dir"
-                raise UserError(f"{key}={getattr(c, key)!r}: {what}")
+            other = not getattr(c, key) or Path(getattr(c, key)).resolve() not in own
+            need(other, c, key, "the run would write over it; choose another out_dir")
         held = [name for name in RUN_FILES if (self.path / name).exists()]
         log = read_log(self.path) if c.resume and not self.has_checkpoint else []
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
@@ -83,9 +80,9 @@ class Folder:
             return
         raise UserError(f"out_dir={c.out_dir}: {what}")
 
-    def load(self, c: Config) -> Start:
-        """The run's own checkpoint, and the config with the shape that the run began with. Raises
-        UserError where it is of another config, of other data or with another teacher."""
+    def load(self, c: Config) -> tuple[Config, dict]:
+        """The config with the shape that the run began with, and its checkpoint. Raises UserError
+        where it is of another config, of other data or with another teacher."""
         path = self.path / NAME
         saved = load_checkpoint(path)
         then = saved["config"]
@@ -100,7 +97,7 @@ class Folder:
             if saved.get(what) != self.digests[what]:
                 other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
                 raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
-        return Start(c, saved)
+        return c, saved
 
     def open_log(self, c: Config, step: int) -> float:
         """Write config.json, and drop from log.jsonl what a run that goes on after `step` does

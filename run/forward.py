@@ -90,8 +90,7 @@ class Forward:
         (0 * self(tokens, tokens)).backward()
 
     def keep_compiled(self) -> None:
-        """Try compiled blocks in an empty pass. If that fails on any rank, blocks become eager on
-        all of them, and rank 0 says why."""
+        """Try compiled blocks. If that fails on any rank, all become eager, and rank 0 says why."""
         reason, self.wrapped = "", self.model
         try:
             self.empty_pass()
@@ -119,10 +118,8 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
 
 def compile_blocks(model: GPT, kinds: Container[str]) -> None:
     """Compile the blocks for training. One graph serves all blocks, which are alike, and all widths
-    of these kinds above 1, so a prune does not compile anything again.
-
-    In eval mode, where batches have other shapes, blocks stay as they are.
-    """
+    of these kinds above 1, so a prune does not compile anything again. In eval mode, where
+    batches have other shapes, blocks stay as they are."""
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end

@@ -6,6 +6,7 @@ and writes the files: safetensors only, and never code from a folder.
 
 import json
 from pathlib import Path
+from textwrap import shorten
 
 from model import GPTConfig
 from run import UserError
@@ -75,7 +76,8 @@ def load_folder(folder: Path) -> dict:
             use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
-        raise UserError(f"{folder}: cannot be read, or is damaged: {one_line(error)}") from error
+        what = f"cannot be read, or is damaged: {shorten(str(error), 300)}"
+        raise UserError(f"{folder}: {what}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
@@ -110,9 +112,5 @@ def read_shape(folder: Path) -> GPTConfig:
             raise ValueError(f"no model has these sizes: {sizes}")
         return GPTConfig(**sizes)
     except Exception as error:  # whatever a foreign file leads to
-        what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
+        what = f"has no {error}" if isinstance(error, KeyError) else shorten(str(error), 300)
         raise UserError(f"{path}: {what}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from run import UserError
-from run.config import Config, micro_batch
+from run.config import Config, micro_batch, need
 from run.cost import Plan, knobs_that_fit, memory_of
 
 
@@ -23,8 +23,7 @@ class Machine:
         self.dtype_name = str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
-        """In it, matrix products have the run's precision. Weights, moments and scores are float32
-        in any case."""
+        """In it, matrix products have the run's precision. Weights and moments are float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, x: Tensor) -> Tensor:
@@ -40,20 +39,17 @@ class Machine:
 
 
 def choose_device(c: Config) -> torch.device:
-    """The device, set up so that training on it is fast. Raises UserError where it is not there, or
-    cannot compute what the run needs."""
+    """The device, set up so that training on it is fast. Raises UserError as Machine does."""
     found = {"cpu": True, "cuda": torch.cuda.is_available()}
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
-    if not found[kind]:
-        raise UserError(f"device={c.device!r}: this torch finds none; try --device=auto")
+    need(found[kind], c, "device", "this torch finds none; try --device=auto")
     # It has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if here >= gpus:
-            raise UserError(f"device={c.device!r}: local rank {here}, but {gpus} GPUs are here")
+        need(here < gpus, c, "device", f"local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
         try_product()
@@ -75,11 +71,9 @@ def try_product() -> None:
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc.
-
-    By default it returns every large tensor to the system and gets it back page by page, which is a
-    third of a step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD).
-    """
+    """Have the C library keep what is freed for the next step, where it is glibc. By default it
+    returns every large tensor to the system and gets it back page by page, which is a third of a
+    step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # no allocation by mmap

@@ -16,12 +16,10 @@ ABORT = datetime.timedelta(minutes=3)  # after so long, torch itself gives the f
 
 
 class Ranks:
-    """The processes that train together: one, unless torchrun started more.
-
-    Where one of them dies, the others end within half an hour at the latest: with gloo by a
-    RuntimeError, with NCCL by its watchdog, which aborts the process. Raises UserError where
-    torchrun's variables are missing, or the ranks find each other but get no answer.
-    """
+    """The processes that train together: one, unless torchrun started more. Where one of them dies,
+    the others end within half an hour at the latest: with gloo by a RuntimeError, with NCCL by its
+    watchdog, which aborts the process. Raises UserError where torchrun's variables are missing, or
+    the ranks find each other but get no answer."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -87,8 +85,7 @@ class Ranks:
         return [mine for mine, *others in zip(x, *everyone) if others != [mine] * self.size]
 
     def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
-        """Raises UserError where the ranks would not do the same run. steps: done before. digests:
-        of the data, its tokenizer and the teacher."""
+        """Raises UserError where the ranks would not do the same run. steps: those done before."""
         settings = {"step": steps} | digests  # paths may have other names on each machine
         settings |= {key: value for key, value in vars(c).items() if key not in PATHS}
         for name, value in self.differ(list(settings.items())):

@@ -11,7 +11,7 @@ from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import write_checkpoint
-from run.config import Config
+from run.config import Config, need
 from run.cost import Plan, n_parameters
 from run.folder import Folder
 
@@ -31,15 +31,13 @@ class Report:
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
-        if not self.bytes_per_token:  # a few, and all of them <|endoftext|>
-            raise UserError(f"eval_tokens={c.eval_tokens}: none of them is text; give more")
+        need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
         before = folder.open_log(c, step)
         self.began = time.perf_counter() - before  # as if the run had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 
     def say(self, text: str) -> None:
-        """Print. If that fails (`| head -1`, a full disk), the run goes on, without what it would
-        print later."""
+        """Print. If that fails (`| head -1`, a full disk), the run goes on in silence."""
         if self.folder.main:
             try:
                 print(text, flush=True)

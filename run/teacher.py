@@ -12,27 +12,23 @@ from data.loader import TokenDataset
 from data.tokenizer import all_tokens, load_tokenizer
 from run import UserError
 from run.checkpoint import load_model, load_weights, tokenizer_of
-from run.config import Config, padded_vocab
+from run.config import Config, check_vocabulary
 from run.machine import Machine
 
 
 class Teacher:
-    """The model in `c.teacher`. It is never trained, pruned or saved.
-
-    `digest` names its shape and weights. Raises UserError or DataError, also where its vocabulary
-    is not that of the data: the text of each of its tokens.
-    """
+    """The model in `c.teacher`. It is never trained, pruned or saved. `digest` names its shape and
+    weights. Raises UserError or DataError, also where its vocabulary is not that of the data: the
+    text of each of its tokens."""
 
     def __init__(self, c: Config, data: TokenDataset, machine: Machine):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
         try:
-            given, size = load_weights(path), padded_vocab(c, data.vocab_size)
+            given = load_weights(path)
         except UserError as error:
             raise UserError(f"{where}: {error}; if it has moved, name its new place") from error
         shape = replace(given["model_config"], context_length=c.context_length)
-        if shape.vocab_size != size:
-            what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
-            raise UserError(f"{where}: {what}; --round_vocab_to pads it")
+        check_vocabulary(c, "teacher", shape, data.vocab_size)
         if given.get("tokenizer") != data.tokenizer_digest:  # other files may have the same tokens
             try:
                 both = tokenizer_of(given, path), data.tokenizer

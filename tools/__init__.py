@@ -28,4 +28,13 @@ def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str],
     return read
 
 
+def seed_range(text: str) -> range:
+    """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
+    first, dash, last = text.rpartition("-")
+    seeds = range(int(first) if dash else 1, int(last) + 1)
+    if not 0 <= seeds.start < seeds.stop <= 10**6:
+        raise ValueError(text)
+    return seeds
+
+
 positive = number(int, 1)

@@ -1,8 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns, and the median of --repeats turns counts. With --compile=on, compiled steps,
-too.
+compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps.
 """
 
 import argparse

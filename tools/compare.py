@@ -21,7 +21,7 @@ from run.config import NOT_SAVED, Config, load_config, read_file
 from run.cost import Plan
 from run.folder import read_log
 from run.stop import SIGNALS
-from tools import command, expanded, positive
+from tools import command, expanded, positive, seed_range
 from tools.load import load_plan
 from tools.results import COLUMNS, Arms, read_results, report, write
 
@@ -97,11 +97,10 @@ def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
+    call = [sys.executable, "-u", TRAIN, arm.path, *knobs]  # -u: its last line is its error
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with open(out_dir / "output.txt", "a") as file:
-        return subprocess.Popen(
-            [sys.executable, "-u", TRAIN, arm.path, *knobs],  # -u: its last line is its error
-            stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ,
-        )  # fmt: skip
+        return subprocess.Popen(call, stdout=file, stderr=file, env=environment)
 
 
 def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
@@ -164,15 +163,6 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
                 raise UserError(f"{out_dir}: an event of its log is damaged: {error}") from error
             found.setdefault(arm.name, {})[seed] = row
     return found
-
-
-def seed_range(text: str) -> range:
-    """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
-    first, dash, last = text.rpartition("-")
-    seeds = range(int(first) if dash else 1, int(last) + 1)
-    if not 0 <= seeds.start < seeds.stop <= 10**6:
-        raise ValueError(text)
-    return seeds
 
 
 @command

@@ -10,13 +10,14 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from textwrap import shorten
 
 import tiktoken
 
 from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
-from run.hugging_face import llama_config, need_transformers, one_line, weight_names
+from run.hugging_face import llama_config, need_transformers, weight_names
 from tools import command, expanded
 from tools.load import Trained, load_trained
 
@@ -24,11 +25,9 @@ SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
 def spell_merges(encoding: tiktoken.Encoding) -> tuple[list[str], list[tuple[str, str]]]:
-    """All tokens but <|endoftext|>, in printable characters, and their merges.
-
-    tiktoken merges the pair that makes the token of the lowest rank. So each pair that makes a
-    token is a merge here, in the order of the ranks.
-    """
+    """All tokens but <|endoftext|>, in printable characters, and their merges. tiktoken merges the
+    pair that makes the token of the lowest rank. So each pair that makes a token is a merge here,
+    in the order of the ranks."""
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     spelled = {token: "".join(CHARACTER[byte] for byte in token) for token in tokens}
     merges = []
@@ -148,7 +147,7 @@ def export(trained: Trained, folder: Path) -> None:
             (write_gguf if folder.suffix.lower() == ".gguf" else write_folder)(trained, new)
             new.rename(folder)
     except Exception as error:  # of the system, transformers or safetensors
-        raise UserError(f"{folder}: cannot be written: {one_line(error)}") from error
+        raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
 @command

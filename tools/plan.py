@@ -41,27 +41,12 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
         way = cost.knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
         rate = plan.schedule.rate_share(first, end - 1)
         cells = [name, compact(cost.n_parameters(shape)), compact((end - first) * tokens)]
-        cells += [
-            f"{rate:.0%}",
-            *(f"{x:.3g}" for x in flops),
-            f"{hours:,.4g}",
-            f"${hours * gpus * PRICE:,.0f}",
-        ]
-        cells += [f"{need / 2**30:.1f}", "yes" if need <= room else f"no; {way}"]
-        return f"| {' | '.join(cells)} |\n"
+        cells += [f"{rate:.0%}", *(f"{x:.3g}" for x in flops), f"{hours:,.4g}"]
+        cells += [f"${hours * gpus * PRICE:,.0f}", f"{need / 2**30:.1f}"]
+        return f"| {' | '.join(cells)} | {'yes' if need <= room else f'no; {way}'} |\n"
 
-    heads = [
-        "phase",
-        "parameters",
-        "tokens",
-        "learning rate",
-        *work,
-        "hours",
-        "cost",
-        "GiB per rank",
-        "fits",
-    ]
-    table = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
+    table = "| phase | parameters | tokens | learning rate | " + " | ".join(work)
+    table += " | hours | cost | GiB per rank | fits |\n|" + " --- |" * (8 + len(work)) + "\n"
     firsts = sorted({1, *(plan.schedule.window or ())})
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]

@@ -67,8 +67,7 @@ def write(folder: Path, arms: Arms) -> None:
 
 
 def t_test(differences: list[float]) -> float:
-    """Two-sided p-value of a paired t-test: how likely so large a mean would be by chance. nan
-    for fewer than 2."""
+    """Two-sided p of a paired t-test: how likely so large a mean is by chance; nan below 2."""
     if len(differences) < 2:
         return math.nan
     df, middle = len(differences) - 1, mean(differences)
