@@ -61,9 +61,10 @@ def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
     steps, prunes = ([e for e in log[name] if e["tokens"] <= now] for name in ("step", "prune"))
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
-    panel.plot(along(steps), along(steps, "loss"), color=BLUE, alpha=0.35, lw=1)
+    thin = {"color": BLUE, "alpha": 0.35, "lw": 1, "label": "(loss of a batch)", "zorder": 1}
     panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
     panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")
+    panel.plot(along(steps), along(steps, "loss"), **thin)
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
     panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
@@ -98,6 +99,8 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     jumps.set_title(f"prunes added {cost:.2f} nats", loc="right")
     loss.axvspan(*jumps.get_xlim(), color=GREY, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
+    loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=13, va="top")
+    loss.text(x[n - 1], y[n - 1] + 0.3, f"{y[n - 1]:.1f}", fontsize=13, ha="right")
     loss.plot(along(prunes), np.interp(along(prunes), x, y), "o", color=RED)
     loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
     loss.set_title("loss in nats (red: prunes)", loc="left")
