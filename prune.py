@@ -17,8 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where units lie in a weight or bias. Along `dim`, it is (parts, width, length): equal parts,
-    one after the other, each with a piece for each unit. A unit is its pieces in all parts."""
+    """Where all units of a group lie in a weight or bias. Its `dim` is (parts, width, length): each
+    part has a piece for each unit, and a unit is its pieces in all parts."""
 
     name: str  # of the parameter
     dim: int
@@ -38,7 +38,7 @@ class UnitGroup:
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
-    from model.config, where your own loop sets them. Raises ValueError for a missing weight."""
+    from model.config, so set them there after a prune. Raises ValueError for a missing weight."""
     groups, config = [], model.config  # once: in model.py it is a property that asks all layers
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
@@ -76,15 +76,15 @@ def whole(x: Tensor) -> Tensor:
 
 
 def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
-    """Sum x, of the shape of a parameter of the group, over the slice of each unit: (width,)."""
+    """Sum x, of the shape of a parameter of the group, over the pieces of each unit: (width,)."""
     others = [dim for dim in range(x.dim()) if dim != where.dim]
     x = whole(x.sum(others) if others else x)  # (x.shape[dim],)
     return x.view(where.parts, width, -1).sum((0, 2))
 
 
 def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
-    """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune,
-    2503.05920, by its published reviews). A weight without a gradient (frozen) has gradient 0."""
+    """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune, as the
+    reviews of 2503.05920 say). A weight without a gradient (frozen) has gradient 0."""
 
     def squares(p: nn.Parameter) -> Tensor:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad

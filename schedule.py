@@ -15,12 +15,13 @@ from typing import NamedTuple
 def knobs(max_steps: int, **others) -> SimpleNamespace:
     """What Schedule asks for, in a loop of your own: names and meanings are those of run/config.py,
     defaults are not. For each kind of unit that you prune, pass its width at the beginning and at
-    the end, such as d_ff=1024, d_ff_target=352; for learning_rate(), its peak."""
+    the end, such as d_ff=1024, d_ff_target=352; learning_rate is the peak (1: a factor)."""
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
     c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
-    c |= {"learning_rate": 0.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
-    for key in others:  # a misspelt one would do nothing
-        if key not in c and f"{key.removesuffix('_target')}_target" not in others:
+    c |= {"learning_rate": 1.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
+    for key in others.keys() - c.keys():  # a misspelt one would do nothing
+        kind = key.removesuffix("_target")
+        if not {kind, f"{kind}_target"} <= others.keys():
             raise ValueError(f"{key}: no such knob; of each kind, give KIND and KIND_target")
     return SimpleNamespace(**c | others)
 
@@ -42,7 +43,7 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            near = min(max(1, round(target / grid)), (enlarged - 1) // grid) * grid
+            near = min(max(1, round(target / grid)), (enlarged - 1) // grid) * grid  # 0: none
             remedy = f"must be a multiple of round_to={grid}; the nearest is {near or 'too large'}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -59,7 +60,7 @@ class Schedule:
         # The steps at which the prune window opens and closes; None: never prune. Prunes come
         # prune_every, 2 prune_every, ... steps after it opens, and when it closes
         self.window = prune_window(c) if self.widths else None
-        # Scoring begins so many steps before: an older score would weigh less than e^-5
+        # Scoring begins so many steps before that: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:

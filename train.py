@@ -5,9 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all counts of steps by eight, also those on the
-command line. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and
-backward, score, update.
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, but --stop_after.
+The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward,
+score, update.
 """
 
 import inspect
@@ -98,7 +98,7 @@ def train(asked: Config, files: ExitStack) -> int:
     asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
     folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
     if asked.resume and folder.has_checkpoint:
-        c, saved = folder.load(asked)
+        c, saved = folder.load(asked)  # c is as asked, with the shape at its step 0
     elif asked.init_from:
         c, saved = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved

@@ -3,6 +3,7 @@
 `python -m studies.results` draws results.png, from the runs of the studies. Needs matplotlib.
 """
 
+import re
 import sys
 from pathlib import Path
 from statistics import mean
@@ -42,6 +43,7 @@ def method():
     (usual, idea), (usual_rate, idea_rate) = axes
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
+    idea.text(365, 400, "our window:\n10 to 35%", color="0.35", va="center")
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarge", "right"),
@@ -71,9 +73,9 @@ def forest(rows: list):
         if words != compared:
             compared, y = words, y - 1.5
             panel.text(-0.82, y, compared, fontweight="bold", **at)
-            first, _, second = compared.partition(":")[0].partition(", against ")
+            first, second = re.match(r"(.*), against (.*?)( after|:)", compared).group(1, 2)
             panel.text(0.003, y, f"{first} is better →", color=GREEN, va="center")
-            panel.text(-0.003, y, f"← {second} is", color="0.35", va="center", ha="right")
+            panel.text(-0.003, y, f"← {second} is better", color="0.35", va="center", ha="right")
         y -= 1
         color = {"Muon": BLUE, "AdamW": ORANGE}[cells[1]]
         for x, cell in zip(columns, (*cells, e.pairs)):
@@ -86,9 +88,12 @@ def forest(rows: list):
                 panel.plot(x, y, mark, color=color, clip_on=False)
         told = e.low > 0 or e.high < 0
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
+        note = ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
-            note = f"one test has {e.heaviest:.0%} of the weight"
-            panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
+            note = f"one test makes {e.heaviest:.0%} of it"
+        elif not told and e.pairs.startswith("0 "):
+            note = "its tests differ too much to tell"
+        panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])

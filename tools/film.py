@@ -68,7 +68,7 @@ def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
     panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
-    panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
@@ -100,7 +100,6 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     loss.axvspan(*jumps.get_xlim(), color=GREY, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=13, va="top")
-    loss.text(x[n - 1], y[n - 1] + 0.3, f"{y[n - 1]:.1f}", fontsize=13, ha="right")
     loss.plot(along(prunes), np.interp(along(prunes), x, y), "o", color=RED)
     loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
     loss.set_title("loss in nats (red: prunes)", loc="left")
