@@ -82,8 +82,8 @@ def train(asked: Config, files: ExitStack) -> int:
     """Run a config, from the start or from its last checkpoint. Its files are in its out_dir;
     `files` closes those that are open.
 
-    Returns the exit code: 0 when done, 128 + n when signal n stopped the run. Raises DataError or
-    UserError.
+    Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
+    Raises UserError, DataError or OSError.
     """
     machine = Machine(asked)  # device and precision
     ranks = Ranks(machine.device)
