@@ -6,3 +6,7 @@ for seed in {31..40}; do
     python -m tools.compare $arms $small --reference=idea_10_35 --seeds=$seed-$seed --jobs=2 --compile=on \
         --runs=out/when --out=studies/window/when
 done
+
+# Exploratory, with Muon and its usual start; the rate is that of tokens/dictionary_568.py
+python -m tools.compare studies/window/arms.py:{idea_10_35,idea_50_75,oneshot_50,scratch} --optimizer=muon \
+    --learning_rate=1.13e-2 --reference=idea_10_35 --seeds=31-33 --jobs=2 --compile=on --out=studies/window/muon
