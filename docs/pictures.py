@@ -90,7 +90,7 @@ def forest(rows: list):
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
-            note = f"one test makes {e.heaviest:.0%} of it"
+            note = f"{e.heaviest:.0%} of it is one test"
         elif not told and e.pairs.startswith("0 "):
             note = "its tests differ too much to tell"
         panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
@@ -98,8 +98,8 @@ def forest(rows: list):
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "difference in loss, nats per token: mean and 95% interval\n"
-        "(hollow: we cannot tell; faint: single tests)"
+        "by how much the loss is lower, nats per token: mean and 95% interval\n"
+        "(hollow: we cannot tell; faint: single tests; an arrow: it goes on)"
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.spines["left"].set_visible(False)

@@ -65,10 +65,12 @@ def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
     panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
     panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")
     panel.plot(along(steps), along(steps, "loss"), **thin)
+    for i, y, side in ((0, before, "right"), (-1, after, "left")) if x else ():
+        panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=13, ha=side, va="center")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
     panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
-    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
+    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=13)
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
