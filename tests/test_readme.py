@@ -33,7 +33,7 @@ COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "p
 STUDIES = [*ROOT.glob("studies/**/README.md")]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb", *STUDIES]
 SCRIPTS = sorted(ROOT.glob("studies/**/*.py"))
-ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(), re.M)]
+ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(encoding="utf-8"), re.M)]
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 # A word of a command: what is added to it
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}
