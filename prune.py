@@ -52,8 +52,7 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
 
 
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """To first order, how much the loss changes if this weight becomes zero, up to the sign
-    (LoSparse, 2306.11222)."""
+    """To first order, how the loss changes without the weight, up to sign (LoSparse 2306.11222)."""
     return weight * gradient
 
 

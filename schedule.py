@@ -138,8 +138,7 @@ class Schedule:
         return "enlarged" if step < opens else "prune" if step < closes else "recover"
 
     def scoring(self, step: int) -> bool:
-        """Whether units are scored in this step: from `score_steps` before the window opens to the
-        step before the last prune."""
+        """Whether this step scores units: from `score_steps` before the window to its end."""
         if not self.window:
             return False
         opens, closes = self.window

@@ -128,9 +128,9 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
             else:
                 folder, idea, *small = runs.split()
                 path = STUDIES / folder / "runs.csv"
-                arms = read_csv(path) if path.exists() else {}  # window/when is still to come
+                arms = read_csv(path)
                 tests = [paired(arms.get(small[i], {}), arms.get(idea, {}))]
-            if max(map(len, tests)) > 1:
+            if "when" not in runs or len(tests[0]) > 9:  # all of the ten seeds, or none
                 yield [f"IDEA, against the small model: {words}", *where], effect(tests)
 
 

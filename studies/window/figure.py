@@ -13,7 +13,7 @@ from tools.figures import open_figure
 from tools.results import paired, read_csv
 
 FOLDER = STUDIES / "window"
-ARMS = {"idea_10_35": "10–35", "oneshot_25": "25", "oneshot_50": "50", "idea_50_75": "50–75"}
+ARMS = {"idea_10_35": "10-35", "oneshot_25": "25", "oneshot_50": "50", "idea_50_75": "50-75"}
 ARMS |= {"oneshot_625": "62.5", "oneshot_75": "75"}  # where each prunes, % of the run
 RUNS = {"when": ("AdamW", ORANGE), "muon": ("Muon", BLUE), "plateau": ("AdamW, plateau", GREEN)}
 TITLES = "averaged over the neurons that go", "after the last prune"
@@ -22,7 +22,7 @@ TITLES = "averaged over the neurons that go", "after the last prune"
 def shares(arm: str, plateau: bool) -> tuple[float, float]:
     """What prunes leave of the learning rate summed over the run: averaged over the neurons that
     go, and after the last prune. plateau: that of docs/course.md."""
-    schedule = Schedule(load_config(*read_arms(FOLDER / "arms.py")[arm]))
+    schedule = Schedule(load_config(*read_arms("studies/window/arms.py")[arm]))
     if plateau:
         warmup = schedule.c.warmup_steps
         schedule.learning_rate = lambda step: min(1, step / warmup, (1 - step / 16000) / 0.2)
