@@ -108,7 +108,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
     """
     q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
-    # KV head j serves the query heads from j * queries_per_kv on: one piece of q
+    # KV head j serves the query heads from j * queries_per_kv on: one piece of q (prune.Slice)
     if queries_per_kv > 1:  # by hand: not every kernel takes enable_gqa=True
         k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
@@ -198,7 +198,7 @@ class GPT(nn.Module):
 
     def groups(self) -> list[UnitGroup]:
         """Every prunable group of the model as it is now."""
-        in_blocks = block_groups(self, "blocks", SLICES)  # of d_model, only a layer's part
+        in_blocks = block_groups(self, "blocks", SLICES)  # d_model's are joined below
         stream = [Slice("unembed.weight", 1), Slice("norm.weight", 0)]  # a channel's slices
         if self.unembed.weight is not self.embed.weight:  # if they are tied, it is one matrix
             stream.append(Slice("embed.weight", 1))

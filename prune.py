@@ -17,8 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where all units of a group lie in a weight or bias. Its `dim` is (parts, width, length): each
-    part has a piece for each unit, and a unit is its pieces in all parts."""
+    """Where all units of a group lie in a weight or bias. Dimension `dim`, unflattened, is (parts,
+    width, length): each part has a piece for each unit. A unit is its pieces in all parts."""
 
     name: str  # of the parameter
     dim: int
@@ -209,7 +209,7 @@ class Pruner:
     @torch.no_grad()
     def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
-        All kinds in one step are pruned by scores from before the first cut.
+        Call it for each kind that is due; all are pruned by the scores from before the first cut.
 
         Returns a record for the log, two lists with an entry for each group: "removed" has the old
         indices of the units that went, "scores" the minimum, quartiles and maximum of its scores.

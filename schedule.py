@@ -35,15 +35,16 @@ class Widths(NamedTuple):
 
 
 def pruned_widths(c) -> dict[str, Widths]:
-    """By kind of unit, of those that the run prunes: 0 < KIND_target < KIND, two knobs. The grid is
-    round_to, but 1 for kinds whose names begin with n_ or num_: heads, layers, few whole pieces."""
+    """By kind of unit, of those that the run prunes: 0 < KIND_target < KIND, both knobs. The grid is
+    round_to, but 1 for kinds whose names begin with n_ or num_, such as heads and layers."""
     widths = {}
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
         enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            near = min(max(1, round(target / grid)), (enlarged - 1) // grid) * grid  # 0: none
+            most = (enlarged - 1) // grid * grid  # as `enlarged` itself would prune nothing
+            near = min(max(1, round(target / grid)) * grid, most)
             remedy = f"must be a multiple of round_to={grid}; the nearest is {near or 'too large'}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -60,7 +61,7 @@ class Schedule:
         # The steps at which the prune window opens and closes; None: never prune. Prunes come
         # prune_every, 2 prune_every, ... steps after it opens, and when it closes
         self.window = prune_window(c) if self.widths else None
-        # Scoring begins so many steps before that: an older score would weigh less than e^-5
+        # Scoring begins so many steps before it opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:
@@ -127,7 +128,7 @@ class Schedule:
         if not self.window:
             return []
         opens, closes = self.window
-        due = [*range(opens, closes, self.c.prune_every), closes]  # at `opens`, no width changes
+        due = [*range(opens + self.c.prune_every, closes, self.c.prune_every), closes]
         return [step for step in due if self.new_widths(step)]
 
     def phase(self, step: int) -> str:

@@ -98,7 +98,7 @@ def train(asked: Config, files: ExitStack) -> int:
     asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
     folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
     if asked.resume and folder.has_checkpoint:
-        c, saved = folder.load(asked)  # c is as asked, with the shape at its step 0
+        c, saved = folder.load(asked)  # c has the enlarged shape; saved may be narrower
     elif asked.init_from:
         c, saved = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
@@ -176,7 +176,7 @@ def train(asked: Config, files: ExitStack) -> int:
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)
             report.eval(step, val_loss)
-        must_save = step == last or bool(stopping)
+        must_save = step == last or bool(stopping)  # a failure ends the run
         if step % c.save_every == 0 or must_save:
             report.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
         if stopping:
