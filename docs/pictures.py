@@ -87,12 +87,15 @@ def forest(rows: list):
             if beyond:
                 panel.plot(x, y, mark, color=color, clip_on=False)
         told = e.low > 0 or e.high < 0
+        verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
+        word, shade = verdict if told else ("cannot tell", "0.35")
+        panel.text(1.22, y, word, color=shade, **at)
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
-            note = f"{e.heaviest:.0%} of it is one test"
+            note = "mostly one test"
         elif not told and e.pairs.startswith("0 "):
-            note = "its tests differ too much to tell"
+            note = f"{len(e.tests)} tests that differ widely"
         panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
