@@ -127,9 +127,10 @@ def test_every_script_of_a_study_imports():
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
-def test_every_arm_of_a_study_is_a_config_that_train_takes():
-    arms = [arm for path in ARMS for arm in read_arms(str(path)).values()]
-    assert len(arms) > 60 and all(load_config(*arm) for arm in arms)
+def test_every_config_and_every_arm_of_a_study_is_what_train_takes():
+    paths = [*ROOT.glob("configs/**/*.py"), *ARMS]
+    arms = [arm for path in paths for arm in read_arms(str(path)).values()]
+    assert len(arms) > 80 and all(load_config(*arm) for arm in arms)
 
 
 def changed(file: str, diff: str) -> str:
