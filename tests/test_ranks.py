@@ -41,11 +41,12 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
 
 
 UPSIDE_DOWN = """
-def upside_down(self, model, score=train.Pruner.score):
+from prune import Pruner
+def upside_down(self, model, score=Pruner.score):
     score(self, model)
     if os.environ["RANK"] == "1":
         self.scores = {name: -score for name, score in self.scores.items()}
-train.Pruner.score = upside_down
+Pruner.score = upside_down
 """
 
 
