@@ -129,29 +129,23 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
         refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
 
 
-def test_a_frame_of_the_film_has_the_numbers_and_the_prunes_of_the_log(undisturbed):
+def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = figures.by_name(undisturbed)
     panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
-    chosen = [
-        (row == film.CHOSEN).nonzero()[0] for row in states[first["tokens"], 0][first["kind"]]
-    ]
-    assert [units.tolist() for units in chosen] == first["removed"]  # where they stand
-    for (now, stage), units in states.items():
+    chosen = states[first["tokens"], 0][first["kind"]] == film.CHOSEN
+    assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
+    for (now, _), units in states.items():
         film.draw_moment(panels, log, units, now)
         said = [panel.get_title(loc) for panel in panels for loc in ("left", "right")]
         step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
-        prunes = [e for e in log["prune"] if e["tokens"] <= now]
-        cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
-        right = [f"{compact(now)} tokens", f"{compact(step['params'])} parameters"]
-        right.append(f"prunes added {cost:.2f} nats")
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
-        assert {*right} < {*said} and counts == [str(step[kind]) for kind in units]
+        assert counts == [str(step[kind]) for kind in units]
+        assert f"{compact(step['params'])} parameters" in said
         (red,) = panels[-1].collections
-        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
+        seen = [e for e in log["prune"] if e["tokens"] <= now]
+        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in seen]
         assert [line.tolist() for line in red.get_segments()] == jumps
-        closed_up = all((row[1:] <= row[:-1]).all() for rows in units.values() for row in rows)
-        assert closed_up or stage < 3
 
 
 def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
