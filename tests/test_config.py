@@ -61,8 +61,11 @@ def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path,
 
 
 def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("RANK", "9")
+    """A number of ranks alone is a bad start."""
     monkeypatch.setenv("WORLD_SIZE", "3")
+    alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
+    refused(capsys, main, *alone, words="RANK expected, but not set; torchrun sets all")
+    monkeypatch.setenv("RANK", "9")
     said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
