@@ -48,15 +48,14 @@ def pairs(tmp_path_factory) -> Path:
 def by_hand(folder: Path, *shards, vocab_size: int = 2000) -> TokenDataset:
     """The dataset of a prepared folder written by hand. shards: each a list of ids."""
     folder.mkdir(exist_ok=True)
-    (folder / "token_bytes.bin").touch()
     entries = []
     for i, tokens in enumerate(shards):
         (folder / f"{i}.bin").write_bytes(content := np.array(tokens, "<u2").tobytes())
         sha256 = hashlib.sha256(content).hexdigest()
         entries.append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
     meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": 0, "tokenizer": "none"}
-    meta["files"] = {"token_bytes.bin": hashlib.sha256(b"").hexdigest()}
-    meta["train"] = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
+    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
+    meta |= {"files": {}, "train": train}
     (folder / "meta.json").write_text(json.dumps(meta))
     return TokenDataset(folder, "train", T)
 
