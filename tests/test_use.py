@@ -1,6 +1,5 @@
 """What one does with a run: sample from its model, judge a text by it, draw it."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -13,7 +12,6 @@ from test_model import large
 
 from data.tokenizer import encode_bytes
 from model import KINDS
-from run.folder import read_log
 from run.report import compact
 from tools import evaluate, figures, film, plot, sample
 from tools.load import Trained, load_trained
@@ -146,16 +144,3 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
         seen = [e for e in log["prune"] if e["tokens"] <= now]
         jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in seen]
         assert [line.tolist() for line in red.get_segments()] == jumps
-
-
-def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
-    pytest.importorskip("matplotlib")
-    Image, ImageSequence = map(pytest.importorskip, ("PIL.Image", "PIL.ImageSequence"))
-    few = [e for e in read_log(undisturbed) if e["step"] % 6 == 0 or e.get("kind") == "d_model"]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in few))
-    run = [str(tmp_path), "--animate"]
-    assert plot.main(run) == plot.main([*run, f"--to={tmp_path / 'still.png'}"]) == 0
-    film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
-    times = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
-    assert 8000 < sum(times) < 12000 and film.info["loop"] == 0 and len(times) > 4
-    assert still.size == (2 * film.size[0], 2 * film.size[1])
