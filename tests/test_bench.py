@@ -68,14 +68,13 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
     config = "configs/idea_2.8b.py"
-    for optimizer, muon in (("adamw", 0), ("muon", 5.7e21)):
-        table = rows(planned(capsys, config, "--gpus=64", f"--optimizer={optimizer}"))
-        work, hours = [float(x) for x in table["the run"][3:7]], float(table["the run"][7])
-        assert work == pytest.approx([2.84e22, 0, 9.05e21, muon], rel=0.01)
-        assert hours == pytest.approx(sum(work) / (64 * 0.4 * 989e12) / 3600, rel=0.01)
-        phases = [table[name] for name in ("enlarged", "prune", "recover")]
-        assert sum(float(cells[7]) for cells in phases) == pytest.approx(hours, rel=0.01)
-        assert [cells[-1] for cells in phases] == ["yes"] * 3
+    table = rows(planned(capsys, config, "--gpus=64", "--optimizer=muon"))
+    work, hours = [float(x) for x in table["the run"][3:7]], float(table["the run"][7])
+    assert work == pytest.approx([2.84e22, 0, 9.05e21, 5.7e21], rel=0.01)
+    assert hours == pytest.approx(sum(work) / (64 * 0.4 * 989e12) / 3600, rel=0.01)
+    phases = [table[name] for name in ("enlarged", "prune", "recover")]
+    assert sum(float(cells[7]) for cells in phases) == pytest.approx(hours, rel=0.01)
+    assert [cells[-1] for cells in phases] == ["yes"] * 3
     assert phases[0][:3] == ["2.82B", "1T", "81%"] and phases[2][:3] == ["1.31B", "500B", "3%"]
     assert "no; --micro_batch_size=8" in planned(capsys, config, "--micro_batch_size=128")
     assert "no; not one sequence fits" in planned(capsys, config, "--gpu=4090")
@@ -86,11 +85,8 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
 
 def test_the_plan_is_for_the_run_that_train_would_make(toy, undisturbed, capsys):
     text = planned(capsys, "configs/idea.py", "--gpus=1")
-    idea = Plan(load_config("configs/idea.py"), 1024)
-    steps = re.search(r"max_steps=(\d+)", text)[1]
-    per_step = flops_per_token(idea.final) * 32 * 128
-    assert abs(int(steps) * per_step - idea.flops()) < per_step
-    assert "vocabulary of 1,024" in text
+    even = load_config("configs/scratch_flops.py").max_steps  # test_compare.py
+    assert "vocabulary of 1,024" in text and f"With max_steps={even}, scratch has as many." in text
     assert "vocabulary of 50,304" in planned(capsys, "configs/idea_gpt2.py")
     text = planned(capsys, str(toy), f"--init_from={undisturbed}", "--gpus=1")
     params = events(undisturbed, "done")[0]["params"]

@@ -147,13 +147,6 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def test_seeds_are_a_number_or_a_range():
-    assert [*compare.seed_range("3")] == [1, 2, 3] and [*compare.seed_range("8-9")] == [8, 9]
-    for wrong in ("--jobs=0", "--seeds=3-1", "--out="):
-        with pytest.raises(SystemExit, match="2"):
-            compare.main(["configs/idea.py", "--out=x", wrong])
-
-
 def arms_of(losses: dict[str, dict[int, float]]) -> results.Arms:
     """As of a runs.csv, with 7 in all other columns."""
     seven = dict.fromkeys(COLUMNS, 7)

@@ -1,4 +1,4 @@
-"""Knobs: every shipped config makes a run, and what could not be one is refused in one line."""
+"""Knobs: what they mean together, and what could not be a run is refused in one line."""
 
 from dataclasses import fields
 
@@ -12,12 +12,6 @@ from train import main
 
 def load(name: str, *overrides: str) -> Config:
     return load_config(f"configs/{name}.py", list(overrides))
-
-
-@pytest.mark.parametrize("name", ["idea_12m", "idea_gpt2", "idea_2.8b", "smollm2"])
-def test_configs_of_other_sizes_load(name):
-    """Those of one size: test_compare.py."""
-    assert load(name).out_dir == f"out/{name}"
 
 
 def test_plan_counts_the_flops_of_every_step():
@@ -67,8 +61,11 @@ def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path,
 
 
 def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("RANK", "9")
+    """A number of ranks alone is a bad start."""
     monkeypatch.setenv("WORLD_SIZE", "3")
+    alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
+    refused(capsys, main, *alone, words="RANK expected, but not set; torchrun sets all")
+    monkeypatch.setenv("RANK", "9")
     said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)

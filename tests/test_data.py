@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -48,15 +48,14 @@ def pairs(tmp_path_factory) -> Path:
 def by_hand(folder: Path, *shards, vocab_size: int = 2000) -> TokenDataset:
     """The dataset of a prepared folder written by hand. shards: each a list of ids."""
     folder.mkdir(exist_ok=True)
-    (folder / "token_bytes.bin").touch()
     entries = []
     for i, tokens in enumerate(shards):
         (folder / f"{i}.bin").write_bytes(content := np.array(tokens, "<u2").tobytes())
         sha256 = hashlib.sha256(content).hexdigest()
         entries.append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
     meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": 0, "tokenizer": "none"}
-    meta["files"] = {"token_bytes.bin": hashlib.sha256(b"").hexdigest()}
-    meta["train"] = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
+    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
+    meta |= {"files": {}, "train": train}
     (folder / "meta.json").write_text(json.dumps(meta))
     return TokenDataset(folder, "train", T)
 
@@ -243,50 +242,31 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
         refuse("cannot be read to its end", path, tmp_path / "x", key="body")
 
 
-def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, small_tasks):
+def test_stopped_anywhere_it_goes_on_by_its_whole_pieces(tmp_path, monkeypatch, small_tasks):
+    """To the same bytes, and by no piece that is damaged or of other files."""
     for i in range(4):
         write_jsonl(tmp_path / f"{i}.jsonl", [f"{i}: {j}" for j in range(12)])
-    whole, out, done, stop = tmp_path / "whole", tmp_path / "out", [], 1
+    whole, out, full = tmp_path / "whole", tmp_path / "out", OSError(28, "No space left")
     prepare([tmp_path], "shipped", whole)
-
-    def stopping(function):
-        def call(*arguments):
-            done.append(arguments)
-            if len(done) == stop:
-                raise OSError(28, "No space left")
-            return function(*arguments)
-
-        return call
-
-    monkeypatch.setattr("os.rename", stopping(os.rename))
-    encode = stopping(data.prepare.encode_to_numpy)
+    monkeypatch.setattr("os.rename", rename := Mock(wraps=os.rename))
+    encode = Mock(wraps=data.prepare.encode_to_numpy)
     monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
-    while not out.exists():
-        done.clear()
-        with contextlib.suppress(DataError):
-            prepare([tmp_path], "shipped", out)
-        assert out.exists() or len(done) == stop
-        stop += 4
-    assert contents(out) == contents(whole) and len(contents(out)) == 5
-    assert done[0][1].startswith(b"3: ")  # at last, one task was left
-
-
-def test_pieces_of_other_files_and_damaged_ones_are_refused(tmp_path, monkeypatch, small_tasks):
-    for name in "ab":
-        write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
-    out = tmp_path / "out"
-    with monkeypatch.context() as full:
-        full.setattr(data.prepare, "_join", Mock(side_effect=OSError(28, "No space left")))
+    for first in (0, 0, 1, 2, 3):  # what is whole is renamed: a piece, at last the folder
+        rename.side_effect = [DEFAULT, full] if encode.called else full
+        encode.reset_mock()
         refuse("out: cannot be made: .*No space left", tmp_path, out)
-    before = (tmp_path / "b.jsonl").stat()
-    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns + 1))
+        assert encode.call_args_list[0].args[1].startswith(b"%d: " % first)
+    os.utime(tmp_path / "1.jsonl", ns=(0, (ns := os.stat(tmp_path / "1.jsonl").st_mtime_ns) + 1))
     refuse("an input file has changed; remove it to start anew", tmp_path, out)
-    os.utime(tmp_path / "b.jsonl", ns=(0, before.st_mtime_ns))
+    os.utime(tmp_path / "1.jsonl", ns=(0, ns))
     for name in ("train", "val", "counts.json"):
         (path,) = (tmp_path / ".out.part").glob(f"00000_*/{name}")
         path.write_bytes((content := path.read_bytes())[:-2])
         refuse("00000_.*: is damaged; remove it, and start again", tmp_path, out)
         path.write_bytes(content)
+    rename.side_effect, encode.side_effect = None, AssertionError
+    prepare([tmp_path], "shipped", out)
+    assert contents(out) == contents(whole) and len(contents(out)) == 5
 
 
 def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
@@ -415,7 +395,7 @@ def test_each_epoch_has_each_window_once_in_a_new_order_at_a_new_offset(counting
 
 
 @pytest.mark.parametrize("size", [T + 1, 2 * T, 2 * T + 1, 5 * T + 7])
-def test_every_start_is_reached_and_every_target_evaluated_once(tmp_path, size):
+def test_every_token_but_the_last_ones_may_begin_a_window(tmp_path, size):
     dataset = by_hand(tmp_path, range(size))
     x = torch.cat([dataset.batch(step, 99, seed=0)[0] for step in range(1, 41)])
     assert set(x[:, 0].tolist()) == set(range(size - T))

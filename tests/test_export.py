@@ -144,16 +144,22 @@ def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
     assert read_shape(folder).rope_theta == 500  # transformers 4
 
 
-def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
-    """With its own tokenizer, at every step."""
+def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys):
+    """With its own tokenizer, shape, theta and eps, at every step."""
+    folder = exported(GPT(wide := OTHERS["padded"]), tmp_path / "hf")
     change_json(folder / "tokenizer_config.json", eos_token="!", bos_token="?", pad_token=None)
     own, out, back = tmp_path / "own", tmp_path / "pruned", tmp_path / "back"
     prepare([toy.parent / "text.jsonl"], str(folder), own)
     knobs = [f"--init_from={folder}", f"--data_dir={own}", "--n_kv_head_target=0"]
+    knobs += ["--d_model_target=24", f"--out_dir={out}"]
+    refused(capsys, train.main, toy, *knobs, words="1088.*1024.*--round_vocab_to")
+    knobs.append("--round_vocab_to=68")
     assert run(toy, out, *knobs, "--stop_after=20") == 0
     shutil.rmtree(folder)  # the run has its weights, and the data their tokenizer
     assert run(toy, out, *knobs, "--resume") == 0
-    assert [events(out, "step")[i]["d_ff"] for i in (0, -1)] == [24, 8]
+    shape = load_checkpoint(out / "checkpoint.pt")["model_config"]
+    assert shape == replace(wide, context_length=16, d_model=24, n_layer=2, d_ff=8)
+    assert events(out, "step")[0]["d_ff"] == wide.d_ff
     assert export.main([str(out), f"--to={back}"]) == 0
     capsys.readouterr()
     for model in (out, back):  # the folder itself is a run, too
@@ -164,18 +170,6 @@ def test_a_folder_is_pruned_exported_and_sampled(folder, tmp_path, toy, capsys):
     theirs = transformers.AutoTokenizer.from_pretrained(back)
     ids = json.loads((back / "generation_config.json").read_bytes())
     assert ids["eos_token_id"] == theirs.eos_token_id == theirs.convert_tokens_to_ids("!")
-
-
-def test_shape_theta_and_eps_of_a_folder_stay_with_the_run(tmp_path, toy, capsys):
-    wide = replace(BASE, vocab_size=V + 64, d_ff=64, rope_theta=500.0, norm_eps=0.1)
-    folder, out = exported(GPT(wide), tmp_path / "hf"), tmp_path / "out"
-    knobs = [f"--init_from={folder}", "--n_kv_head_target=0", "--d_ff_target=48"]
-    words = "1088.*1024.*--round_vocab_to"
-    refused(capsys, train.main, toy, f"--out_dir={out}", *knobs, words=words)
-    assert not (out / "config.json").exists()
-    assert run(toy, out, *knobs, "--stop_after=1", "--round_vocab_to=68") == 0
-    shape = load_checkpoint(out / "checkpoint.pt")["model_config"]
-    assert shape == replace(wide, context_length=16)
 
 
 def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):

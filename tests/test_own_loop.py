@@ -11,12 +11,12 @@ import pytest
 import torch
 from helpers import ROOT
 from own_gpt2 import GPT2, loss, train
-from test_ranks import addresses
+from test_ranks import UPSIDE_DOWN, addresses
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from prune import Pruner, Slice, block_groups, whole
+from prune import Slice, block_groups, whole
 from run.ranks import Ranks
 
 PAGE = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
@@ -94,14 +94,7 @@ def fsdp(share: slice) -> GPT2:
 def two_ranks() -> None:
     torch.set_default_dtype(torch.float64)
     alone, rank = train(NANOGPT), Ranks(torch.device("cpu")).rank
-    score = Pruner.score
-
-    def upside_down(self, model):
-        score(self, model)
-        self.scores = {name: -score for name, score in self.scores.items()}
-
-    if rank == 1:  # its scores are wrong, so they must not count
-        Pruner.score = upside_down
+    exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
     mine = slice(rank, None, 2)
     for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), fsdp(mine)):
         assert other.config == alone.config

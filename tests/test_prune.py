@@ -30,10 +30,8 @@ def double_precision(monkeypatch):
 
 def make(optimizer=torch.optim.AdamW, config=CONFIG):
     model = large(GPT(config))
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return model, optimizer(groups, lr=1e-2)
+    groups = [{"params": [p for p in model.parameters() if p.dim() == dim]} for dim in (1, 2)]
+    return model, optimizer(groups, lr=1e-2, weight_decay=0.1)
 
 
 def batch(seed):
@@ -45,15 +43,6 @@ def update(model, optimizer, seed):
     model(*batch(seed)).backward()
     optimizer.step()
     optimizer.zero_grad()
-
-
-def check_optimizer(model, optimizer):
-    """It holds each parameter once and no other, and its state has their shapes."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
-    assert set(optimizer.state) <= set(held)
-    for p, state in optimizer.state.items():
-        assert all(x.dim() == 0 or x.shape == p.shape for x in state.values())
 
 
 def of_kind(model, kind):
@@ -112,7 +101,8 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(
     for new, old in enumerate(keep["n_layer"]):  # scores go with their layers
         for kind in set(kinds) & set(SLICED):
             assert judge.scores[f"blocks.{new}.{kind}"].unique().tolist() == [100.0 + old]
-    check_optimizer(model, ours)
+    held = [p for group in ours.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(ours.state) == set(model.parameters())
     assert model.config == replace(config, **{kind: len(kept) for kind, kept in keep.items()})
     assert (model.unembed.weight is model.embed.weight) == tied
     small = GPT(model.config)
@@ -179,14 +169,11 @@ def test_a_prune_says_which_units_went_and_why():
 
 
 def test_random_is_one_number_per_unit_that_the_seed_decides():
-    model, _ = make()
-    draws = []
-    for seed, looks in ((1, 1), (1, 2), (2, 1)):  # a second look changes nothing
-        judge = pruner("random", seed=seed)
-        for _ in range(looks):
-            judge.score(model)
-        draws.append(judge.scores["blocks.0.d_ff"])
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    _, same, _ = judges = [pruner("random", seed=seed) for seed in (1, 1, 2)]
+    for judge in (*judges, same):  # a second look changes nothing
+        judge.score(make()[0])
+    one, same, other = [judge.scores["blocks.0.d_ff"] for judge in judges]
+    assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_units_may_lie_in_several_parts_and_three_dims():

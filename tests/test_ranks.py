@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, events, refused, run, same_end
+from helpers import ROOT, events, run, same_end
 
-import train
 from model import KINDS
 from run.checkpoint import load_checkpoint
 
@@ -41,11 +40,12 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
 
 
 UPSIDE_DOWN = """
-def upside_down(self, model, score=train.Pruner.score):
+from prune import Pruner
+def upside_down(self, model, score=Pruner.score):
     score(self, model)
     if os.environ["RANK"] == "1":
         self.scores = {name: -score for name, score in self.scores.items()}
-train.Pruner.score = upside_down
+Pruner.score = upside_down
 """
 
 
@@ -104,7 +104,6 @@ def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, 
     (script := tmp_path / "script.py").write_text(f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
 if os.environ["RANK"] + os.environ["TORCHELASTIC_RESTART_COUNT"] == "10":
     train.Pruner.prune = lambda *_: os._exit(9)
 sys.exit(train.main())
@@ -165,12 +164,6 @@ report.write_checkpoint = slow
     knobs = (f"--data_dir={data}", "--stop_after=1")
     run_ranks(processes, toy, out, *knobs, ranks=4, before=before, after=saved)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
-
-
-def test_a_number_of_ranks_alone_is_one_line(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    out = f"--out_dir={tmp_path}"
-    refused(capsys, train.main, toy, out, words="RANK expected, but not set; torchrun sets all")
 
 
 PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"

@@ -38,7 +38,7 @@ KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 # A word of a command: what is added to it
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}
 SHORTER |= {"configs/smollm2.py": ["--d_ff_target=128", "--prune_start=0.5"]}
-SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"], "--animate": ["--to=last.png"]}
+SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^ *python train\.py (.*)$", COURSE, re.M)
@@ -73,7 +73,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
             arguments += SHORTER[word]
         main = importlib.import_module(program.removesuffix(".py")).main
         assert main(arguments) == 0, (command, capsys.readouterr().err)
-    assert len(COMMANDS) > 10
+    assert len(COMMANDS) > 10 and Path("out/idea/run.gif").read_bytes().startswith(b"GIF89a")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -127,9 +127,10 @@ def test_every_script_of_a_study_imports():
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
-def test_every_arm_of_a_study_is_a_config_that_train_takes():
-    arms = [arm for path in ARMS for arm in read_arms(str(path)).values()]
-    assert len(arms) > 60 and all(load_config(*arm) for arm in arms)
+def test_every_config_and_every_arm_of_a_study_is_what_train_takes():
+    paths = [*ROOT.glob("configs/**/*.py"), *ARMS]
+    arms = [arm for path in paths for arm in read_arms(str(path)).values()]
+    assert len(arms) > 80 and all(load_config(*arm) for arm in arms)
 
 
 def changed(file: str, diff: str) -> str:

@@ -1,6 +1,5 @@
 """What one does with a run: sample from its model, judge a text by it, draw it."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -13,7 +12,6 @@ from test_model import large
 
 from data.tokenizer import encode_bytes
 from model import KINDS
-from run.folder import read_log
 from run.report import compact
 from tools import evaluate, figures, film, plot, sample
 from tools.load import Trained, load_trained
@@ -129,39 +127,20 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
         refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
 
 
-def test_a_frame_of_the_film_has_the_numbers_and_the_prunes_of_the_log(undisturbed):
+def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = figures.by_name(undisturbed)
     panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
-    chosen = [
-        (row == film.CHOSEN).nonzero()[0] for row in states[first["tokens"], 0][first["kind"]]
-    ]
-    assert [units.tolist() for units in chosen] == first["removed"]  # where they stand
-    for (now, stage), units in states.items():
+    chosen = states[first["tokens"], 0][first["kind"]] == film.CHOSEN
+    assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
+    for (now, _), units in states.items():
         film.draw_moment(panels, log, units, now)
         said = [panel.get_title(loc) for panel in panels for loc in ("left", "right")]
         step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
-        prunes = [e for e in log["prune"] if e["tokens"] <= now]
-        cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
-        right = [f"{compact(now)} tokens", f"{compact(step['params'])} parameters"]
-        right.append(f"prunes added {cost:.2f} nats")
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
-        assert {*right} < {*said} and counts == [str(step[kind]) for kind in units]
+        assert counts == [str(step[kind]) for kind in units]
+        assert f"{compact(step['params'])} parameters" in said
         (red,) = panels[-1].collections
-        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in prunes]
+        seen = [e for e in log["prune"] if e["tokens"] <= now]
+        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in seen]
         assert [line.tolist() for line in red.get_segments()] == jumps
-        closed_up = all((row[1:] <= row[:-1]).all() for rows in units.values() for row in rows)
-        assert closed_up or stage < 3
-
-
-def test_the_film_takes_ten_seconds_and_a_png_is_its_end(undisturbed, tmp_path):
-    pytest.importorskip("matplotlib")
-    Image, ImageSequence = map(pytest.importorskip, ("PIL.Image", "PIL.ImageSequence"))
-    few = [e for e in read_log(undisturbed) if e["step"] % 6 == 0 or e.get("kind") == "d_model"]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in few))
-    run = [str(tmp_path), "--animate"]
-    assert plot.main(run) == plot.main([*run, f"--to={tmp_path / 'still.png'}"]) == 0
-    film, still = (Image.open(tmp_path / name) for name in ("run.gif", "still.png"))
-    times = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
-    assert 8000 < sum(times) < 12000 and film.info["loop"] == 0 and len(times) > 4
-    assert still.size == (2 * film.size[0], 2 * film.size[1])
