@@ -1,6 +1,7 @@
+import math
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from model import GPT, GPTConfig
 
@@ -21,25 +22,27 @@ def large(model):
 
 
 def plain_logits(model: GPT, tokens: list[int]) -> torch.Tensor:
-    """The formulas of Llama for one sequence, its pairs of channels as complex numbers."""
+    """The formulas of Llama for one sequence, head by head, its pairs as complex numbers."""
     c, w = model.config, dict(model.named_parameters(remove_duplicate=False))
-    frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
-    turns = torch.exp(1j * torch.outer(torch.arange(len(tokens)), frequencies))
+    half, later = c.head_dim // 2, torch.ones(len(tokens), len(tokens)).triu(1).bool()
 
     def norm(x, name):
         return x / torch.sqrt((x * x).mean(1, keepdim=True) + c.norm_eps) * w[f"{name}.weight"]
 
-    def rope(x):  # (heads, T, head_dim)
-        turned = torch.complex(*x.chunk(2, 2)) * turns
-        return torch.cat([turned.real, turned.imag], 2)
+    def rope(x):  # (T, head_dim)
+        angles = torch.outer(torch.arange(len(x)), c.rope_theta ** (-torch.arange(half) / half))
+        turned = torch.complex(x[:, :half], x[:, half:]) * torch.exp(1j * angles)
+        return torch.cat([turned.real, turned.imag], 1)
 
     x = w["embed.weight"][tokens]  # (T, D)
     for p in (f"blocks.{layer}." for layer in range(c.n_layer)):
-        h = norm(x, f"{p}attention_norm")
-        q, k, v = (h @ w[f"{p}attention.{m}.weight"].T for m in "qkv")
-        q, k, v = (torch.stack(y.split(c.head_dim, 1)) for y in (q, k, v))
-        y = F.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True, enable_gqa=True)
-        x = x + torch.cat([*y], 1) @ w[f"{p}attention.o.weight"].T
+        h, heads = norm(x, f"{p}attention_norm"), []
+        q, k, v = ((h @ w[f"{p}attention.{m}.weight"].T).split(c.head_dim, 1) for m in "qkv")
+        for head in range(c.n_head):
+            kv = head // c.queries_per_kv
+            scores = rope(q[head]) @ rope(k[kv]).T / math.sqrt(c.head_dim)
+            heads.append(scores.masked_fill(later, -math.inf).softmax(1) @ v[kv])
+        x = x + torch.cat(heads, 1) @ w[f"{p}attention.o.weight"].T
         gate, up = (norm(x, f"{p}ffn_norm") @ w[f"{p}ffn.{m}.weight"].T for m in ("gate", "up"))
         x = x + (gate * torch.sigmoid(gate) * up) @ w[f"{p}ffn.down.weight"].T
     return norm(x, "norm") @ w["unembed.weight"].T

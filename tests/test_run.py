@@ -202,6 +202,8 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
 
 
-def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path):
+def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path, capsys):
     assert start.main([str(toy), "1", str(tmp_path / "start.pt")]) == 0
     assert run(toy, tmp_path / "run", f"--init_from={tmp_path / 'start.pt'}", "--stop_after=1") == 0
+    (bare := tmp_path / "bare.py").write_text("data_dir = 'missing'")
+    refused(capsys, start.main, bare, 1, tmp_path / "start.pt", words="missing: no data")
