@@ -193,6 +193,7 @@ def test_committed_tables_come_out_of_their_runs_byte_for_byte():
     tables = [path for path in made if path.with_name("runs.csv").exists()]
     for path in tables:
         other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
+        other |= {"when": "idea_10_35"}
         reference = other.get(path.parent.name, "idea")
         arms = read_csv(path.with_name("runs.csv"))
         assert results.table(arms, reference).encode() == path.read_bytes(), path
