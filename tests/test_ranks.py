@@ -104,6 +104,7 @@ def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, 
     (script := tmp_path / "script.py").write_text(f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
+import train
 if os.environ["RANK"] + os.environ["TORCHELASTIC_RESTART_COUNT"] == "10":
     train.Pruner.prune = lambda *_: os._exit(9)
 sys.exit(train.main())
