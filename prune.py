@@ -1,8 +1,7 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
 This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
-loop of your own (docs/own-loop.md). Units come in groups. A group lists the slices of parameters
-that make up its units, so what scores, chooses and slices knows nothing of FFNs or heads.
+loop of your own (docs/own-loop.md). It knows groups of slices, and nothing of FFNs or heads.
 """
 
 from collections.abc import Iterable

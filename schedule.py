@@ -89,9 +89,8 @@ class Schedule:
 
     def rate_share(self, first: int, last: int) -> float:
         """How much of the learning rate, summed over the run's steps, is in these: from `first` to
-        `last`. With AdamW, weights move and forget in proportion to it (2405.13698). A long run is
-        summed at every nth step."""
-        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))
+        `last`. With AdamW, weights move and forget in proportion to it (2405.13698)."""
+        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))  # or every nth
         rates = {step: self.learning_rate(step) for step in steps}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
 

@@ -42,7 +42,6 @@ SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
-    ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
     ("570", "AdamW", "50 to 75%", "window idea_50_75 scratch scratch_flops"),
 ]
 
@@ -127,11 +126,9 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
                 tests = [d[arm] for *_, d in some if arm in d]
             else:
                 folder, idea, *small = runs.split()
-                path = STUDIES / folder / "runs.csv"
-                arms = read_csv(path)
-                tests = [paired(arms.get(small[i], {}), arms.get(idea, {}))]
-            if "when" not in runs or len(tests[0]) > 9:  # all of the ten seeds, or none
-                yield [f"IDEA, against the small model: {words}", *where], effect(tests)
+                arms = read_csv(STUDIES / folder / "runs.csv")
+                tests = [paired(arms[small[i]], arms[idea])]
+            yield [f"IDEA, against the small model: {words}", *where], effect(tests)
 
 
 def table(made: list[tuple[list[str], Effect]]) -> str:

@@ -45,8 +45,9 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
         cells += [f"${hours * gpus * PRICE:,.0f}", f"{need / 2**30:.1f}"]
         return f"| {' | '.join(cells)} | {'yes' if need <= room else f'no; {way}'} |\n"
 
-    table = "| phase | parameters | tokens | learning rate | " + " | ".join(work)
-    table += " | hours | cost | GiB per rank | fits |\n|" + " --- |" * (8 + len(work)) + "\n"
+    heads = ["phase", "parameters", "tokens", "learning rate", *work]
+    heads += ["hours", "cost", "GiB per rank", "fits"]
+    table = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
     firsts = sorted({1, *(plan.schedule.window or ())})
     for first, after in zip(firsts, [*firsts[1:], last + 1]):
         flops = [plan.total(of, after - 1) - plan.total(of, first - 1) for of in work.values()]

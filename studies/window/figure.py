@@ -3,7 +3,7 @@
 import sys
 from itertools import combinations
 
-from docs.pictures import BLUE, GREEN, ORANGE
+from docs.pictures import BLUE, ORANGE
 from run.config import load_config
 from schedule import Schedule
 from studies.results import STUDIES, effect
@@ -15,17 +15,14 @@ from tools.results import paired, read_csv
 FOLDER = STUDIES / "window"
 ARMS = {"idea_10_35": "10-35", "oneshot_25": "25", "oneshot_50": "50", "idea_50_75": "50-75"}
 ARMS |= {"oneshot_625": "62.5", "oneshot_75": "75"}  # where each prunes, % of the run
-RUNS = {"when": ("AdamW", ORANGE), "muon": ("Muon", BLUE), "plateau": ("AdamW, plateau", GREEN)}
+RUNS = {"when": ("AdamW", ORANGE), "muon": ("Muon", BLUE)}
 TITLES = "averaged over the neurons that go", "after the last prune"
 
 
-def shares(arm: str, plateau: bool) -> tuple[float, float]:
+def shares(arm: str) -> tuple[float, float]:
     """What prunes leave of the learning rate summed over the run: averaged over the neurons that
-    go, and after the last prune. plateau: that of docs/course.md."""
+    go, and after the last prune."""
     schedule = Schedule(load_config(*read_arms("studies/window/arms.py")[arm]))
-    if plateau:
-        warmup = schedule.c.warmup_steps
-        schedule.learning_rate = lambda step: min(1, step / warmup, (1 - step / 16000) / 0.2)
     steps, width = schedule.prune_steps(), schedule.width
     left = [schedule.rate_share(step, schedule.max_steps) for step in steps]
     gone = [width(step - 1, "d_ff") - width(step, "d_ff") for step in steps]
@@ -35,6 +32,7 @@ def shares(arm: str, plateau: bool) -> tuple[float, float]:
 @command
 def main(argv: list[str] | None = None) -> None:
     figure, axes = open_figure(1, 2, figsize=(8, 3.4), sharey=True)
+    left = {arm: shares(arm) for arm in ARMS}
     for name, (label, color) in RUNS.items():
         if not (path := FOLDER / name / "runs.csv").exists():
             print(f"{path}: not there yet")
@@ -42,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         runs = read_csv(path)
         found = {a: effect([paired(runs[a], runs["scratch"])]) for a in ARMS if a in runs}
         for panel, title, i in zip(axes[0], TITLES, (0, 1)):
-            points = sorted((shares(a, name == "plateau")[i], e.mean, a) for a, e in found.items())
+            points = sorted((left[a][i], e.mean, a) for a, e in found.items())
             x, y, arms = zip(*points)
             against = sum(b >= a for a, b in combinations(y, 2))
             print(f"{label}, {title}: {against} of {len(y) * (len(y) - 1) // 2} pairs of arms")
