@@ -44,6 +44,7 @@ def method():
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     idea.text(365, 400, "our window:\n10 to 35%", color="0.35", va="center")
+    idea.text(365, 150, "in multiples of 16,\nfewer and fewer", color="0.35", va="top")
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarge", "right"),
@@ -61,11 +62,12 @@ def method():
 
 def forest(rows: list):
     """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
-    in how many pairs the first is better. Hollow: the interval has 0 in it."""
+    of how many tests, and in how many pairs the first is better. Hollow: 0 is in the interval."""
     figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
-    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05)
+    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05, 1.16, 1.33)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
-    heads = "tokens for each\nfinal parameter", "optimizer", "pruned at", "pairs in\nthe green"
+    heads = "tokens for each\nfinal parameter", "optimizer", "pruned at"
+    heads += "tests", "pairs in\nthe green", "verdict"
     y, compared = 0.0, None
     for x, head in zip(columns, heads):
         panel.text(x, y, head, color="0.35", **at)
@@ -78,7 +80,7 @@ def forest(rows: list):
             panel.text(-0.003, y, f"← {second} is better", color="0.35", va="center", ha="right")
         y -= 1
         color = {"Muon": BLUE, "AdamW": ORANGE}[cells[1]]
-        for x, cell in zip(columns, (*cells, e.pairs)):
+        for x, cell in zip(columns, (*cells, len(e.tests), e.pairs)):
             panel.text(x, y, cell, color=color if cell == cells[1] else "0.15", **at)
         for x in map(mean, e.tests if len(e.tests) > 1 else ()):
             panel.plot(x, y - 0.3, "o", ms=4, color=color, alpha=0.4, mew=0)
@@ -89,13 +91,13 @@ def forest(rows: list):
         told = e.low > 0 or e.high < 0
         verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
         word, shade = verdict if told else ("cannot tell", "0.35")
-        panel.text(1.22, y, word, color=shade, **at)
+        panel.text(columns[-1], y, word, color=shade, **at)
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
             note = "mostly one test"
         elif not told and e.pairs.startswith("0 "):
-            note = f"{len(e.tests)} tests that differ widely"
+            note = "the tests differ widely"
         panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
