@@ -43,9 +43,9 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            most = (enlarged - 1) // grid * grid  # as `enlarged` itself would prune nothing
-            near = min(max(1, round(target / grid)) * grid, most)
-            remedy = f"must be a multiple of round_to={grid}; the nearest is {near or 'too large'}"
+            most = (enlarged - 1) // grid * grid  # the largest multiple that prunes; 0: none does
+            near = min(max(1, round(target / grid)) * grid, most) or "none"
+            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
     return widths

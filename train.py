@@ -5,9 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all counts of steps by eight, but --stop_after.
-The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward,
-score, update.
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, except that of
+--stop_after. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and
+backward, score, update.
 """
 
 import inspect
@@ -96,7 +96,7 @@ def train(asked: Config, files: ExitStack) -> int:
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
     asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
-    folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; writes over no other
+    folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; refuses another run's
     if asked.resume and folder.has_checkpoint:
         c, saved = folder.load(asked)  # c has the enlarged shape; saved may be narrower
     elif asked.init_from:
@@ -176,7 +176,7 @@ def train(asked: Config, files: ExitStack) -> int:
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)
             report.eval(step, val_loss)
-        must_save = step == last or bool(stopping)  # a failure ends the run
+        must_save = step == last or bool(stopping)  # then a failed save ends the run
         if step % c.save_every == 0 or must_save:
             report.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
         if stopping:

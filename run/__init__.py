@@ -1,10 +1,4 @@
-"""What any training run needs; nothing of the method.
-
-config: the knobs. cost: FLOPs and memory. optimizer: AdamW and Muon. machine: device, precision,
-compiling. ranks: several processes. folder, checkpoint, files: what lies on the disk. hugging_face:
-their folders. teacher: a second model. report: what is printed and logged. stop: signals. errors:
-one line for a person.
-"""
+"""What any training run needs; nothing of the method. Each file begins with what it holds."""
 
 import os
 

@@ -81,8 +81,7 @@ class Config:
 
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
-# Knobs that a checkpoint does not hold.
-NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}
+NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -154,14 +153,9 @@ def check_ranks(c: Config, ranks: int) -> None:
     need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", remedy)
 
 
-def padded_vocab(c: Config, vocab_size: int) -> int:
-    """The model's vocabulary, for data with one of this size."""
-    return math.ceil(vocab_size / c.round_vocab_to) * c.round_vocab_to
-
-
 def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> None:
     """Refuse the model that this knob names where its vocabulary is not the run's."""
-    size = padded_vocab(c, vocab_size)
+    size = enlarged_shape(c, vocab_size).vocab_size
     what = f"its vocabulary has {shape.vocab_size} entries, that of the run {size}"
     need(shape.vocab_size == size, c, key, f"{what}; --round_vocab_to pads it")
 
@@ -169,7 +163,7 @@ def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> 
 def enlarged_shape(c: Config, vocab_size: int) -> GPTConfig:
     """The shape of the model before its first prune. vocab_size: that of the data."""
     return GPTConfig(
-        vocab_size=padded_vocab(c, vocab_size),
+        vocab_size=math.ceil(vocab_size / c.round_vocab_to) * c.round_vocab_to,
         context_length=c.context_length,
         head_dim=c.head_dim or c.d_model // c.n_head,
         queries_per_kv=c.n_head // c.n_kv_head,
@@ -186,8 +180,7 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
     return c
 
 
-TYPES = get_type_hints(Config) | {"shorter": int}  # shorter is no knob: it changes LENGTHS
-# What --shorter=N divides by N.
+TYPES = get_type_hints(Config) | {"shorter": int}  # no knob: --shorter=N divides these by N
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
 
 

@@ -98,33 +98,27 @@ def knobs_that_fit(
 
 
 class Plan:
-    """What a run will do. vocab_size: that of the data. teacher: its shape, for any context."""
+    """What a run will do. vocab_size: that of the data. teacher: its shape, for any context.
+    `teacher_flops`: of one token in its forward pass. `final`: the shape at the end."""
 
     def __init__(self, c: Config, vocab_size: int, teacher: GPTConfig | None = None):
         self.schedule, self.enlarged = Schedule(c), enlarged_shape(c, vocab_size)
         self.tokens_per_step = c.batch_size * c.context_length
         self.teacher = teacher and replace(teacher, context_length=c.context_length)
+        self.teacher_flops = flops_per_token(self.teacher) // 3 if self.teacher else 0
         self.starts = [1, *self.schedule.prune_steps()]  # the steps from which each shape holds
+        self.final = self.shape(self.schedule.max_steps)
 
     def shape(self, step: int) -> GPTConfig:
         """The shape of the model during `step`."""
         widths = {kind: self.schedule.width(step, kind) for kind in self.schedule.widths}
         return replace(self.enlarged, **widths)
 
-    @property
-    def final(self) -> GPTConfig:
-        return self.shape(self.schedule.max_steps)
-
     def total(self, of_step: Callable[[GPTConfig], int], steps: int | None = None) -> int:
         """of_step(shape) summed over the first `steps` steps, or the whole run."""
         last = self.schedule.max_steps if steps is None else steps
         edges = [*(start for start in self.starts if start <= last), last + 1]
         return sum((end - start) * of_step(self.shape(start)) for start, end in pairwise(edges))
-
-    @property
-    def teacher_flops(self) -> int:
-        """FLOPs of one token in the teacher's forward pass."""
-        return flops_per_token(self.teacher) // 3 if self.teacher else 0
 
     def token_flops(self, shape: GPTConfig) -> int:
         """FLOPs of one token: of training, and of the teacher."""

@@ -41,19 +41,18 @@ class Folder:
         self.check(c)
 
     def take(self) -> None:
+        where = f"out_dir={self.path}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # To append: it may be a file of the user's
             lock = self.files.enter_context(open(self.path / "lock", "ab"))  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
+            raise UserError(f"{where}: cannot write there: {error}") from error
         try:
             if not lock_descriptor(lock.fileno(), blocking=False):
-                what = "another process is running there; choose another"
-                raise UserError(f"out_dir={self.path}: {what}")
+                raise UserError(f"{where}: another process is running there; choose another")
         except OSError:  # some network disks have no locks
-            what = "its disk has no locks; start no second run there"
-            print(f"out_dir={self.path}: {what}", file=sys.stderr)
+            print(f"{where}: its disk has no locks; start no second run there", file=sys.stderr)
 
     @property
     def has_checkpoint(self) -> bool:

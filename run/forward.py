@@ -70,14 +70,10 @@ class Forward:
         if not self.ranks.launched:
             return
         self.ranks.check_same(self.model)
+        same = {"broadcast_buffers": False, "init_sync": False}  # all ranks have one model
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
-            self.wrapped = DistributedDataParallel(
-                self.model,
-                broadcast_buffers=False,  # the model's buffers are constants
-                init_sync=False,  # all ranks have the same weights
-                gradient_as_bucket_view=True,
-            )
+            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **same)
         for _ in range(2):  # DDP sorts its buckets between them, when no gradient lies in one
             self.model.zero_grad()
             self.empty_pass()

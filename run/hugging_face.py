@@ -14,16 +14,11 @@ from run import UserError
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
 NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
 BLOCK_NAMES = {
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-}
+    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj", "attention.o": "self_attn.o_proj",
+    "ffn.gate": "mlp.gate_proj", "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj",
+}  # fmt: skip
 
 # Sizes: ours -> the key of config.json. `n_head` is no field of GPTConfig, but follows from them.
 SIZES = {
