@@ -108,7 +108,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     q: (B, n_head, T, head_dim), and so is the result; k, v: (B, n_kv_head, T, head_dim).
     """
     q, k = q.type_as(v), k.type_as(v)  # rotation left them in float32
-    # KV head j serves the query heads from j * queries_per_kv on: in q's weight, rows side by side
+    # Query heads that share a KV head are neighbours, so they are one piece of q's weight (SLICES)
     if queries_per_kv > 1:  # by hand: not every kernel takes enable_gqa=True
         k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":

@@ -31,7 +31,7 @@ class UnitGroup:
     name: str  # such as "blocks.3.d_ff"
     kind: str  # the name of their width, such as "d_ff"
     width: int  # how many units
-    slices: tuple[Slice, ...]  # none where the units are layers, the modules of the list `name`
+    slices: tuple[Slice, ...]  # () for layers: `name` is a ModuleList, each module of it a unit
 
 
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:

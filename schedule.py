@@ -43,9 +43,9 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            most = (enlarged - 1) // grid * grid  # the largest multiple that prunes; 0: none does
-            near = min(max(1, round(target / grid)) * grid, most) or "none"
-            remedy = f"must be a multiple of round_to={grid}; the nearest is {near}"
+            below = (enlarged - 1) // grid * grid  # the largest multiple that would prune; may be 0
+            nearest = min(max(1, round(target / grid)) * grid, below) or "none"
+            remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
     return widths
@@ -58,10 +58,10 @@ class Schedule:
     def __init__(self, c):
         self.c, self.max_steps = c, c.max_steps
         self.widths = pruned_widths(c)  # by kind of unit, of those that the run prunes
-        # The steps at which the prune window opens and closes; None: never prune. Prunes come
-        # prune_every, 2 prune_every, ... steps after it opens, and when it closes
+        # The steps at which the prune window opens and closes; None: never prune. After it opens,
+        # a prune comes every `prune_every` steps, and one when it closes
         self.window = prune_window(c) if self.widths else None
-        # Scoring begins so many steps before it opens: an older score would weigh less than e^-5
+        # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:
@@ -88,8 +88,8 @@ class Schedule:
         return floor + (self.c.learning_rate - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def rate_share(self, first: int, last: int) -> float:
-        """How much of the learning rate, summed over the run's steps, is in these: from `first` to
-        `last`. With AdamW, weights move and forget in proportion to it (2405.13698)."""
+        """The learning rates of the steps from `first` to `last`, summed, as a share of the whole
+        run's. With AdamW, weights move and forget in proportion to it (2405.13698)."""
         steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))  # or every nth
         rates = {step: self.learning_rate(step) for step in steps}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())

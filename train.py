@@ -109,7 +109,7 @@ def train(asked: Config, files: ExitStack) -> int:
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
-    if steps_done == 0:  # later the model may be narrower, and it has fitted before
+    if steps_done == 0:  # a resumed run has fitted before, and may be narrower now
         check_memory(c, plan, machine.device, ranks.size)
 
     # Model, optimizers and scores: new, or as saved
@@ -121,7 +121,7 @@ def train(asked: Config, files: ExitStack) -> int:
         load_history(saved, model, optimizers, pruner)  # empty with init_from
     del saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
-    stop = Stop()  # before, a signal ends the process at once: there is nothing to save
+    stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
     report = Report(c, plan, val, folder, steps_done)
     report.print_plan(steps_done, data, machine.describe(ranks.size, forward.compiled))
 
