@@ -37,8 +37,8 @@ class UnitGroup:
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
-    from model.config, so set them there after a prune. Raises ValueError for a missing weight."""
-    groups, config = [], model.config  # once: in model.py it is a property that asks all layers
+    from model.config, which must follow each prune. Raises ValueError for a missing weight."""
+    groups, config = [], model.config  # read once: our GPT has to ask all layers
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
         for kind, slices in units.items():

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 
 def knobs(max_steps: int, **others) -> SimpleNamespace:
-    """What Schedule asks for, in a loop of your own: names and meanings are those of run/config.py,
-    defaults are not. For each kind of unit that you prune, pass its width at the beginning and at
-    the end, such as d_ff=1024, d_ff_target=352; learning_rate is the peak (1: a factor)."""
+    """What Schedule asks for, in a loop of your own. Names and meanings are those of run/config.py,
+    defaults are not. Give each kind of unit its width at the beginning and at the end, such as
+    d_ff=1024, d_ff_target=352. With the default peak, 1, learning_rate() is a factor for yours."""
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
     c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
     c |= {"learning_rate": 1.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
@@ -43,8 +43,8 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            below = (enlarged - 1) // grid * grid  # the largest multiple that would prune; may be 0
-            nearest = min(max(1, round(target / grid)) * grid, below) or "none"
+            largest = (enlarged - 1) // grid * grid  # multiple below `enlarged`; 0: there is none
+            nearest = min(max(1, round(target / grid)) * grid, largest) or "none"
             remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -90,7 +90,7 @@ class Schedule:
     def rate_share(self, first: int, last: int) -> float:
         """The learning rates of the steps from `first` to `last`, summed, as a share of the whole
         run's. With AdamW, weights move and forget in proportion to it (2405.13698)."""
-        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))  # or every nth
+        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))  # at most 20,000
         rates = {step: self.learning_rate(step) for step in steps}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
 
