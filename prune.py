@@ -16,8 +16,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where all units of a group lie in a weight or bias. Dimension `dim`, unflattened, is (parts,
-    width, length): each part has a piece for each unit. A unit is its pieces in all parts."""
+    """Where all units of a group lie in a weight or bias. Its dimension `dim` consists of `parts`
+    parts, each part of one piece for each unit. A unit is its pieces in all parts."""
 
     name: str  # of the parameter
     dim: int

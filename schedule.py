@@ -43,8 +43,8 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
         if 0 < target < enlarged:
-            largest = (enlarged - 1) // grid * grid  # multiple below `enlarged`; 0: there is none
-            nearest = min(max(1, round(target / grid)) * grid, largest) or "none"
+            nearest = max(grid, round(target / grid) * grid)
+            nearest -= grid * (nearest >= enlarged)  # `enlarged` itself would prune nothing
             remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -56,8 +56,7 @@ class Schedule:
     knob to blame, where they make no schedule."""
 
     def __init__(self, c):
-        self.c, self.max_steps = c, c.max_steps
-        self.widths = pruned_widths(c)  # by kind of unit, of those that the run prunes
+        self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
         # The steps at which the prune window opens and closes; None: never prune. After it opens,
         # a prune comes every `prune_every` steps, and one when it closes
         self.window = prune_window(c) if self.widths else None
@@ -90,7 +89,8 @@ class Schedule:
     def rate_share(self, first: int, last: int) -> float:
         """The learning rates of the steps from `first` to `last`, summed, as a share of the whole
         run's. With AdamW, weights move and forget in proportion to it (2405.13698)."""
-        steps = range(1, self.max_steps + 1, max(1, self.max_steps // 10_000))  # at most 20,000
+        every = max(1, self.max_steps // 10_000)  # 1, but in long runs every 2nd, 3rd, ... will do
+        steps = range(1, self.max_steps + 1, every)
         rates = {step: self.learning_rate(step) for step in steps}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
 

@@ -168,7 +168,7 @@ def train(asked: Config, files: ExitStack) -> int:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not ranks.launched)  # in DDP's buckets they stay
+            optimizer.zero_grad(set_to_none=not ranks.launched)  # gradients stay in DDP's buckets
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:

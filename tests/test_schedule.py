@@ -79,7 +79,7 @@ def test_every_kind_has_a_grid_but_those_that_begin_with_n_or_num(kind, grid):
     assert Schedule(knobs(100, **widths)).widths[kind].grid == grid
     with pytest.raises(ValueError, match=f"^{kind}_end: no such knob"):
         knobs(100, **widths, **{f"{kind}_end": 0.5})
-    for round_to, nearest in ((8, 56), (64, "none")):  # not 64: nothing would be pruned
+    for round_to, nearest in ((8, 56), (64, 0)):  # not 64: nothing would be pruned
         with pytest.raises(ValueError, match=f"round_to={round_to}; the nearest is {nearest}"):
             Schedule(knobs(100, d_ff=64, d_ff_target=61, round_to=round_to))
 
