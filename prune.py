@@ -16,8 +16,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where all units of a group lie in a weight or bias. Its dimension `dim` consists of `parts`
-    parts, each part of one piece for each unit. A unit is its pieces in all parts."""
+    """Where all units of a group lie in a weight or bias. Its dimension `dim` has `parts` parts. In
+    each part, there is one piece for each unit. A unit is its pieces in all parts."""
 
     name: str  # of the parameter
     dim: int
@@ -111,8 +111,8 @@ def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
 
 
 def check_state(model: nn.Module, optimizers: Optimizers, group: UnitGroup) -> None:
-    """Raises ValueError where an optimizer keeps what slice_group cannot cut: neither one number,
-    nor of the parameter's shape (Adafactor's moments; factors in a list)."""
+    """Raises ValueError where an optimizer keeps what slice_group cannot cut: something that is not
+    one number, and not of the parameter's shape (Adafactor's moments; factors in a list)."""
     for p, name in [(model.get_parameter(s.name), s.name) for s in group.slices]:
         for key, x in [item for o in optimizers for item in o.state.get(p, {}).items()]:
             odd = isinstance(x, (list, tuple, dict))

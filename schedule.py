@@ -35,7 +35,7 @@ class Widths(NamedTuple):
 
 
 def pruned_widths(c) -> dict[str, Widths]:
-    """By kind of unit that the run prunes, those with knobs 0 < KIND_target < KIND. The grid is
+    """Kind of unit -> its widths, for each kind with knobs 0 < KIND_target < KIND. The grid is
     round_to, but 1 for kinds whose names begin with n_ or num_, such as heads and layers."""
     widths = {}
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
