@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
@@ -19,18 +19,13 @@ def do_all(work: Callable, tasks: list[tuple], **bar_settings) -> None:
                 work(*task)
                 bar.update()
             return
-
-        def start(task: tuple) -> Future:
-            """In a thread, as Ctrl-C interrupts the main one, amid the start of a worker."""
-            if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            return pool.submit(work, *task)
-
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
             try:
-                with ThreadPoolExecutor(1) as thread:
-                    started = list(thread.map(start, tasks))
+                with ThreadPoolExecutor(1) as thread:  # Ctrl-C interrupts the main one mid-start
+                    if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
+                        thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+                    started = list(thread.map(lambda task: pool.submit(work, *task), tasks))
                 for done in as_completed(started):
                     done.result()
                     bar.update()
