@@ -39,13 +39,9 @@ class TokenDataset:
             content = (self.data_dir / "meta.json").read_bytes()
             self.digest = hashlib.sha256(content).hexdigest()
             meta = json.loads(content)
-            counts, files = meta[split], dict(meta["files"])
-            shards = counts["shards"]
-            self.tokens: int = counts["tokens"]
-            self.bytes: int = counts["bytes"]
-            self.vocab_size: int = meta["vocab_size"]
-            self.end_of_text: int = meta["end_of_text"]
-            self.tokenizer: str = meta["tokenizer"]
+            counts, shards, files = meta[split], meta[split]["shards"], dict(meta["files"])
+            self.tokens, self.bytes = counts["tokens"], counts["bytes"]
+            self.vocab_size, self.tokenizer = meta["vocab_size"], meta["tokenizer"]
             named = repr((self.tokenizer, sorted(files.items()))).encode()
             self.tokenizer_digest = hashlib.sha256(named).hexdigest()
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -70,7 +66,7 @@ class TokenDataset:
         # An epoch reads floor((tokens - T) / T) windows of each shard, one every T tokens. The
         # first starts at an offset drawn for the epoch, so that a window may start anywhere.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
-        self._slack = self._sizes - 1 - windows * T  # the largest offset
+        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
         self._ends = np.cumsum(windows)  # in an epoch, shard s has windows starts[s] to ends[s] - 1
         self._starts = self._ends - windows
         self.windows_per_epoch = int(self._ends[-1])
@@ -92,9 +88,8 @@ class TokenDataset:
         key = _mix(_mix(np.full(rows, seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
         window = _shuffled(position, self.windows_per_epoch, key)
         shard = np.searchsorted(self._ends, window, side="right")
-        # (seed, epoch, shard) draws the offset, from 0 to the slack.
-        slack = self._slack[shard].astype(np.uint64)
-        offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % (slack + np.uint64(1))
+        # (seed, epoch, shard) draws the offset
+        offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % self._offsets[shard]
         start = offset.astype(np.int64) + (window - self._starts[shard]) * self.context_length
 
         length = self.context_length + 1
