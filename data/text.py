@@ -48,14 +48,12 @@ def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
 
 def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
     """Each row is a document: its text in the column `key`, or null."""
-    import pyarrow
     import pyarrow.parquet
 
     # Its table of contents is at its end, and an unpacked .zst cannot go back
     file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    if key not in file.schema_arrow.names:
-        columns = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
+    if key not in (columns := file.schema_arrow.names):
+        raise DataError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
