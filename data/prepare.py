@@ -28,9 +28,9 @@ import math
 import multiprocessing
 import shutil
 import sys
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -74,16 +74,15 @@ def prepare(
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    settings = (tokenizer, dtype, key, val_fraction)
     meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     part = out.parent / f".{out.name}.part"
     lock = FileLock(part / "lock", WAIT, fallback_to_soft=False)
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
-        lengths = [len(token) for token in all_tokens(encoding)]
-        files["token_bytes.bin"] = np.array(lengths, "<u2").tobytes()
+        files["token_bytes.bin"] = np.fromiter(map(len, all_tokens(encoding)), "<u2").tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        settings = (tokenizer, dtype, key, val_fraction, sha256)  # all that decides, but for inputs
         part.mkdir(parents=True, exist_ok=True)
         (part / "lock").touch()
         try:
@@ -96,7 +95,7 @@ def prepare(
             raise DataError(f"{out}: exists; remove it, or give another --out")
         for left_over in part.glob("*.tmp"):  # by a kill
             shutil.rmtree(left_over)
-        tasks = _cut(part, inputs, (*settings, sha256))
+        tasks = _cut(part, inputs, settings)
         # Read until there is an item for each split: without one, all the work would be in vain
         held_out = (
             is_validation(item, val_fraction, task)
@@ -107,9 +106,9 @@ def prepare(
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
             raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
-        left = [(piece, paths, *settings) for piece, paths in tasks.items() if not piece.exists()]
+        left = [(piece, paths, settings) for piece, paths in tasks.items() if not piece.exists()]
         do_all(_make_piece, left, desc="tokenizing", unit="task", delay=10)  # seconds
-        _cut(part, inputs, (*settings, sha256))  # has a file changed meanwhile?
+        _cut(part, inputs, settings)  # has a file changed meanwhile?
         counts = [_read_counts(piece, dtype) for piece in tasks]
         if skipped := sum(count["skipped"] for count in counts):
             print(f"skipped {skipped:,} documents without text", file=sys.stderr)
@@ -133,12 +132,11 @@ def prepare(
 
 def prepare_shipped(data_dir: str) -> None:
     """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet."""
-    out = Path(data_dir)
-    if data_dir == SHIPPED_FOLDER and not out.exists():
+    if data_dir == SHIPPED_FOLDER and not os.path.exists(data_dir):
         try:
-            prepare([SHIPPED_CORPUS], "shipped", out)
+            prepare([SHIPPED_CORPUS], "shipped", data_dir)
         except DataError:
-            if not out.exists():  # else another process was faster: fine
+            if not os.path.exists(data_dir):  # else another process was faster: fine
                 raise
 
 
@@ -160,16 +158,11 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
     return tasks
 
 
-_load_once = lru_cache(load_tokenizer)  # for all tasks of a process
-
-
-def _make_piece(
-    piece: Path, inputs: list[Path], tokenizer: str, dtype: np.dtype, key: str, val_fraction: float
-) -> None:
+def _make_piece(piece: Path, inputs: list[Path], settings: tuple) -> None:
     """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
-    encoding, items, task = _load_once(tokenizer), 0, int(piece.name.partition("_")[0])
-    counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
-    counts["skipped"] = 0
+    tokenizer, dtype, key, val_fraction, _ = settings
+    encoding, items, task = load_tokenizer(tokenizer), 0, int(piece.name.split("_")[0])
+    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS} | {"skipped": 0}
     (aside := piece.with_suffix(".tmp")).mkdir()
     with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
         for text, ends_document in (item for path in inputs for item in read_items(path, key)):
@@ -183,9 +176,7 @@ def _make_piece(
                 tokens = np.append(tokens, encoding.eot_token)
             (val if held_out else train).write(tokens.astype(dtype))
             count = counts["val" if held_out else "train"]
-            count["tokens"] += len(tokens)
-            count["bytes"] += len(text)
-            count["documents"] += ends_document
+            count.update(tokens=len(tokens), bytes=len(text), documents=ends_document)
     (aside / "counts.json").write_text(json.dumps(counts))
     for path in aside.iterdir():  # or a power cut could leave a piece of empty files
         with path.open("rb+") as file:
