@@ -56,14 +56,12 @@ class FolderTokenizer:
         try:
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            vocab = tokenizer.get_vocab()
-            end = END_OF_TEXT
+            self._tokenizer = tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            vocab, end = tokenizer.get_vocab(), END_OF_TEXT
             if end not in vocab:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
-            self.eot_token = vocab[end]
-            self.n_vocab = max(vocab.values()) + 1
+            self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
             if self.n_vocab > 2**21:  # the length of each token is looked up
                 raise ValueError(f"a token id of {self.n_vocab - 1}")
         except ImportError:
@@ -75,7 +73,6 @@ class FolderTokenizer:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
         self._byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     def encode_ordinary(self, text: str) -> list[int]:
