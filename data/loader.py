@@ -1,8 +1,5 @@
-"""Token files as training batches.
-
-A batch is a pure function of (seed, step). So a resumed run needs no saved state of the loader, and
-any number of ranks sees the same data.
-"""
+"""Token files as training batches. A batch is a pure function of (seed, step). So a resumed run
+needs no saved state of the loader, and any number of ranks sees the same data."""
 
 import hashlib
 import json
@@ -12,25 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data import DataError
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
-Batch = tuple[Tensor, Tensor]  # inputs and next tokens, both int64 (rows, T)
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
-    """One split (`train` or `val`) of a folder that data.prepare made.
-
-    Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of the
-    files are always checked, their sha256 up to VERIFY_BYTES, token ids when they are read.
+    """One split (`train` or `val`) of a folder that data.prepare made. Only the windows asked for
+    are read, so a corpus may be far larger than memory. The sizes of the files are always checked,
+    their sha256 up to VERIFY_BYTES, token ids when they are read.
 
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
     other files. Raises DataError if the folder is missing, damaged or of another version, or has no
-    shard of context_length + 1 tokens.
-    """
+    shard of context_length + 1 tokens."""
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
         self.data_dir = Path(data_dir)
@@ -100,9 +94,7 @@ class TokenDataset:
     def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
-
-        `max_tokens` stops after so many targets, rounded down to whole windows, but at least one.
-        """
+        `max_tokens` stops after so many targets, rounded down to whole windows but at least one."""
         T = self.context_length
         left = self.tokens if max_tokens is None else max(max_tokens, T)
         for shard, size in enumerate(self._sizes.tolist()):

@@ -44,13 +44,10 @@ BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 class FolderTokenizer:
     """The tokenizer.json of a Hugging Face folder, with what is used here of tiktoken's Encoding.
-
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
     split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
-
     `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
-    Raises DataError. Needs the package tokenizers.
-    """
+    Raises DataError. Needs the package tokenizers."""
 
     def __init__(self, folder: Path):
         try:
@@ -126,10 +123,9 @@ def tokenizer_files(name: str) -> dict[str, Path]:
     if name == "gpt2":
         return {}
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
-    if path.is_dir():
-        files = (path / "tokenizer.json", path / "tokenizer_config.json")
-        return {file.name: file for file in files if file.is_file()}
-    return {"tokenizer.tiktoken": path}
+    in_folder = (path / "tokenizer.json", path / "tokenizer_config.json")
+    found = {file.name: file for file in in_folder if file.is_file()}
+    return found or {"tokenizer.tiktoken": path}
 
 
 def all_tokens(encoding: Encoding) -> list[bytes]:
@@ -145,9 +141,8 @@ def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
         return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
     parts = [np.empty(0, np.uint32)]
     for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
-        if block["stray"]:
-            stray = block["stray"].encode("utf-8", "surrogateescape")
-            tokens = [encoding.encode_single_token(bytes([byte])) for byte in stray]
+        if stray := block["stray"]:
+            tokens = [encoding.encode_single_token(bytes([ord(x) - 0xDC00])) for x in stray]
             parts.append(np.array(tokens, np.uint32))
         else:
             parts.append(encoding.encode_to_numpy(block.group(), disallowed_special=()))
