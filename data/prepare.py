@@ -61,13 +61,11 @@ def is_validation(item: int, fraction: float, task: int = 0) -> bool:
 def prepare(
     inputs: list[str | Path], tokenizer: str, out: str | Path, val_fraction=VAL_FRACTION, key="text"
 ) -> dict:
-    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
-
-    Each line of a .jsonl file and each row of a .parquet file is a document, its text under `key`,
-    and so is a .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a
-    whole, but a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes,
-    on any number of cores. Raises DataError, also where `out` exists.
-    """
+    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says. Each line of a
+    .jsonl file and each row of a .parquet file is a document, its text under `key`, and so is a
+    .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a whole, but
+    a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes, on any
+    number of cores. Raises DataError, also where `out` exists."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
         raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
@@ -195,21 +193,20 @@ def _read_counts(piece: Path, dtype: np.dtype) -> dict:
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
     """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
-    of these. A memory map reads a piece that may be larger than memory."""
-    shards: list[dict] = []
-    for path in (piece / split for piece in pieces):
-        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    of these. A memory map reads a piece that may be larger than memory, but not an empty one."""
+    total, shards = 0, {}
+    for path in (piece / split for piece in pieces if (piece / split).stat().st_size):
+        tokens = np.memmap(path, dtype, "r")
         while len(tokens):
-            if not shards or shards[-1]["tokens"] == SHARD_TOKENS:
-                file = f"{split}_{len(shards):03d}.bin"
-                shards.append({"file": file, "tokens": 0, "sha256": hashlib.sha256()})
-            shard = shards[-1]
+            name = f"{split}_{total // SHARD_TOKENS:03d}.bin"
+            shard = shards.setdefault(name, {"file": name, "tokens": 0, "sha256": hashlib.sha256()})
             part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
-            with (folder / shard["file"]).open("ab") as file:
+            with (folder / name).open("ab") as file:
                 file.write(part)
             shard["sha256"].update(part)
             shard["tokens"] += len(part)
-    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
+            total += len(part)
+    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards.values()]
 
 
 @command
