@@ -20,7 +20,6 @@ class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made. Only the windows asked for
     are read, so a corpus may be far larger than memory. The sizes of the files are always checked,
     their sha256 up to VERIFY_BYTES, token ids when they are read.
-
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
     other files. Raises DataError if the folder is missing, damaged or of another version, or has no
@@ -61,9 +60,8 @@ class TokenDataset:
         # first starts at an offset drawn for the epoch, so that a window may start anywhere.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
-        self._ends = np.cumsum(windows)  # in an epoch, shard s has windows starts[s] to ends[s] - 1
-        self._starts = self._ends - windows
-        self.windows_per_epoch = int(self._ends[-1])
+        self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard
+        self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
             few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
             way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
@@ -81,7 +79,7 @@ class TokenDataset:
 
         key = _mix(_mix(np.full(rows, seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
         window = _shuffled(position, self.windows_per_epoch, key)
-        shard = np.searchsorted(self._ends, window, side="right")
+        shard = np.searchsorted(self._starts, window, side="right") - 1
         # (seed, epoch, shard) draws the offset
         offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % self._offsets[shard]
         start = offset.astype(np.int64) + (window - self._starts[shard]) * self.context_length
@@ -135,12 +133,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _shuffled(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where `position` lands in a pseudo-random permutation of range(n), which its `key` chooses.
-
-    A Feistel network permutes the side**2 >= n points (left, right) of a square. A point that lands
+    """Where `position` lands in a pseudo-random permutation of range(n), which its `key` chooses. A
+    Feistel network permutes the side**2 >= n points (left, right) of a square. A point that lands
     at n or beyond is permuted again until it lands inside, which gives a permutation of range(n)
-    (Black and Rogaway, 2002). Nothing of size n is held in memory.
-    """
+    (Black and Rogaway, 2002). Nothing of size n is held in memory."""
     side = np.uint64(math.isqrt(n - 1) + 1)
     x = position.astype(np.uint64)
     outside = np.ones(len(x), bool)

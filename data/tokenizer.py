@@ -37,8 +37,7 @@ _BLOCK = re.compile(
 
 # Hugging Face's files spell bytes as printable characters, as GPT-2's bytes_to_unicode does.
 CHARACTER = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
-_OTHERS = [byte for byte in range(256) if byte not in CHARACTER]
-CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(sorted({*range(256)} - CHARACTER.keys()))}
 BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 
@@ -89,11 +88,9 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 def load_tokenizer(name: str) -> Encoding:
     """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
-    file, or that of a Hugging Face folder. Raises DataError.
-
-    A rank file has tiktoken's own format, one `<base64 of the token> <rank>` a line. Text is cut by
-    PATTERN, and `<|endoftext|>` gets the id after the last rank.
-    """
+    file, or that of a Hugging Face folder. A rank file has tiktoken's own format, one `<base64 of
+    the token> <rank>` a line. Text is cut by PATTERN, and `<|endoftext|>` gets the id after the
+    last rank. Raises DataError."""
     if name == "gpt2":
         try:
             return tiktoken.get_encoding(name)
@@ -107,15 +104,14 @@ def load_tokenizer(name: str) -> Encoding:
     try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        complete = all(bytes([byte]) in ranks for byte in range(256))
-        if not complete or sorted(ranks.values()) != list(range(len(ranks))):
+        if set(BYTE.values()) - ranks.keys() or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
         need = "with each of the 256 bytes and no gap in its ranks"
         raise DataError(f"tokenizer {path}: {what} {need}") from None
-    special = {"special_tokens": {END_OF_TEXT: len(ranks)}}
-    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, **special)
+    end = {END_OF_TEXT: len(ranks)}
+    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
 
 
 def tokenizer_files(name: str) -> dict[str, Path]:
