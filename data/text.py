@@ -58,8 +58,7 @@ def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
 
 
 class WatchedFile(io.FileIO):
-    """Knows whether it was read to its end. lzma.open takes a damaged stream behind others for the
-    end, and does not read on."""
+    """Knows if it was read to its end: lzma.open takes a damaged stream behind others for that."""
 
     ended = False
 
