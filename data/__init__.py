@@ -31,16 +31,14 @@ def command(main: Callable) -> Callable[..., int]:
             return getattr(error, "code", 2)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            if argv is None:  # a program does not wait for its threads, which may compile a model
-                with suppress(OSError):
-                    print(end="", flush=True)
-                os._exit(130)
-            return 130
         finally:  # what waits in its buffer, such as --help, would show a traceback at Python's end
             try:
                 print(end="", flush=True)
             except OSError:
                 drop_output()
+        if argv is None:  # a program does not wait for its threads, which may compile a model
+            os._exit(130)
+        return 130
 
     return wrapped
 

@@ -1,8 +1,5 @@
-"""Token files as training batches.
-
-A batch is a pure function of (seed, step). So a resumed run needs no saved state of the loader, and
-any number of ranks sees the same data.
-"""
+"""Token files as training batches. A batch is a pure function of (seed, step). So a resumed run
+needs no saved state of the loader, and any number of ranks sees the same data."""
 
 import hashlib
 import json
@@ -12,25 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data import DataError
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
-Batch = tuple[Tensor, Tensor]  # inputs and next tokens, both int64 (rows, T)
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
-    """One split (`train` or `val`) of a folder that data.prepare made.
-
-    Only the windows asked for are read, so a corpus may be far larger than memory. The sizes of the
-    files are always checked, their sha256 up to VERIFY_BYTES, token ids when they are read.
-
+    """One split (`train` or `val`) of a folder that data.prepare made. Only the windows asked for
+    are read, so a corpus may be far larger than memory. The sizes of the files are always checked,
+    their sha256 up to VERIFY_BYTES, token ids when they are read.
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
     other files. Raises DataError if the folder is missing, damaged or of another version, or has no
-    shard of context_length + 1 tokens.
-    """
+    shard of context_length + 1 tokens."""
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
         self.data_dir = Path(data_dir)
@@ -39,13 +32,9 @@ class TokenDataset:
             content = (self.data_dir / "meta.json").read_bytes()
             self.digest = hashlib.sha256(content).hexdigest()
             meta = json.loads(content)
-            counts, files = meta[split], dict(meta["files"])
-            shards = counts["shards"]
-            self.tokens: int = counts["tokens"]
-            self.bytes: int = counts["bytes"]
-            self.vocab_size: int = meta["vocab_size"]
-            self.end_of_text: int = meta["end_of_text"]
-            self.tokenizer: str = meta["tokenizer"]
+            counts, shards, files = meta[split], meta[split]["shards"], dict(meta["files"])
+            self.tokens, self.bytes = counts["tokens"], counts["bytes"]
+            self.vocab_size, self.tokenizer = meta["vocab_size"], meta["tokenizer"]
             named = repr((self.tokenizer, sorted(files.items()))).encode()
             self.tokenizer_digest = hashlib.sha256(named).hexdigest()
             self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -70,10 +59,9 @@ class TokenDataset:
         # An epoch reads floor((tokens - T) / T) windows of each shard, one every T tokens. The
         # first starts at an offset drawn for the epoch, so that a window may start anywhere.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
-        self._slack = self._sizes - 1 - windows * T  # the largest offset
-        self._ends = np.cumsum(windows)  # in an epoch, shard s has windows starts[s] to ends[s] - 1
-        self._starts = self._ends - windows
-        self.windows_per_epoch = int(self._ends[-1])
+        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
+        self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard
+        self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
             few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
             way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
@@ -91,10 +79,9 @@ class TokenDataset:
 
         key = _mix(_mix(np.full(rows, seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
         window = _shuffled(position, self.windows_per_epoch, key)
-        shard = np.searchsorted(self._ends, window, side="right")
-        # (seed, epoch, shard) draws the offset, from 0 to the slack.
-        slack = self._slack[shard].astype(np.uint64)
-        offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % (slack + np.uint64(1))
+        shard = np.searchsorted(self._starts, window, side="right") - 1
+        # (seed, epoch, shard) draws the offset
+        offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % self._offsets[shard]
         start = offset.astype(np.int64) + (window - self._starts[shard]) * self.context_length
 
         length = self.context_length + 1
@@ -105,9 +92,7 @@ class TokenDataset:
     def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
-
-        `max_tokens` stops after so many targets, rounded down to whole windows, but at least one.
-        """
+        `max_tokens` stops after so many targets, rounded down to whole windows but at least one."""
         T = self.context_length
         left = self.tokens if max_tokens is None else max(max_tokens, T)
         for shard, size in enumerate(self._sizes.tolist()):
@@ -148,12 +133,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _shuffled(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where `position` lands in a pseudo-random permutation of range(n), which its `key` chooses.
-
-    A Feistel network permutes the side**2 >= n points (left, right) of a square. A point that lands
+    """Where `position` lands in a pseudo-random permutation of range(n), which its `key` chooses. A
+    Feistel network permutes the side**2 >= n points (left, right) of a square. A point that lands
     at n or beyond is permuted again until it lands inside, which gives a permutation of range(n)
-    (Black and Rogaway, 2002). Nothing of size n is held in memory.
-    """
+    (Black and Rogaway, 2002). Nothing of size n is held in memory."""
     side = np.uint64(math.isqrt(n - 1) + 1)
     x = position.astype(np.uint64)
     outside = np.ones(len(x), bool)

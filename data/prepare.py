@@ -28,18 +28,19 @@ import math
 import multiprocessing
 import shutil
 import sys
-from concurrent.futures.process import BrokenProcessPool
+import threading
+from collections import Counter
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from data import DataError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
-from data.workers import do_all
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
@@ -61,29 +62,26 @@ def is_validation(item: int, fraction: float, task: int = 0) -> bool:
 def prepare(
     inputs: list[str | Path], tokenizer: str, out: str | Path, val_fraction=VAL_FRACTION, key="text"
 ) -> dict:
-    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says.
-
-    Each line of a .jsonl file and each row of a .parquet file is a document, its text under `key`,
-    and so is a .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a
-    whole, but a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes,
-    on any number of cores. Raises DataError, also where `out` exists.
-    """
+    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says. Each line of a
+    .jsonl file and each row of a .parquet file is a document, its text under `key`, and so is a
+    .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a whole, but
+    a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes, on any
+    number of cores. Raises DataError, also where `out` exists."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
         raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    settings = (tokenizer, dtype, key, val_fraction)
     meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
     part = out.parent / f".{out.name}.part"
     lock = FileLock(part / "lock", WAIT, fallback_to_soft=False)
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
-        lengths = [len(token) for token in all_tokens(encoding)]
-        files["token_bytes.bin"] = np.array(lengths, "<u2").tobytes()
+        files["token_bytes.bin"] = np.fromiter(map(len, all_tokens(encoding)), "<u2").tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        settings = (tokenizer, dtype, key, val_fraction, sha256)  # all that decides, but for inputs
         part.mkdir(parents=True, exist_ok=True)
         (part / "lock").touch()
         try:
@@ -96,7 +94,7 @@ def prepare(
             raise DataError(f"{out}: exists; remove it, or give another --out")
         for left_over in part.glob("*.tmp"):  # by a kill
             shutil.rmtree(left_over)
-        tasks = _cut(part, inputs, (*settings, sha256))
+        tasks = _cut(part, inputs, settings)
         # Read until there is an item for each split: without one, all the work would be in vain
         held_out = (
             is_validation(item, val_fraction, task)
@@ -107,9 +105,8 @@ def prepare(
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
             raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
-        left = [(piece, paths, *settings) for piece, paths in tasks.items() if not piece.exists()]
-        do_all(_make_piece, left, desc="tokenizing", unit="task", delay=10)  # seconds
-        _cut(part, inputs, (*settings, sha256))  # has a file changed meanwhile?
+        _do_all([(*task, settings) for task in tasks.items() if not task[0].exists()])
+        _cut(part, inputs, settings)  # has a file changed meanwhile?
         counts = [_read_counts(piece, dtype) for piece in tasks]
         if skipped := sum(count["skipped"] for count in counts):
             print(f"skipped {skipped:,} documents without text", file=sys.stderr)
@@ -122,7 +119,7 @@ def prepare(
         for name, content in files.items():
             (whole / name).write_bytes(content)
         os.rename(whole, out)
-    except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
+    except (OSError, BrokenExecutor) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:
         lock.release()
@@ -133,12 +130,11 @@ def prepare(
 
 def prepare_shipped(data_dir: str) -> None:
     """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet."""
-    out = Path(data_dir)
-    if data_dir == SHIPPED_FOLDER and not out.exists():
+    if data_dir == SHIPPED_FOLDER and not os.path.exists(data_dir):
         try:
-            prepare([SHIPPED_CORPUS], "shipped", out)
+            prepare([SHIPPED_CORPUS], "shipped", data_dir)
         except DataError:
-            if not out.exists():  # else another process was faster: fine
+            if not os.path.exists(data_dir):  # else another process was faster: fine
                 raise
 
 
@@ -160,16 +156,42 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
     return tasks
 
 
-_load_once = lru_cache(load_tokenizer)  # for all tasks of a process
+def _do_all(tasks: list[tuple[Path, list[Path], tuple]]) -> None:
+    """In processes on all cores, as threads would wait for Python's lock; a single task in this."""
+    with tqdm(total=len(tasks), desc="tokenizing", unit="task", delay=10) as bar:  # seconds
+        if len(tasks) < 2 or os.cpu_count() == 1:
+            for task in tasks:
+                _make_piece(*task)
+                bar.update()
+            return
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
+            try:
+                with ThreadPoolExecutor(1) as thread:  # Ctrl-C interrupts the main one mid-start
+                    if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
+                        thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+                    started = list(thread.map(lambda task: pool.submit(_make_piece, *task), tasks))
+                for done in as_completed(started):
+                    done.result()
+                    bar.update()
+            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
 
 
-def _make_piece(
-    piece: Path, inputs: list[Path], tokenizer: str, dtype: np.dtype, key: str, val_fraction: float
-) -> None:
+def _end_with_main() -> None:
+    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
+
+
+def _make_piece(piece: Path, inputs: list[Path], settings: tuple) -> None:
     """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
-    encoding, items, task = _load_once(tokenizer), 0, int(piece.name.partition("_")[0])
-    counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
-    counts["skipped"] = 0
+    tokenizer, dtype, key, val_fraction, _ = settings
+    encoding, items, task = load_tokenizer(tokenizer), 0, int(piece.name.split("_")[0])
+    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS} | {"skipped": 0}
     (aside := piece.with_suffix(".tmp")).mkdir()
     with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
         for text, ends_document in (item for path in inputs for item in read_items(path, key)):
@@ -183,9 +205,7 @@ def _make_piece(
                 tokens = np.append(tokens, encoding.eot_token)
             (val if held_out else train).write(tokens.astype(dtype))
             count = counts["val" if held_out else "train"]
-            count["tokens"] += len(tokens)
-            count["bytes"] += len(text)
-            count["documents"] += ends_document
+            count.update(tokens=len(tokens), bytes=len(text), documents=ends_document)
     (aside / "counts.json").write_text(json.dumps(counts))
     for path in aside.iterdir():  # or a power cut could leave a piece of empty files
         with path.open("rb+") as file:
@@ -204,21 +224,20 @@ def _read_counts(piece: Path, dtype: np.dtype) -> dict:
 
 def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
     """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
-    of these. A memory map reads a piece that may be larger than memory."""
-    shards: list[dict] = []
-    for path in (piece / split for piece in pieces):
-        tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    of these. A memory map reads a piece that may be larger than memory, but not an empty one."""
+    total, shards = 0, {}
+    for path in (piece / split for piece in pieces if (piece / split).stat().st_size):
+        tokens = np.memmap(path, dtype, "r")
         while len(tokens):
-            if not shards or shards[-1]["tokens"] == SHARD_TOKENS:
-                file = f"{split}_{len(shards):03d}.bin"
-                shards.append({"file": file, "tokens": 0, "sha256": hashlib.sha256()})
-            shard = shards[-1]
+            name = f"{split}_{total // SHARD_TOKENS:03d}.bin"
+            shard = shards.setdefault(name, {"file": name, "tokens": 0, "sha256": hashlib.sha256()})
             part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
-            with (folder / shard["file"]).open("ab") as file:
+            with (folder / name).open("ab") as file:
                 file.write(part)
             shard["sha256"].update(part)
             shard["tokens"] += len(part)
-    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards]
+            total += len(part)
+    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards.values()]
 
 
 @command

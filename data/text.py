@@ -1,8 +1,6 @@
-"""The texts in .txt, .jsonl and .parquet files.
-
-A format is one function: it takes a path, its unpacked stream and the key of the text, and yields
-items: pairs (text as bytes, whether a document ends here). A document may have no text.
-"""
+"""The texts in .txt, .jsonl and .parquet files. A format is one function: it takes a path, its
+unpacked stream and the key of the text, and yields items: pairs (text as bytes, whether a document
+ends here). A document may have no text."""
 
 import glob
 import gzip
@@ -11,8 +9,8 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
 
 from data import DataError
 
@@ -20,7 +18,7 @@ PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one 
 Items = Iterator[tuple[bytes, bool]]
 
 
-def read_txt(path: Path, stream: BinaryIO, key: str) -> Items:
+def read_txt(path: Path, stream: io.BufferedReader, key: str) -> Items:
     """The very bytes of the file, which need not be UTF-8. It is one document."""
     while part := stream.read(PART_BYTES):
         if not part.endswith(b"\n"):
@@ -31,7 +29,7 @@ def read_txt(path: Path, stream: BinaryIO, key: str) -> Items:
         yield part, not stream.peek(1)
 
 
-def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
+def read_jsonl(path: Path, stream: io.BufferedReader, key: str) -> Items:
     """Each line is an object, and a document: its text under `key`, as UTF-8, or null."""
     for number, line in enumerate(stream, 1):
         if line.isspace():
@@ -46,24 +44,21 @@ def read_jsonl(path: Path, stream: BinaryIO, key: str) -> Items:
         yield text, True
 
 
-def read_parquet(path: Path, stream: BinaryIO, key: str) -> Items:
+def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
     """Each row is a document: its text in the column `key`, or null."""
-    import pyarrow
     import pyarrow.parquet
 
     # Its table of contents is at its end, and an unpacked .zst cannot go back
     file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    if key not in file.schema_arrow.names:
-        columns = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{path}: has no column {key}; --key can be: {columns}")
+    if key not in (columns := file.schema_arrow.names):
+        raise DataError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
 
 
 class WatchedFile(io.FileIO):
-    """Knows whether it was read to its end. lzma.open takes a damaged stream behind others for the
-    end, and does not read on."""
+    """Knows if it was read to its end: lzma.open takes a damaged stream behind others for that."""
 
     ended = False
 
@@ -73,13 +68,7 @@ class WatchedFile(io.FileIO):
         return content
 
 
-def unpack_xz(raw: BinaryIO) -> BinaryIO:
-    import lzma  # where Python was built without it, all else works
-
-    return lzma.open(raw)
-
-
-def unpack_zst(raw: BinaryIO) -> BinaryIO:
+def unpack_zst(raw: io.FileIO) -> io.BufferedReader:
     """By pyarrow, not zstandard: that one takes a file that was cut off for a whole one."""
     import pyarrow
 
@@ -87,10 +76,11 @@ def unpack_zst(raw: BinaryIO) -> BinaryIO:
 
 
 READ = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-UNPACK = {".gz": gzip.open, ".xz": unpack_xz, ".zst": unpack_zst}
+# lzma is imported where it is used: where Python was built without it, all else works
+UNPACK = {".gz": gzip.open, ".xz": lambda raw: import_module("lzma").open(raw), ".zst": unpack_zst}
 
 
-def reader(path: Path) -> Callable[[Path, BinaryIO, str], Items] | None:
+def reader(path: Path) -> Callable[[Path, io.BufferedReader, str], Items] | None:
     """The function that reads this file, by its name."""
     unpacked = path.with_suffix("") if path.suffix.lower() in UNPACK else path
     return READ.get(unpacked.suffix.lower())
@@ -104,9 +94,8 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
         tops = [name] if os.path.exists(name) else glob.glob(name)
         found = sorted(path for top in tops for path in _files(top, set()) if reader(path))
         if not found:
-            kinds, packed = ", ".join(READ), ", ".join(UNPACK)
-            what = f"no such file, or none that ends in one of {kinds}, perhaps with {packed}"
-            raise DataError(f"{name!r}: {what}")
+            what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
+            raise DataError(f"{what}, perhaps with {', '.join(UNPACK)}")
         for path in found:
             inputs.setdefault(os.path.realpath(path), path)
     return list(inputs.values())
@@ -126,12 +115,12 @@ def read_items(path: Path, key: str) -> Items:
     """The items of a file. Raises DataError: damaged, not what its name says, a package missing."""
     try:
         with WatchedFile(path) as raw:
-            unpack = UNPACK.get(path.suffix.lower(), io.BufferedReader)
-            if unpack is not io.BufferedReader and not path.stat().st_size:
+            packing = path.suffix.lower()
+            if packing in UNPACK and not path.stat().st_size:
                 raise EOFError("it is empty")
-            with unpack(raw) as stream:
+            with UNPACK.get(packing, io.BufferedReader)(raw) as stream:
                 yield from reader(path)(path, stream, key)
-            if unpack is unpack_xz and not raw.ended:
+            if packing == ".xz" and not raw.ended:
                 raise EOFError("a part of it is no .xz")
     except DataError:
         raise

@@ -37,33 +37,27 @@ _BLOCK = re.compile(
 
 # Hugging Face's files spell bytes as printable characters, as GPT-2's bytes_to_unicode does.
 CHARACTER = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
-_OTHERS = [byte for byte in range(256) if byte not in CHARACTER]
-CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+CHARACTER |= {byte: chr(256 + i) for i, byte in enumerate(sorted({*range(256)} - CHARACTER.keys()))}
 BYTE = {character: bytes([byte]) for byte, character in CHARACTER.items()}
 
 
 class FolderTokenizer:
     """The tokenizer.json of a Hugging Face folder, with what is used here of tiktoken's Encoding.
-
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
     split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
-
     `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
-    Raises DataError. Needs the package tokenizers.
-    """
+    Raises DataError. Needs the package tokenizers."""
 
     def __init__(self, folder: Path):
         try:
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            vocab = tokenizer.get_vocab()
-            end = END_OF_TEXT
+            self._tokenizer = tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            vocab, end = tokenizer.get_vocab(), END_OF_TEXT
             if end not in vocab:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
-            self.eot_token = vocab[end]
-            self.n_vocab = max(vocab.values()) + 1
+            self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
             if self.n_vocab > 2**21:  # the length of each token is looked up
                 raise ValueError(f"a token id of {self.n_vocab - 1}")
         except ImportError:
@@ -75,7 +69,6 @@ class FolderTokenizer:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
         self._byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -95,11 +88,9 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 def load_tokenizer(name: str) -> Encoding:
     """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
-    file, or that of a Hugging Face folder. Raises DataError.
-
-    A rank file has tiktoken's own format, one `<base64 of the token> <rank>` a line. Text is cut by
-    PATTERN, and `<|endoftext|>` gets the id after the last rank.
-    """
+    file, or that of a Hugging Face folder. A rank file has tiktoken's own format, one `<base64 of
+    the token> <rank>` a line. Text is cut by PATTERN, and `<|endoftext|>` gets the id after the
+    last rank. Raises DataError."""
     if name == "gpt2":
         try:
             return tiktoken.get_encoding(name)
@@ -113,15 +104,14 @@ def load_tokenizer(name: str) -> Encoding:
     try:  # not tiktoken's own loader: it caches a file by its path, whatever it holds by now
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        complete = all(bytes([byte]) in ranks for byte in range(256))
-        if not complete or sorted(ranks.values()) != list(range(len(ranks))):
+        if set(BYTE.values()) - ranks.keys() or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
         need = "with each of the 256 bytes and no gap in its ranks"
         raise DataError(f"tokenizer {path}: {what} {need}") from None
-    special = {"special_tokens": {END_OF_TEXT: len(ranks)}}
-    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, **special)
+    end = {END_OF_TEXT: len(ranks)}
+    return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
 
 
 def tokenizer_files(name: str) -> dict[str, Path]:
@@ -129,10 +119,9 @@ def tokenizer_files(name: str) -> dict[str, Path]:
     if name == "gpt2":
         return {}
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
-    if path.is_dir():
-        files = (path / "tokenizer.json", path / "tokenizer_config.json")
-        return {file.name: file for file in files if file.is_file()}
-    return {"tokenizer.tiktoken": path}
+    in_folder = (path / "tokenizer.json", path / "tokenizer_config.json")
+    found = {file.name: file for file in in_folder if file.is_file()}
+    return found or {"tokenizer.tiktoken": path}
 
 
 def all_tokens(encoding: Encoding) -> list[bytes]:
@@ -148,9 +137,8 @@ def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
         return np.array(encoding.encode_ordinary(data.decode("utf-8", "replace")), np.uint32)
     parts = [np.empty(0, np.uint32)]
     for block in _BLOCK.finditer(data.decode("utf-8", "surrogateescape")):
-        if block["stray"]:
-            stray = block["stray"].encode("utf-8", "surrogateescape")
-            tokens = [encoding.encode_single_token(bytes([byte])) for byte in stray]
+        if stray := block["stray"]:
+            tokens = [encoding.encode_single_token(bytes([ord(x) - 0xDC00])) for x in stray]
             parts.append(np.array(tokens, np.uint32))
         else:
             parts.append(encoding.encode_to_numpy(block.group(), disallowed_special=()))
