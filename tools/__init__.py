@@ -1,12 +1,17 @@
 """What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
 
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from data import command as command  # for each of them
+
+
+def parser_of(doc: str, **settings) -> ArgumentParser:
+    """For the arguments of a command whose module has this docstring."""
+    return ArgumentParser(description=doc.split("\n")[0], **settings)
 
 
 def expanded(text: str) -> Path:

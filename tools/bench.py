@@ -4,10 +4,8 @@ A step here is a bare one, on random tokens, without a teacher: forward, backwar
 compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps.
 """
 
-import argparse
 import gc
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +23,7 @@ from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
-from tools import command, positive
+from tools import command, parser_of, positive
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS
 
@@ -143,7 +141,7 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = parser_of(__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
@@ -155,4 +153,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

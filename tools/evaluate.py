@@ -3,9 +3,7 @@
 OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: docs/hugging-face.md.
 """
 
-import argparse
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.tokenizer import encode_bytes
-from tools import command, expanded
+from tools import command, expanded, parser_of
 from tools.load import Trained, load_trained
 
 
@@ -41,7 +39,7 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
@@ -55,4 +53,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -4,9 +4,7 @@ The folder is a plain LlamaForCausalLM, which transformers loads without our cod
 *.gguf is a file instead, for llama.cpp. Needs: pip install -r requirements-extra.txt
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +16,7 @@ from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_fi
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names
-from tools import command, expanded
+from tools import command, expanded, parser_of
 from tools.load import Trained, load_trained
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
@@ -152,7 +150,7 @@ def export(trained: Trained, folder: Path) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
     parser.add_argument("--to", type=expanded, required=True, help="a folder, or a file *.gguf")
     args = parser.parse_args(argv)
@@ -162,4 +160,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,14 +5,11 @@ work: training, what is computed again (`recompute`), and the products of Muon, 
 on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
 """
 
-import argparse
-import sys
-
 from model import GPTConfig
 from run import cost
 from run.config import Config, check_ranks, load_config, micro_batch
 from run.report import compact
-from tools import command, number, positive
+from tools import command, number, parser_of, positive
 from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory
@@ -67,7 +64,7 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = parser_of(__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
@@ -79,4 +76,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,14 +5,12 @@ OUT_DIR, as run.png, units.png or run.gif, unless --to names another file. With 
 shows the last moment alone.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from run import UserError
-from tools import command, expanded
+from tools import command, expanded, parser_of
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
 
@@ -95,7 +93,7 @@ def draw_units(out_dir: Path):
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("out_dirs", type=expanded, nargs="+", metavar="OUT_DIR")
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()
@@ -126,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

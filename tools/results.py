@@ -1,10 +1,8 @@
 """table.md of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]"""
 
-import argparse
 import csv
 import io
 import math
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,7 +10,7 @@ from mpmath import betainc  # torch installs it
 
 from run import UserError
 from run.files import write_text
-from tools import command, expanded
+from tools import command, expanded, parser_of
 
 # Of runs.csv. prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
@@ -123,11 +121,11 @@ def report(folder: Path, reference: str = "idea") -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
     report(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
