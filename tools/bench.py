@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from statistics import median
 
@@ -35,9 +34,8 @@ class Step:
         torch.manual_seed(1)
         self.model = GPT(shape).to(machine.device)
         self.optimizers = make_optimizers(self.model, c, machine.dtype)
-        plan = Plan(c, shape.vocab_size)
-        c, ranks = replace(c, compile=compile), Ranks(machine.device)
-        self.forward = Forward(self.model, c, plan, machine, ranks)
+        c, plan = replace(c, compile=compile), Plan(c, shape.vocab_size)
+        self.forward = Forward(self.model, c, plan, machine, Ranks(machine.device))
         size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
         self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
 
@@ -76,8 +74,7 @@ def matmul_peak(machine: Machine) -> float:
 
 
 def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
-    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
+    """`speed` as a share of `limit`, and of the card's peak by its maker: the MFU. In FLOP/s."""
     text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
     card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     for name, (peak, _) in GPUS.items():
@@ -134,9 +131,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
         pruner = Pruner("magnitude", c.score_beta, [kind], c.seed)
         pruner.score(wide.model)
-        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width)
+        t = seconds_of(lambda: pruner.prune(wide.model, wide.optimizers, kind, width))
         t_step = t_wide * c.batch_size / micro_batch(c, ranks=1)
-        yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
+        yield "a prune alone", f"{t / t_step:.2f} steps of the whole batch"
 
 
 @command

@@ -30,11 +30,8 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
         logits = model(tokens[max(0, end - T) : end][None])[0, start - end :]  # (new, vocab_size)
         new = tokens[start + 1 : end + 1]
         nats += F.cross_entropy(logits.float(), new, reduction="sum").item()
-    return {
-        "nats per token": nats / n,
-        "perplexity per token": math.exp(nats / n),
-        "bits per byte": nats / math.log(2) / len(text),
-    }
+    metrics = {"nats per token": nats / n, "perplexity per token": math.exp(nats / n)}
+    return metrics | {"bits per byte": nats / math.log(2) / len(text)}
 
 
 @command

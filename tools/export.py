@@ -56,7 +56,6 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
 
 
 def write_folder(trained: Trained, folder: Path) -> None:
-    """Tokenizer, weights and settings."""
     transformers = need_transformers()
     folder.mkdir()
     own = tokenizer_files(trained.tokenizer_name)

@@ -59,8 +59,7 @@ def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -
     """How each prune raises the loss on the same batches (red), and how it falls until the next;
     behind them, the training loss. past: what of the log has happened."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    prunes = past["prune"]
-    x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
+    x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     thin = {"color": BLUE, "alpha": 0.35, "lw": 1, "label": "(loss of a batch)", "zorder": 1}
     panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
     panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")

@@ -54,12 +54,10 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
     plan = cost.Plan(c, plan.enlarged.vocab_size)  # scratch learns from no teacher
     scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", 1, last + 1, scratch, plan.final)
-    return (
-        f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
-        f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
-        f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
-        f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
-    )
+    text = f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
+    text += f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
+    text += f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
+    return text + f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
 
 
 @command
