@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from data import command as command  # for each of them
+from data import command
 
 
-def parser_of(doc: str, **settings) -> ArgumentParser:
-    """For the arguments of a command whose module has this docstring."""
-    return ArgumentParser(description=doc.split("\n")[0], **settings)
+def program(main: Callable) -> Callable[..., int]:
+    """The command of a module, from its `main(parser, argv)`. The parser says the first line of the
+    module's docstring."""
+    description = main.__globals__["__doc__"].split("\n")[0]
+    return command(lambda argv: main(ArgumentParser(description=description), argv))
 
 
 def expanded(text: str) -> Path:

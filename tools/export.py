@@ -16,7 +16,7 @@ from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_fi
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names
-from tools import command, expanded, parser_of
+from tools import ArgumentParser, expanded, program
 from tools.load import Trained, load_trained
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
@@ -140,9 +140,8 @@ def export(trained: Trained, folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
     parser.add_argument("--to", type=expanded, required=True, help="a folder, or a file *.gguf")
     args = parser.parse_args(argv)

@@ -32,9 +32,8 @@ def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, n
             for units in (u for u in states.values() if len(u) > 1):
                 units[gone] = np.minimum(units[gone], CHOSEN)  # a layer goes with its units
         moments[now, 0] = moments[now, 1] = states
-        states = {kind: np.where(u == CHOSEN, GONE, u) for kind, u in states.items()}
-        moments[now, 2] = states
-        moments[now, 3] = states = {kind: -np.sort(-u) for kind, u in states.items()}
+        moments[now, 2] = states = {k: np.where(u == CHOSEN, GONE, u) for k, u in states.items()}
+        moments[now, 3] = states = {k: -np.sort(-u) for k, u in states.items()}
     return moments
 
 

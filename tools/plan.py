@@ -9,7 +9,7 @@ from model import GPTConfig
 from run import cost
 from run.config import Config, check_ranks, load_config, micro_batch
 from run.report import compact
-from tools import command, number, parser_of, positive
+from tools import ArgumentParser, number, positive, program
 from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory
@@ -60,9 +60,9 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
     return text + f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = parser_of(__doc__, allow_abbrev=False)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
+    parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from run import UserError
-from tools import command, expanded, parser_of
+from tools import ArgumentParser, expanded, program
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
 
@@ -86,9 +86,8 @@ def draw_units(out_dir: Path):
     return figure
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dirs", type=expanded, nargs="+", metavar="OUT_DIR")
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()

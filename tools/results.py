@@ -10,7 +10,7 @@ from mpmath import betainc  # torch installs it
 
 from run import UserError
 from run.files import write_text
-from tools import command, expanded, parser_of
+from tools import ArgumentParser, expanded, program
 
 # Of runs.csv. prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
@@ -88,14 +88,13 @@ def table(arms: Arms, reference: str) -> str:
     lines = {}  # each with the difference
     for arm, runs in arms.items():
         loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
-        params, tokens, flops, seconds, prune_cost = map(mean, others)
+        params, tokens, flops, seconds, cost = map(mean, others)
         pairs = paired(runs, arms[reference])
         against = f"{mean(pairs):+.4f}" if pairs and arm != reference else ""
         if against and len(pairs) > 1:
             against += f" ({t_test(pairs):.2g})"
         line = f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} "
-        line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} "
-        line += f"| {prune_cost:.3f} |"
+        line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
         lines[line] = mean(pairs) if pairs else math.inf
     heads = f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
     text = [f"{heads}| parameters | tokens | FLOPs | seconds | prunes cost |", "| --- " * 10 + "|"]
@@ -117,9 +116,8 @@ def report(folder: Path, reference: str = "idea") -> None:
     print(text)
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
     report(**vars(parser.parse_args(argv)))

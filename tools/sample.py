@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import encode_bytes
-from tools import command, expanded, number, parser_of
+from tools import ArgumentParser, expanded, number, program
 from tools.load import Trained, load_trained
 
 
@@ -39,9 +39,8 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
         tokens = [*tokens, token]
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
     parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")
