@@ -1,12 +1,19 @@
 """What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
 
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from data import command as command  # for each of them
+from data import command
+
+
+def program(main: Callable) -> Callable[..., int]:
+    """The command of a module, from its `main(parser, argv)`. The parser says the first line of the
+    module's docstring."""
+    description = main.__globals__["__doc__"].split("\n")[0]
+    return command(lambda argv: main(ArgumentParser(description=description), argv))
 
 
 def expanded(text: str) -> Path:

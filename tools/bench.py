@@ -4,14 +4,11 @@ A step here is a bare one, on random tokens, without a teacher: forward, backwar
 compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps.
 """
 
-import argparse
 import gc
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from statistics import median
 
@@ -25,7 +22,7 @@ from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
 from run.ranks import Ranks
-from tools import command, positive
+from tools import ArgumentParser, positive, program
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS
 
@@ -37,9 +34,8 @@ class Step:
         torch.manual_seed(1)
         self.model = GPT(shape).to(machine.device)
         self.optimizers = make_optimizers(self.model, c, machine.dtype)
-        plan = Plan(c, shape.vocab_size)
-        c, ranks = replace(c, compile=compile), Ranks(machine.device)
-        self.forward = Forward(self.model, c, plan, machine, ranks)
+        c, plan = replace(c, compile=compile), Plan(c, shape.vocab_size)
+        self.forward = Forward(self.model, c, plan, machine, Ranks(machine.device))
         size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
         self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
 
@@ -78,8 +74,7 @@ def matmul_peak(machine: Machine) -> float:
 
 
 def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, which matrix products reach here. Where the card's peak by its
-    maker is known, as a share of that, too: the MFU. All in FLOP/s."""
+    """`speed` as a share of `limit`, and of the card's peak by its maker: the MFU. In FLOP/s."""
     text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
     card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     for name, (peak, _) in GPUS.items():
@@ -125,10 +120,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if c.compile == "on":
-        steps: list[Step] = []
-        t = seconds_of(lambda: steps.append(Step(c, full, machine, "on")))
-        yield "compiling, once", f"{t:.1f} s"
-        (compiled,) = steps
+        began = time.perf_counter()
+        compiled = Step(c, full, machine, "on")
+        yield "compiling, once", f"{time.perf_counter() - began:.1f} s"
         t_wide, t = race([wide, compiled], repeats)
         faster = f"{t_wide / t:.2f} times as fast; its share: "
         yield "compiled step", faster + share(flops / t, limit, device)
@@ -136,14 +130,14 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
         pruner = Pruner("magnitude", c.score_beta, [kind], c.seed)
         pruner.score(wide.model)
-        cut = partial(pruner.prune, wide.model, wide.optimizers, kind, width)
+        t = seconds_of(lambda: pruner.prune(wide.model, wide.optimizers, kind, width))
         t_step = t_wide * c.batch_size / micro_batch(c, ranks=1)
-        yield "a prune alone", f"{seconds_of(cut) / t_step:.2f} steps of the whole batch"
+        yield "a prune alone", f"{t / t_step:.2f} steps of the whole batch"
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
+    parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
@@ -155,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,7 +7,6 @@ command goes on. --out gets runs.csv and table.md, of every seed that is done: t
 more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from run.config import NOT_SAVED, Config, load_config, read_file
 from run.cost import Plan
 from run.folder import read_log
 from run.stop import SIGNALS
-from tools import command, expanded, positive, seed_range
+from tools import ArgumentParser, expanded, positive, program, seed_range
 from tools.load import load_plan
 from tools.results import COLUMNS, Arms, read_results, report, write
 
@@ -165,9 +164,9 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
     return found
 
 
-@command
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> int:
+    parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--out", type=expanded, required=True, help="folder of the results")
     parser.add_argument("--runs", type=expanded, help="of the runs; default: out/ and its name")
@@ -191,4 +190,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

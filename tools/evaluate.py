@@ -3,9 +3,7 @@
 OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: docs/hugging-face.md.
 """
 
-import argparse
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.tokenizer import encode_bytes
-from tools import command, expanded
+from tools import ArgumentParser, expanded, program
 from tools.load import Trained, load_trained
 
 
@@ -30,18 +28,13 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
     for start in tqdm(range(0, n, T), leave=False, disable=None):  # on a terminal
         end = min(start + T, n)
         logits = model(tokens[max(0, end - T) : end][None])[0, start - end :]  # (new, vocab_size)
-        new = tokens[start + 1 : end + 1]
-        nats += F.cross_entropy(logits.float(), new, reduction="sum").item()
-    return {
-        "nats per token": nats / n,
-        "perplexity per token": math.exp(nats / n),
-        "bits per byte": nats / math.log(2) / len(text),
-    }
+        nats += F.cross_entropy(logits.float(), tokens[start + 1 : end + 1], reduction="sum").item()
+    metrics = {"nats per token": nats / n, "perplexity per token": math.exp(nats / n)}
+    return metrics | {"bits per byte": nats / math.log(2) / len(text)}
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)
@@ -55,4 +48,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

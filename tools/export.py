@@ -4,9 +4,7 @@ The folder is a plain LlamaForCausalLM, which transformers loads without our cod
 *.gguf is a file instead, for llama.cpp. Needs: pip install -r requirements-extra.txt
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +16,7 @@ from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_fi
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names
-from tools import command, expanded
+from tools import ArgumentParser, expanded, program
 from tools.load import Trained, load_trained
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
@@ -44,10 +42,9 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
     tokens, merges = spell_merges(encoding)
     vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(encoding._pat_str), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    cut = pre_tokenizers.Split(Regex(encoding._pat_str), "isolated")
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -59,7 +56,6 @@ def write_tokenizer(encoding: tiktoken.Encoding, folder: Path) -> None:
 
 
 def write_folder(trained: Trained, folder: Path) -> None:
-    """Tokenizer, weights and settings."""
     transformers = need_transformers()
     folder.mkdir()
     own = tokenizer_files(trained.tokenizer_name)
@@ -94,18 +90,14 @@ def write_gguf(trained: Trained, path: Path) -> None:
     shape, end = trained.model.config, trained.tokenizer.eot_token
     with closing(gguf.GGUFWriter(path, "llama")) as file:
         file.add_file_type(gguf.LlamaFileType.ALL_F32)
-        file.add_vocab_size(trained.tokenizer.n_vocab)
-        file.add_context_length(shape.context_length)
-        file.add_embedding_length(shape.d_model)
-        file.add_block_count(shape.n_layer)
-        file.add_feed_forward_length(shape.d_ff)
-        file.add_head_count(shape.n_head)
-        file.add_head_count_kv(shape.n_kv_head)
-        file.add_key_length(shape.head_dim)
-        file.add_value_length(shape.head_dim)
-        file.add_rope_dimension_count(shape.head_dim)
-        file.add_rope_freq_base(shape.rope_theta)
-        file.add_layer_norm_rms_eps(shape.norm_eps)
+        sizes = {"vocab_size": trained.tokenizer.n_vocab, "context_length": shape.context_length}
+        sizes |= {"embedding_length": shape.d_model, "block_count": shape.n_layer}
+        sizes |= {"feed_forward_length": shape.d_ff, "head_count": shape.n_head}
+        sizes |= {"head_count_kv": shape.n_kv_head, "key_length": shape.head_dim}
+        sizes |= {"value_length": shape.head_dim, "rope_dimension_count": shape.head_dim}
+        sizes |= {"rope_freq_base": shape.rope_theta, "layer_norm_rms_eps": shape.norm_eps}
+        for name, size in sizes.items():
+            getattr(file, f"add_{name}")(size)
 
         tokens, merges = spell_merges(trained.tokenizer)
         file.add_tokenizer_model("gpt2")  # byte pairs, whatever the vocabulary
@@ -118,19 +110,17 @@ def write_gguf(trained: Trained, path: Path) -> None:
         file.add_eos_token_id(end)
         file.add_add_bos_token(False)  # llama.cpp would put one before a text, and we do not
 
-        weights = trained.model.state_dict()
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layer)
-        for ours, theirs in weight_names(shape).items():
-            if ours == "unembed.weight" and shape.tie_embeddings:
-                continue  # it is embed.weight
-            weight = weights[ours].float().cpu()
+        theirs = weight_names(shape)
+        for ours, weight in trained.model.named_parameters():  # a tied one comes once
+            weight = weight.detach().float().cpu()
             if ours in ("embed.weight", "unembed.weight"):
                 weight = weight[: trained.tokenizer.n_vocab]
             if ours.endswith((".q.weight", ".k.weight")):
                 # llama.cpp rotates rows 2i and 2i + 1 of a head, model.py i and i + head_dim / 2
                 halves = weight.unflatten(0, (-1, 2, shape.head_dim // 2))
                 weight = halves.transpose(1, 2).reshape(weight.shape)
-            file.add_tensor(names.get_name(theirs, (".weight",)), weight.numpy())
+            file.add_tensor(names.get_name(theirs[ours], (".weight",)), weight.numpy())
         file.write_header_to_file()
         file.write_kv_data_to_file()
         file.write_tensors_to_file()
@@ -150,9 +140,8 @@ def export(trained: Trained, folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
     parser.add_argument("--to", type=expanded, required=True, help="a folder, or a file *.gguf")
     args = parser.parse_args(argv)
@@ -162,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

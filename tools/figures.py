@@ -55,6 +55,4 @@ def open_figure(rows: int, columns: int, **settings):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25, lw=0.5)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M, 2M
-    for panel in axes[-1]:
-        panel.set_xlabel("training tokens")
     return figure, axes

@@ -32,9 +32,8 @@ def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, n
             for units in (u for u in states.values() if len(u) > 1):
                 units[gone] = np.minimum(units[gone], CHOSEN)  # a layer goes with its units
         moments[now, 0] = moments[now, 1] = states
-        states = {kind: np.where(u == CHOSEN, GONE, u) for kind, u in states.items()}
-        moments[now, 2] = states
-        moments[now, 3] = states = {kind: -np.sort(-u) for kind, u in states.items()}
+        moments[now, 2] = states = {k: np.where(u == CHOSEN, GONE, u) for k, u in states.items()}
+        moments[now, 3] = states = {k: -np.sort(-u) for k, u in states.items()}
     return moments
 
 
@@ -55,16 +54,15 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}", loc="left")
 
 
-def draw_jumps(panel, log: dict[str, list[dict]], now: int) -> None:
+def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
     """How each prune raises the loss on the same batches (red), and how it falls until the next;
-    behind them, the training loss. Of the run until `now`, in tokens."""
-    steps, prunes = ([e for e in log[name] if e["tokens"] <= now] for name in ("step", "prune"))
+    behind them, the training loss. past: what of the log has happened."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    x, before, after = (along(prunes, key) for key in ("tokens", "loss_before", "loss_after"))
+    x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     thin = {"color": BLUE, "alpha": 0.35, "lw": 1, "label": "(loss of a batch)", "zorder": 1}
     panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
     panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")
-    panel.plot(along(steps), along(steps, "loss"), **thin)
+    panel.plot(along(past["step"]), along(past["step"], "loss"), **thin)
     for i, y, side in ((0, before, "right"), (-1, after, "left")) if x else ():
         panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=13, ha=side, va="center")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
@@ -81,10 +79,10 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
         panel.axis("off")
     for panel, (kind, units) in zip(kinds, states.items()):
         draw_units(panel, kind, units)
+    past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
     x, y, lr = (along(log["step"], key) for key in ("tokens", "loss", "lr"))
-    n = max(1, sum(tokens <= now for tokens in x))
-    prunes = [e for e in log["prune"] if e["tokens"] <= now]
-    phase = "prune" if now in along(prunes) else log["step"][n - 1]["phase"]
+    n, prunes = max(1, len(past["step"])), along(past["prune"])
+    phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
     title.set_title(CAPTIONS.get(phase, phase), loc="left", fontsize=24, weight="bold")
     title.set_title(f"{compact(now)} tokens", loc="right")
     # Of a step with these widths: at a prune, the last step was wider
@@ -95,17 +93,17 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None))
     rate.set_title("learning rate", loc="left")
-    draw_jumps(jumps, log, now)
-    cost = sum(e["loss_after"] - e["loss_before"] for e in prunes)
+    draw_jumps(jumps, log, past)
+    cost = sum(e["loss_after"] - e["loss_before"] for e in past["prune"])
     jumps.set_title("the grey part, larger", loc="left")
     jumps.set_title(f"prunes added {cost:.2f} nats", loc="right")
     loss.axvspan(*jumps.get_xlim(), color=GREY, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=13, va="top")
-    loss.plot(along(prunes), np.interp(along(prunes), x, y), "o", color=RED)
+    loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
     loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
     loss.set_title("loss in nats (red: prunes)", loc="left")
-    for e in (e for e in log["eval"] if e["tokens"] <= now):
+    for e in past["eval"][-1:]:
         loss.set_title(f"on new text: {e['val_loss']:.2f}", loc="right")
 
 

@@ -17,8 +17,6 @@ from run.cost import Plan
 
 @dataclass
 class Trained:
-    """A trained model, and the tokenizer that it was trained with."""
-
     model: GPT  # in eval mode
     tokenizer: Encoding
     tokenizer_name: str  # as load_tokenizer takes it

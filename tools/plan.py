@@ -5,14 +5,11 @@ work: training, what is computed again (`recompute`), and the products of Muon, 
 on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
 """
 
-import argparse
-import sys
-
 from model import GPTConfig
 from run import cost
 from run.config import Config, check_ranks, load_config, micro_batch
 from run.report import compact
-from tools import command, number, positive
+from tools import ArgumentParser, number, positive, program
 from tools.load import load_plan
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory
@@ -57,17 +54,15 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
     plan = cost.Plan(c, plan.enlarged.vocab_size)  # scratch learns from no teacher
     scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", 1, last + 1, scratch, plan.final)
-    return (
-        f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
-        f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
-        f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
-        f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
-    )
+    text = f"{gpus} x {gpu} at {mfu:.0%} of {peak:.3g} FLOP/s and ${PRICE:g} per GPU and hour; "
+    text += f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
+    text += f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
+    return text + f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
+    parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100")
@@ -79,4 +74,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,14 +5,12 @@ OUT_DIR, as run.png, units.png or run.gif, unless --to names another file. With 
 shows the last moment alone.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from run import UserError
-from tools import command, expanded
+from tools import ArgumentParser, expanded, program
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 from tools.film import draw_film
 
@@ -20,9 +18,8 @@ from tools.film import draw_film
 LINES = "-", "--", "-.", ":"
 
 
-def draw(out_dirs: list[Path], over_flops: bool = False):
-    """A figure with the curves of runs. Raises UserError."""
-    x = "flops" if over_flops else "tokens"
+def draw(out_dirs: list[Path], x: str):
+    """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
     kinds = list(dict.fromkeys(e["kind"] for log in logs for e in log["prune"]))
     heights = (3, *[1.2] * len(kinds), 1.2)
@@ -40,20 +37,17 @@ def draw(out_dirs: list[Path], over_flops: bool = False):
             loss.axvline(prune, color=color, alpha=0.8, lw=0.8, ls=dots)
         for panel, kind in zip(rest, kinds):
             panel.plot(*widths(log, kind, x), drawstyle="steps-post", **style)
-            panel.set_ylabel(kind)
         lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
-    loss.set_ylim(final - 0.15, final + 1.6)
-    loss.set_ylabel("loss, nats per token")
+    loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
     loss.plot([], [], "o-", color="grey", ms=3, label="validation")
     loss.plot([], [], color="grey", alpha=0.5, lw=0.8, label="training")
     if kinds:
         loss.plot([], [], ":", color="grey", label="prune")
     loss.legend(frameon=False, loc="upper right")
-    lr.set_ylabel("learning rate")
-    lr.set_xlabel(f"training {'FLOPs' if x == 'flops' else x}")
-    for panel in (*rest, lr):
-        panel.set_ylim(bottom=0)
+    for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
+        panel.set(ylim=(0, None), ylabel=name)
+    lr.set_xlabel("training FLOPs" if x == "flops" else "training tokens")
     return figure
 
 
@@ -67,35 +61,33 @@ def draw_units(out_dir: Path):
     from matplotlib import colormaps
 
     for kind, (cost, score) in zip(kinds, axes):
-        prunes = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
-        rises = [e["loss_after"] - e["loss_before"] for e, _ in prunes]
+        own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
+        prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
+        rises = [e["loss_after"] - e["loss_before"] for e in prunes]
         bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, title=f"{kind}: what each prune added to the loss, nats per token")
-        groups = sorted({layer for _, layers in prunes for layer in layers})
+        groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
-            x = [i for i, (_, layers) in enumerate(prunes) if layer in layers]
+            x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
+            lowest, low, middle, high, highest = zip(*(scores[i][layer] for i in x))
             x = np.array(x) + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
-            scores = [e["scores"][layers.index(layer)] for e, layers in prunes if layer in layers]
-            lowest, low, middle, high, highest = zip(*scores)
             color = colormaps["viridis"](layer / n_layer)
             score.vlines(x, lowest, highest, color=color, lw=1)
             score.vlines(x, low, high, color=color, lw=3)
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
-        score.set_title(f"{kind}: scores at each prune, quartiles and range")
         if len(groups) > 1:
             score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set_yscale("log")
-        after, first = [e["width_after"] for e, _ in prunes], prunes[0][0]["width_before"]
+        score.set(yscale="log", title=f"{kind}: scores at each prune, quartiles and range")
+        after, first = along(prunes, "width_after"), prunes[0]["width_before"]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), after, rotation=turn)
             panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, from {first}")
     return figure
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dirs", type=expanded, nargs="+", metavar="OUT_DIR")
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()
@@ -117,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
             times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
             images[0].save(to, save_all=True, append_images=images[1:], duration=times, loop=0)
         else:
-            figure = draw_units(first) if args.units else draw(args.out_dirs, args.flops)
+            x = "flops" if args.flops else "tokens"
+            figure = draw_units(first) if args.units else draw(args.out_dirs, x)
             figure.savefig(to, dpi=130)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
@@ -126,4 +119,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,10 +1,8 @@
 """table.md of a comparison, from its runs.csv: python -m tools.results FOLDER [REFERENCE]"""
 
-import argparse
 import csv
 import io
 import math
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,7 +10,7 @@ from mpmath import betainc  # torch installs it
 
 from run import UserError
 from run.files import write_text
-from tools import command, expanded
+from tools import ArgumentParser, expanded, program
 
 # Of runs.csv. prune_cost: the rise of the loss on the same batches, summed over the run's prunes
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
@@ -60,9 +58,8 @@ def write(folder: Path, arms: Arms) -> None:
                 raise UserError(f"{folder}: {what}; {way}")
     folder.mkdir(parents=True, exist_ok=True)
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row for runs in arms.values() for row in runs.values())
+    rows = [[row[key] for key in COLUMNS] for runs in arms.values() for row in runs.values()]
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(folder / "runs.csv", file.getvalue())
 
 
@@ -88,22 +85,20 @@ def spread(values: list[float]) -> str:
 def table(arms: Arms, reference: str) -> str:
     """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
     the reference on the seeds that both have, with its p-value; lowest difference first."""
-    lines = []
+    lines = {}  # each with the difference
     for arm, runs in arms.items():
         loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
-        params, tokens, flops, seconds, prune_cost = map(mean, others)
+        params, tokens, flops, seconds, cost = map(mean, others)
         pairs = paired(runs, arms[reference])
         against = f"{mean(pairs):+.4f}" if pairs and arm != reference else ""
         if against and len(pairs) > 1:
             against += f" ({t_test(pairs):.2g})"
-        line = (
-            f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} | {params:,.0f} "
-            f"| {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {prune_cost:.3f} |"
-        )
-        lines.append((mean(pairs) if pairs else math.inf, line))
+        line = f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} "
+        line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
+        lines[line] = mean(pairs) if pairs else math.inf
     heads = f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
     text = [f"{heads}| parameters | tokens | FLOPs | seconds | prunes cost |", "| --- " * 10 + "|"]
-    text += [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+    text += sorted(lines, key=lines.get)
     if all(len(runs) == 1 for runs in arms.values()):
         text += ["", "One seed: no difference in this table proves anything."]
     elif len({tuple(sorted(runs)) for runs in arms.values()}) > 1:
@@ -121,13 +116,12 @@ def report(folder: Path, reference: str = "idea") -> None:
     print(text)
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("folder", type=expanded, metavar="FOLDER")
     parser.add_argument("reference", nargs="?", default="idea", metavar="REFERENCE")
     report(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

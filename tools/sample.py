@@ -4,10 +4,8 @@ OUT_DIR is a run's folder, or a Hugging Face one. A sample ends at <|endoftext|>
 The model sees the last context_length tokens; each new token is one forward pass over all of them.
 """
 
-import argparse
 import codecs
 import os
-import sys
 from collections.abc import Iterator
 from itertools import chain
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import encode_bytes
-from tools import command, expanded, number
+from tools import ArgumentParser, expanded, number, program
 from tools.load import Trained, load_trained
 
 
@@ -41,9 +39,8 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
         tokens = [*tokens, token]
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
     parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")
@@ -64,4 +61,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
