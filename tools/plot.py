@@ -18,7 +18,7 @@ from tools.film import draw_film
 LINES = "-", "--", "-.", ":"
 
 
-def draw(out_dirs: list[Path], x: str):
+def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
     kinds = list(dict.fromkeys(e["kind"] for log in logs for e in log["prune"]))
