@@ -4,6 +4,7 @@ pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in chi
 
 from helpers import ROOT, TOY, run, run_here  # noqa: E402
 
+import train  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 
 
@@ -34,6 +36,21 @@ def as_a_command_finds_it(checkout, monkeypatch):
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Asserts that a command ends with code 2 and one line that has the words. In these, `.*`
+    stands for any others; the rest is no pattern, as a path may look like one."""
+
+    def refused(words: str, *arguments, main=train.main) -> None:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert re.search(".*".join(map(re.escape, words.split(".*"))), error), error
+
+    return refused
 
 
 @pytest.fixture(scope="session")

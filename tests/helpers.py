@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -41,13 +40,3 @@ def events(out: Path, name: str) -> list[dict]:
 
 def same_end(a: Path, b: Path) -> bool:
     return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
-
-
-def refused(capsys, main, *arguments, words: str) -> None:
-    """It ends with code 2 and one line that has the words. `.*` stands for any others; the rest is
-    no pattern, as a path may look like one."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert re.search(".*".join(map(re.escape, words.split(".*"))), error), error

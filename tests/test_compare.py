@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from helpers import ROOT, refused, run, same_end
+from helpers import ROOT, run, same_end
 
 from run import UserError
 from run.checkpoint import load_checkpoint
@@ -104,7 +104,7 @@ def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkey
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["idea"]
 
 
-def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys):
+def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys, refused):
     out, first = tmp_path / "results", tmp_path / "runs" / "idea" / "1"
     command = call(tmp_path, idea, "--dtype=auto")
     assert run(Path(idea), first, "--dtype=auto", "--stop_after=12") == 0
@@ -131,7 +131,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     ):
         text = (second / name).read_text()
         (second / name).write_text(text.replace(old, new))
-        refused(capsys, compare.main, *command, words=words)
+        refused(words, *command, main=compare.main)
         (second / name).write_text(text)
 
 
@@ -147,28 +147,21 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def arms_of(losses: dict[str, dict[int, float]]) -> results.Arms:
-    """As of a runs.csv, with 7 in all other columns."""
-    seven = dict.fromkeys(COLUMNS, 7)
-    return {
-        arm: {seed: seven | {"arm": arm, "seed": seed, "val_loss": x} for seed, x in runs.items()}
-        for arm, runs in losses.items()
-    }
-
-
 def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
-    few = {"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}}
-    more = few | {"naive": {1: 3.75}}
-    for losses in (few, more):
-        results.write(tmp_path, arms_of(losses))
-    fewer, other = {"idea": few["idea"]}, more | {"idea": {1: 3.1}}
-    for losses, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
+    def arm(name: str, *losses: float) -> results.Arms:  # with 7 in all other columns
+        seven = dict.fromkeys(COLUMNS, 7) | {"arm": name}
+        return {name: {i: seven | {"seed": i, "val_loss": x} for i, x in enumerate(losses, 1)}}
+
+    results.write(tmp_path, few := arm("idea", 3.5, 3.25) | arm("oneshot", 4.0))
+    results.write(tmp_path, more := few | arm("naive", 3.75))
+    fewer, other = arm("idea", 3.5, 3.25), more | arm("idea", 3.1, 3.25)
+    for arms, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
         with pytest.raises(UserError, match=f"holds {lost}, seed 1, .*; this call has {ours}; "):
-            results.write(tmp_path, arms_of(losses))
-    assert read_csv(tmp_path / "runs.csv") == arms_of(more)
+            results.write(tmp_path, arms)
+    assert read_csv(tmp_path / "runs.csv") == more
 
 
-def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, capsys):
+def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, refused):
     """The ~ of --out=~/mine is the home folder, too."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
@@ -177,25 +170,23 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     csv, made = (tmp_path / "mine" / name for name in ("runs.csv", "table.md"))
     csv.parent.mkdir()
     made.write_text("# my own")
-    refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="has no runs.csv beside")
+    refused("has no runs.csv beside", "configs/idea.py", "--out=~/mine", main=compare.main)
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
-        refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
+        refused(f"{wrong}: not", "configs/idea.py", "--out=x", wrong, main=compare.main)
     rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
     texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
     for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
-        refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="runs.csv: line ")
+        refused("runs.csv: line ", "configs/idea.py", "--out=~/mine", main=compare.main)
         assert csv.read_bytes() == content and made.read_text() == "# my own"
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
-    made = (ROOT / "studies").rglob("table.md")
-    tables = [path for path in made if path.with_name("runs.csv").exists()]
+    tables = [p for p in ROOT.glob("studies/**/table.md") if p.with_name("runs.csv").exists()]
+    other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
+    other |= {"when": "idea_10_35"}
     for path in tables:
-        other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
-        other |= {"when": "idea_10_35"}
-        reference = other.get(path.parent.name, "idea")
-        arms = read_csv(path.with_name("runs.csv"))
+        arms, reference = read_csv(path.with_name("runs.csv")), other.get(path.parent.name, "idea")
         assert results.table(arms, reference).encode() == path.read_bytes(), path
     assert len(tables) > 3
 

@@ -3,7 +3,6 @@
 from dataclasses import fields
 
 import pytest
-from helpers import refused
 
 from run.config import Config, load_config
 from run.cost import Plan, flops_per_token
@@ -47,29 +46,28 @@ BAD = [
 ]
 
 
-def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(capsys):
-    refused(capsys, main, "configs/idea", words="no such config file, .*mean configs/idea.py")
-    refused(capsys, main, "out/ieda", "--resume", words="no such config file, and no run; see con")
+def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(refused):
+    refused("no such config file, .*mean configs/idea.py", "configs/idea")
+    refused("no such config file, and no run; see con", "out/ieda", "--resume")
 
 
 @pytest.mark.parametrize("overrides, words", BAD)
-def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, capsys):
+def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, refused):
     out = tmp_path / "run"
-    arguments = ["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split()]
-    refused(capsys, main, *arguments, words=words)
+    refused(words, "configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split())
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
 
 
-def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
+def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys, refused):
     """A number of ranks alone is a bad start."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
-    refused(capsys, main, *alone, words="RANK expected, but not set; torchrun sets all")
+    refused("RANK expected, but not set; torchrun sets all", *alone)
     monkeypatch.setenv("RANK", "9")
     said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-        assert main(["configs/idea.py", f"--out_dir={tmp_path / 'out'}"]) == 2
+        assert main(["configs/idea.py"]) == 2
         assert capsys.readouterr().err == error
 
 

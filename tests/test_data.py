@@ -19,15 +19,13 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, refused
+from helpers import ROOT
 
-import data.prepare
-import data.text
 from data import DataError
 from data.loader import TokenDataset
-from data.prepare import is_validation, main, prepare
+from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare, prepare_shipped
 from data.text import read_items
-from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
+from data.tokenizer import END_OF_TEXT, encode_bytes, encode_to_numpy, load_tokenizer
 from run.config import Config
 from run.folder import Folder
 
@@ -47,16 +45,13 @@ def pairs(tmp_path_factory) -> Path:
 
 def by_hand(folder: Path, *shards, vocab_size: int = 2000) -> TokenDataset:
     """The dataset of a prepared folder written by hand. shards: each a list of ids."""
-    folder.mkdir(exist_ok=True)
-    entries = []
+    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": []}
     for i, tokens in enumerate(shards):
         (folder / f"{i}.bin").write_bytes(content := np.array(tokens, "<u2").tobytes())
         sha256 = hashlib.sha256(content).hexdigest()
-        entries.append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
+        train["shards"].append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
     meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": 0, "tokenizer": "none"}
-    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
-    meta |= {"files": {}, "train": train}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta | {"files": {}, "train": train}))
     return TokenDataset(folder, "train", T)
 
 
@@ -73,7 +68,6 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 
 def refuse(words: str, source: Path, out: Path, **others) -> None:
-    """It is not prepared, and one line says why."""
     with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
         prepare([source], "shipped", out, **others)
 
@@ -113,13 +107,13 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Each file is a task, and they are done one after the other."""
-    monkeypatch.setattr(data.prepare, "TASK_BYTES", 1)
+    monkeypatch.setattr("data.prepare.TASK_BYTES", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
 def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_tasks, pairs, dtype):
-    monkeypatch.setattr(data.prepare, "SHARD_TOKENS", 40)
+    monkeypatch.setattr("data.prepare.SHARD_TOKENS", 40)
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
     files = [write_jsonl(tmp_path / name, texts) for name in ("a.jsonl", "b.jsonl")]
@@ -144,7 +138,7 @@ def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_ta
 @pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "a.txt.XZ"])
 def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, name):
     pack = {"t": bytes, "z": gzip.compress, "Z": lzma.compress}[name[-1]]
-    monkeypatch.setattr(data.text, "PART_BYTES", 100)
+    monkeypatch.setattr("data.text.PART_BYTES", 100)
     lines = [b"%05d \xff\xc3 not UTF-8 \xe2\x80\x94 %d\r\n" % (i, i) for i in range(2000)]
     text = b"".join(lines)[:-2]
     (tmp_path / name).write_bytes(pack(text[:999]) + pack(text[999:]))  # as several streams
@@ -175,7 +169,7 @@ BAD = [  # file, content, an argument, words of the message
 
 
 @pytest.mark.parametrize("name, content, argument, words", BAD)
-def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content, argument, words):
+def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, refused, name, content, argument, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "home")
     monkeypatch.setenv("USERPROFILE", "home")  # Windows
@@ -184,14 +178,20 @@ def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content
     Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
     source = name if name.startswith("a.") else "a.jsonl"
-    arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
-    refused(capsys, main, *arguments, words=words)
+    refused(words, "--tokenizer=shipped", "--out=out", "--input", source, argument, main=main)
     assert not Path("out").exists() and Path(name).read_bytes() == content
     assert "fraction" not in argument or not list(Path(".out.part").glob("0*"))  # before the work
 
 
+def test_a_python_without_lzma_lacks_that_alone(tmp_path, monkeypatch, refused):
+    monkeypatch.delitem(sys.modules, "lzma")
+    monkeypatch.setitem(sys.modules, "_lzma", None)
+    given = ("--input", SHIPPED_CORPUS, "--tokenizer=shipped", f"--out={tmp_path / 'data'}")
+    refused("sotu.jsonl.xz: needs the package _lzma: ", *given, main=main)
+
+
 def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.text, "PART_BYTES", 5)
+    monkeypatch.setattr("data.text.PART_BYTES", 5)
     for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
         (tmp_path / "a.txt").write_bytes(text)
         parts = [part for part, _ in read_items(tmp_path / "a.txt", "text")]
@@ -249,8 +249,7 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_pieces(tmp_path, monkeypatch, 
     whole, out, full = tmp_path / "whole", tmp_path / "out", OSError(28, "No space left")
     prepare([tmp_path], "shipped", whole)
     monkeypatch.setattr("os.rename", rename := Mock(wraps=os.rename))
-    encode = Mock(wraps=data.prepare.encode_to_numpy)
-    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    monkeypatch.setattr("data.prepare.encode_to_numpy", encode := Mock(wraps=encode_to_numpy))
     for first in (0, 0, 1, 2, 3):  # what is whole is renamed: a piece, at last the folder
         rename.side_effect = [DEFAULT, full] if encode.called else full
         encode.reset_mock()
@@ -272,7 +271,7 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_pieces(tmp_path, monkeypatch, 
 def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
     (source := tmp_path / "a.jsonl").write_bytes(GOOD)
     encode = Mock(side_effect=lambda *_: source.write_bytes(GOOD * 2) and np.ones(1, np.uint32))
-    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    monkeypatch.setattr("data.prepare.encode_to_numpy", encode)
     refuse("an input file has changed; remove it to start anew", source, tmp_path / "out")
 
 
@@ -325,7 +324,7 @@ sys.addaudithook(hook)""")
 
 def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
-    monkeypatch.setattr(data.prepare, "WAIT", 0.1)
+    monkeypatch.setattr("data.prepare.WAIT", 0.1)
     (part := tmp_path / ".out.part").mkdir()
     with FileLock(part / "lock"):
         refuse("out: .*lock", source, tmp_path / "out")
@@ -350,7 +349,7 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
 
 def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data.prepare.prepare_shipped("data/sotu")
+    prepare_shipped("data/sotu")
     assert os.listdir("data") == ["sotu"]
     dataset = TokenDataset("data/sotu", "train", 128)
     content = torch.cat(dataset.batch(step=1234, batch_size=16, seed=1)).numpy().tobytes()

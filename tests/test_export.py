@@ -17,10 +17,9 @@ gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from helpers import ROOT, events, refused, run
+from helpers import ROOT, events, run
 from test_model import SHAPES, large
 
-import train
 from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
 from model import GPT
@@ -121,18 +120,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("change, words", REFUSED, ids=str)
-def test_what_is_not_supported_is_refused_by_name(change, words, folder, capsys):
+def test_what_is_not_supported_is_refused_by_name(change, words, folder, refused):
     change_json(folder / "config.json", **change)
-    refused(capsys, sample.main, folder, words=f"{folder}.*{words}")
+    refused(f"{folder}.*{words}", folder, main=sample.main)
 
 
-def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, capsys):
+def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, refused):
     path, weights = folder / "tokenizer.json", folder / "model.safetensors"
     added = json.loads(path.read_bytes())["added_tokens"]
     change_json(path, added_tokens=[*added, added[-1] | {"id": V, "content": "<one more>"}])
-    refused(capsys, sample.main, folder, words=f"{folder}: .* {V + 1} ids, its model knows {V}")
+    refused(f"{folder}: .* {V + 1} ids, its model knows {V}", folder, main=sample.main)
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(capsys, sample.main, folder, words=f"{folder}.*damaged")
+    refused(f"{folder}.*damaged", folder, main=sample.main)
 
 
 def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
@@ -144,7 +143,7 @@ def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
     assert read_shape(folder).rope_theta == 500  # transformers 4
 
 
-def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys):
+def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys, refused):
     """With its own tokenizer, shape, theta and eps, at every step."""
     folder = exported(GPT(wide := OTHERS["padded"]), tmp_path / "hf")
     change_json(folder / "tokenizer_config.json", eos_token="!", bos_token="?", pad_token=None)
@@ -152,7 +151,7 @@ def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys):
     prepare([toy.parent / "text.jsonl"], str(folder), own)
     knobs = [f"--init_from={folder}", f"--data_dir={own}", "--n_kv_head_target=0"]
     knobs += ["--d_model_target=24", f"--out_dir={out}"]
-    refused(capsys, train.main, toy, *knobs, words="1088.*1024.*--round_vocab_to")
+    refused("1088.*1024.*--round_vocab_to", toy, *knobs)
     knobs.append("--round_vocab_to=68")
     assert run(toy, out, *knobs, "--stop_after=20") == 0
     shutil.rmtree(folder)  # the run has its weights, and the data their tokenizer
@@ -205,7 +204,7 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
 
 
-def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
+def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, refused, monkeypatch):
     to, foreign = tmp_path / "run.GGUF", Mock(spec=FolderTokenizer)
     with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
         export.export(Trained(GPT(OTHER), foreign, "a folder"), to)
@@ -214,10 +213,10 @@ def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypa
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
         patched.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
         for name in ("run.gguf", "hf"):
-            arguments, words = (undisturbed, f"--to={tmp_path / name}"), f"{name}: cannot.*: No spa"
-            refused(capsys, export.main, *arguments, words=words)
+            to_full = (undisturbed, f"--to={tmp_path / name}")
+            refused(f"{name}: cannot.*: No space", *to_full, main=export.main)
         patched.setitem(sys.modules, "gguf", None)
-        refused(capsys, export.main, undisturbed, f"--to={to}", words="run.GGUF: cannot.* gguf")
+        refused("run.GGUF: cannot.* gguf", undisturbed, f"--to={to}", main=export.main)
     assert not list(tmp_path.iterdir())
     assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)
-    refused(capsys, export.main, undisturbed, f"--to={to}", words=f"{to}: exists")
+    refused(f"{to}: exists", undisturbed, f"--to={to}", main=export.main)

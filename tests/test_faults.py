@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, events, refused, run, same_end
+from helpers import ROOT, events, run, same_end
 
 import train
-from data.prepare import SHIPPED_CORPUS, prepare
-from data.prepare import main as main_of_prepare
+from data.prepare import prepare
 from model import GPT
 from run import report
 from run.checkpoint import load_checkpoint
@@ -69,7 +68,7 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
     assert len(events(tmp_path, "done")) == 1
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, refused):
     """Cut short, with another bit in a weight, or gone."""
     out, new = shutil.copytree(undisturbed, tmp_path / "run"), f"--out_dir={tmp_path / 'new'}"
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
@@ -80,9 +79,9 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
         path.unlink() if content is None else path.write_bytes(content)
         what = "damaged" if content else "no such checkpoint"
         words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}\n"
-        refused(capsys, sample.main, out, words=words)
-        refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
-        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
+        refused(words, out, main=sample.main)
+        refused(words, toy, new, f"--init_from={path}")
+        refused(words, toy, f"--out_dir={out}", "--resume")
     before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
@@ -106,7 +105,7 @@ WRONG = {  # a dict is what changes in that part
 
 
 @pytest.mark.parametrize("part", WRONG)
-def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, capsys):
+def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, refused):
     """No code runs, and nothing is built of a size that it claims."""
     out = shutil.copytree(undisturbed, tmp_path / "run")
     path, state = out / "checkpoint.pt", torch.load(undisturbed / "checkpoint.pt")
@@ -115,27 +114,26 @@ def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, t
             whole = state[part]
             bad = json.dumps(json.loads(whole) | bad) if isinstance(whole, str) else whole | bad
         torch.save(state | {part: bad}, path)
-        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=f"{path}: ")
+        refused(f"{path}: ", toy, f"--out_dir={out}", "--resume")
 
 
-def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, capsys):
+def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     log, resume = out / "log.jsonl", (toy, f"--out_dir={out}", "--resume")
     for path in out.glob("*.pt"):
         path.unlink()
-    refused(capsys, train.main, *resume, words="holds a run, but its checkpoint is gone; remove")
+    refused("holds a run, but its checkpoint is gone; remove", *resume)
     whole = log.read_bytes()
     for line in (b"\xff", b"5", b"[]", b"{}"):
         log.write_bytes(line + b"\n" + whole)
-        words = "log.jsonl: line 1 is damaged, or no event of a run; remove it"
-        refused(capsys, train.main, *resume, words=words)
+        refused("log.jsonl: line 1 is damaged, or no event of a run; remove it", *resume)
 
 
-def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, capsys):
+def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, refused):
     for path in (undisturbed, undisturbed / "checkpoint.pt"):
         for key in ("init_from", "teacher"):
             knobs = (f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
-            refused(capsys, train.main, toy, *knobs, words=f"{key}=.*: the run would write over it")
+            refused(f"{key}=.*: the run would write over it", toy, *knobs)
 
 
 def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
@@ -188,28 +186,19 @@ def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes,
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 2 and (tmp_path / "table.md").exists()
 
 
-def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, capsys):
+def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, refused):
     """The first target of this split is <|endoftext|>."""
     (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)
     prepare([text], "shipped", tmp_path / "data")
     knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
-    out, words = tmp_path / "run", "eval_tokens=1: none of them is text"
-    refused(capsys, train.main, toy, f"--out_dir={out}", *knobs, words=words)
-    assert os.listdir(out) == ["lock"]
+    refused("eval_tokens=1: none of them is text", toy, f"--out_dir={tmp_path / 'run'}", *knobs)
+    assert os.listdir(tmp_path / "run") == ["lock"]
 
 
-def test_a_python_without_lzma_lacks_that_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "lzma")
-    monkeypatch.setitem(sys.modules, "_lzma", None)
-    given = ("--input", SHIPPED_CORPUS, "--tokenizer=shipped", f"--out={tmp_path / 'data'}")
-    refused(capsys, main_of_prepare, *given, words="sotu.jsonl.xz: needs the package _lzma: ")
-
-
-def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, capsys):
+def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, refused):
     def build(shape):  # the first still builds its model
         monkeypatch.setattr(train, "GPT", GPT)
-        second = (toy, f"--out_dir={tmp_path}", "--overwrite")
-        refused(capsys, train.main, *second, words="another process is running there")
+        refused("another process is running there", toy, f"--out_dir={tmp_path}", "--overwrite")
         return GPT(shape)
 
     monkeypatch.setattr(train, "GPT", build)

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import refused, run
+from helpers import run
 from test_ranks import assert_close
 
 import train
@@ -70,14 +70,13 @@ def test_ctrl_c_while_it_compiles_is_one_line_and_the_end(processes, toy, tmp_pa
     assert processes(CTRL_C, *arguments) == ([130], "stopped\n")
 
 
-def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, capsys):
+def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, refused):
     laptop()
     no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
     monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla K80")
-    words = "Tesla K80: does not .*no kernel image.*; pytorch.org"
     knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
-    refused(capsys, train.main, "configs/idea.py", *knobs, words=words)
+    refused("Tesla K80: does not .*no kernel image.*; pytorch.org", "configs/idea.py", *knobs)
 
 
 def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):

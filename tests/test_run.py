@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TOY, events, refused, run, same_end
+from helpers import TOY, events, run, same_end
 
 import train
 from data.loader import TokenDataset
@@ -133,7 +133,7 @@ def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
     assert "train.py" not in end and "resume" not in end
 
 
-def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys):
+def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused):
     """And is refused there, unless told to go on as it was or to begin again."""
     out, knobs = tmp_path / "moved", ["--optimizer=muon", "--shorter=3"]
     assert run(toy, tmp_path / "whole", *knobs) == 0
@@ -141,10 +141,9 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys)
     (tmp_path / "first").rename(out)
     log, same = (out / "log.jsonl").read_bytes(), (toy, f"--out_dir={out}", *knobs)
     for command in ([out], same):
-        words = f"out_dir={out}: holds a run; --resume goes on .*--overwrite replaces it"
-        refused(capsys, train.main, *command, words=words)
+        refused(f"{out}: holds a run; --resume goes on .*--overwrite replaces it", *command)
     words = "seed=1 there, 3 here, d_ff_target=8 there, 16 here"
-    refused(capsys, train.main, *same, "--resume", "--d_ff_target=16", "--seed=3", words=words)
+    refused(words, *same, "--resume", "--d_ff_target=16", "--seed=3")
     assert (out / "log.jsonl").read_bytes() == log
     assert train.main([str(out), "--resume"]) == 0
     assert same_end(out, tmp_path / "whole") and not (tmp_path / "first").exists()
@@ -153,18 +152,18 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
-def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, capsys):
+def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, refused):
     """Such as a Hugging Face folder."""
     theirs = '{"model_type": "llama"}'
     (tmp_path / name).write_text(theirs)
-    refused(capsys, train.main, tmp_path, "--resume", words=f"{tmp_path}: not a run's folder")
+    refused(f"{tmp_path}: not a run's folder", tmp_path, "--resume")
+    command, words = (toy, f"--out_dir={tmp_path}"), f"holds {name}, but no config.json of a run"
     for flag in ((), ("--resume",), ("--overwrite",)):
-        words = f"out_dir={tmp_path}: holds {name}, but no config.json of a run; choose another"
-        refused(capsys, train.main, toy, f"--out_dir={tmp_path}", *flag, words=words)
+        refused(f"out_dir={tmp_path}: {words}; choose another", *command, *flag)
     assert (tmp_path / name).read_text() == theirs
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    refused(capsys, train.main, toy, f"--out_dir={tmp_path}", words=f"holds {name}, but no config")
+    refused(words, *command)
 
 
 def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys):
@@ -202,8 +201,8 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
 
 
-def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path, capsys):
+def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path, refused):
     assert start.main([str(toy), "1", str(tmp_path / "start.pt")]) == 0
     assert run(toy, tmp_path / "run", f"--init_from={tmp_path / 'start.pt'}", "--stop_after=1") == 0
     (bare := tmp_path / "bare.py").write_text("data_dir = 'missing'")
-    refused(capsys, start.main, bare, 1, tmp_path / "start.pt", words="missing: no data")
+    refused("missing: no data", bare, 1, tmp_path / "start.pt", main=start.main)

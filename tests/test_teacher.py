@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import events, refused, run
+from helpers import events, run
 from test_ranks import assert_close
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import train
 from data.loader import TokenDataset
 from data.prepare import prepare
 from data.tokenizer import SHIPPED_RANKS
@@ -59,14 +58,13 @@ def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undis
     assert events(taught, "done")[0]["val_loss"] == pytest.approx(nats / tokens, abs=1e-5)
 
 
-def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, capsys):
+def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, refused):
     """Wherever the teacher is by now."""
     moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
     assert run(toy, out, f"--teacher={undisturbed}", SHORT, "--stop_after=7") == 0
     for other in (taught, ""):
-        words = f"teacher={other} is not the teacher that the run began with"
         knobs = (f"--out_dir={out}", SHORT, "--resume", f"--teacher={other}")
-        refused(capsys, train.main, toy, *knobs, words=words)
+        refused(f"teacher={other} is not the teacher that the run began with", toy, *knobs)
     assert run(toy, out, f"--teacher={moved}", SHORT, "--resume") == 0
     assert_close(out, taught, 0)
 
@@ -79,7 +77,7 @@ def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, tmp_path):
     assert theirs.digest == ours.digest
 
 
-def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, capsys):
+def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, refused):
     gone, other = tmp_path / "gone", tmp_path / "other"
     ranks = SHIPPED_RANKS.read_bytes().split()
     ranks[0], ranks[2] = ranks[2], ranks[0]  # as many tokens, of the same lengths
@@ -92,10 +90,10 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
         (gone, "--seed=1", "gone': .*no such checkpoint; if it has moved, name its new place"),
     ):
         knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={teacher}", knob)
-        refused(capsys, train.main, toy, *knobs, words=f"teacher=.*{words}")
+        refused(f"teacher=.*{words}", toy, *knobs)
     shutil.rmtree(tmp_path / "data")
     knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={other}")
-    refused(capsys, train.main, toy, *knobs, words="for its tokenizer, .*no data")
+    refused("for its tokenizer, .*no data", toy, *knobs)
     torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "of other files"}, gone)
     lesson(toy, gone)  # with the same tokens
 

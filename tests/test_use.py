@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import events, refused
+from helpers import events
 from test_model import large
 
 from data.tokenizer import encode_bytes
@@ -76,14 +76,14 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
     assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
 
 
-def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, capsys):
+def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, refused):
     for name in ("config.json", "checkpoint.pt"):
         shutil.copy(undisturbed / name, tmp_path)
     for path in (tmp_path, tmp_path / "checkpoint.pt"):  # after <|endoftext|>
         assert sample.main([str(path), "--prompt=", "--tokens=1"]) == 0
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     torch.save(state | {"data": "of another text"}, tmp_path / "checkpoint.pt")
-    refused(capsys, sample.main, tmp_path, words=f"{tmp_path}: .*other data than .*toy")
+    refused(f"{tmp_path}: .*other data than .*toy", tmp_path, main=sample.main)
 
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
@@ -113,18 +113,18 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     assert drawn == {f"layer {i}": 4 for i in left} | {f"layer {gone[0]}": 2} and len(gone) == 2
 
 
-def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
+def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
     pytest.importorskip("matplotlib")
-    refused(capsys, plot.main, undisturbed, "--to=a.b", words="to a.b .*not supported")
-    refused(capsys, plot.main, undisturbed, tmp_path, "--units", words="take one OUT_DIR")
-    refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: its log has no step")
-    refused(capsys, plot.main, tmp_path / "ieda", words="ieda: no such run")
+    refused("to a.b .*not supported", undisturbed, "--to=a.b", main=plot.main)
+    refused("take one OUT_DIR", undisturbed, tmp_path, "--units", main=plot.main)
+    refused(f"{tmp_path}: its log has no step", tmp_path, main=plot.main)
+    refused("ieda: no such run", tmp_path / "ieda", main=plot.main)
     log = (undisturbed / "log.jsonl").read_text()
     (tmp_path / "log.jsonl").write_text(log.replace('"event": "prune"', '"event": "none"'))
-    refused(capsys, plot.main, tmp_path, "--animate", words=f"{tmp_path}: its log has no prune")
+    refused(f"{tmp_path}: its log has no prune", tmp_path, "--animate", main=plot.main)
     for old, new in (('"kind": ', '"group": '), ('"val_loss": ', '"val_loss": NaN, "was": ')):
         (tmp_path / "log.jsonl").write_text(log.replace(old, new))
-        refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
+        refused(f"{tmp_path}: .*older version, or damaged", tmp_path, main=plot.main)
 
 
 def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
