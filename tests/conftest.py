@@ -1,5 +1,4 @@
-"""Around every test: one thread for torch, and signals as a command finds them. The deadline is in
-pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
+"""Around every test: one thread for torch, and signals as a command finds them. And fixtures."""
 
 import json
 import multiprocessing
@@ -55,8 +54,7 @@ def refused(capsys):
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
-    """Runs Python code, with arguments, in processes of their own, one for each dict of variables.
-    Returns their exit codes and their errors."""
+    """Runs Python code in a process for each dict of variables. Returns exit codes and errors."""
     file = tmp_path_factory.mktemp("processes") / "stderr"
     # Forks of one that has imported torch: that takes seconds
     linux = sys.platform == "linux"  # a fork after such imports may abort on macOS

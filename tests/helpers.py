@@ -8,8 +8,7 @@ from pathlib import Path
 import train
 
 ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
-# layers go at steps 17 and 25.
+# Prunes all kinds between steps 15 and 25: d_ff four times, layers at steps 17 and 25
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
     "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,

@@ -89,7 +89,6 @@ def test_the_plan_is_for_the_run_that_train_would_make(toy, undisturbed, capsys)
 
 
 def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
-    """What it took is the machine's; what it counts is not."""
     monkeypatch.setattr(bench, "race", lambda calls, *_: [bench.seconds_of(c) for c in calls])
     broken = Mock(side_effect=RuntimeError("no compiler"))
     monkeypatch.setattr(torch, "compile", lambda forward: broken)

@@ -1,7 +1,5 @@
-"""The comparison: which arms compare, how their runs come to be, what the table says of them, and
-the records of the challenge."""
+"""The comparison: which arms compare, their runs, their table, and the records of the challenge."""
 
-import math
 import os
 import re
 import shutil
@@ -27,12 +25,9 @@ SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_tar
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
 LAB = [f"configs/lab/{name}.py" for name in SIX]
 DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
-SHIPPED = [
-    [*LAB, "studies/lab/ablations.py"],
-    [*DEFAULT, "studies/default/place.py"],
-    *([f"studies/{name}.py"] for name in ("lab/gpu", "units/axes", "units/axes_lab")),
-    *([f"studies/{name}.py"] for name in ("tokens/lab_18", "tokens/default_142")),
-]
+ALONE = ("lab/gpu", "units/axes", "units/axes_lab", "tokens/lab_18", "tokens/default_142")
+SHIPPED = [[*LAB, "studies/lab/ablations.py"], [*DEFAULT, "studies/default/place.py"]]
+SHIPPED += [[f"studies/{name}.py"] for name in ALONE]
 PAGE = (ROOT / "docs/challenge.md").read_text(encoding="utf-8")
 
 
@@ -136,8 +131,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
 
 
 def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_path, capsys):
-    other = tmp_path / "runs" / "other" / "1"
-    other.mkdir(parents=True)
+    (other := tmp_path / "runs" / "other" / "1").mkdir(parents=True)
     (other / "checkpoint.pt").write_text("of another program")
     arms = table(idea, other={"learning_rate": 2e-3})
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
@@ -162,8 +156,7 @@ def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
 
 
 def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, refused):
-    """The ~ of --out=~/mine is the home folder, too."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))  # which is ~
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     monkeypatch.setattr(compare, "start", None)
     head, row = ",".join(COLUMNS) + "\n", "idea,1,3,1,7,7,7,7,0\n"
@@ -192,8 +185,8 @@ def test_committed_tables_come_out_of_their_runs_byte_for_byte():
 
 
 def test_p_values_match_the_table_of_student():
-    # Student's table: two-sided 5% at 4 degrees of freedom is 2.776445
-    differences = [x + 2.776445105 * math.sqrt(0.5) for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    # Two-sided 5% at 4 degrees of freedom is 2.776445
+    differences = [x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     assert t_test(differences) == pytest.approx(0.05, rel=1e-8)
 
 

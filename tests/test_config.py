@@ -59,8 +59,7 @@ def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path,
 
 
 def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys, refused):
-    """A number of ranks alone is a bad start."""
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "3")  # alone, that is a bad start
     alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
     refused("RANK expected, but not set; torchrun sets all", *alone)
     monkeypatch.setenv("RANK", "9")

@@ -1,5 +1,4 @@
-"""What data/ promises: tokens that give the text back, batches that are a function of (seed, step),
-folders that appear as a whole, and one line for whatever is wrong."""
+"""Tokens give the text back, batches follow from (seed, step), folders are whole or not there."""
 
 import base64
 import contextlib
@@ -62,8 +61,7 @@ def read_tokens(folder: Path, split: str) -> list[int]:
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
-    """With blank lines, which are no documents."""
-    path.write_text("\n \n".join(json.dumps({"text": text}) for text in texts))
+    path.write_text("\n \n".join(json.dumps({"text": text}) for text in texts))  # some are blank
     return path
 
 
@@ -106,9 +104,8 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Each file is a task, and they are done one after the other."""
-    monkeypatch.setattr("data.prepare.TASK_BYTES", 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("data.prepare.TASK_BYTES", 1)  # each file is one
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one after the other
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -278,7 +275,6 @@ def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, small_tasks, number):
-    """In the middle of a file."""
     write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     os.mkfifo(tmp_path / "b.jsonl")
     # The main process holds the pipe, too: where it ends without a worker, so does this test
@@ -289,7 +285,7 @@ def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, s
     main = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     line = json.dumps({"text": "some text " * 10_000}).encode() + b"\n"  # more than a pipe holds
     with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
-        pipe.write(line)  # a worker reads
+        pipe.write(line)  # a worker is in the middle of this file
         main.send_signal(getattr(signal, number))
         while True:
             pipe.write(line)

@@ -1,7 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -14,15 +13,13 @@ from helpers import ROOT, events, run, same_end
 import train
 from data.prepare import prepare
 from model import GPT
-from run import report
-from run.checkpoint import load_checkpoint
+from run.checkpoint import load_checkpoint, write_checkpoint
 from run.config import Config
 from run.errors import print_error
 from run.folder import read_log
 from tools import sample
 
-# As train.py, but killed when it comes to a place for the nth time: a file that is renamed, half of
-# a write.
+# train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
 DYING = """
 import io
 place, nth = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -53,10 +50,8 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
         ("rename log.jsonl.tmp", 1),
         ("half log.jsonl", 10, ("step", 7, None)),
         ("half checkpoint.pt.tmp", 200, ("eval", 10, None)),
-        # The old checkpoint has two names, and the new one none yet
-        ("rename checkpoint.pt.tmp", 1, ("eval", 10, None)),
-        # Among the prunes of four kinds, from step 5
-        ("half log.jsonl", 21, ("prune", 17, "d_model")),
+        ("rename checkpoint.pt.tmp", 1, ("eval", 10, None)),  # the one before has two names
+        ("half log.jsonl", 21, ("prune", 17, "d_model")),  # among prunes of four kinds
     ):
         dying = (DYING, place, nth, toy, f"--out_dir={tmp_path}", "--resume")
         assert processes(*dying)[0] == [9]
@@ -69,7 +64,6 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, refused):
-    """Cut short, with another bit in a weight, or gone."""
     out, new = shutil.copytree(undisturbed, tmp_path / "run"), f"--out_dir={tmp_path / 'new'}"
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     whole = path.read_bytes()
@@ -92,9 +86,9 @@ class Malicious:
         return (sys.exit, ())
 
 
-WRONG = {  # a dict is what changes in that part
+WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
     "format": [None, "enlarge-prune 1"],
-    "step": [None, "x", -1, 31, math.nan],
+    "step": [None, "x", -1, 31, float("nan")],
     "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
     "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
     "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
@@ -106,10 +100,9 @@ WRONG = {  # a dict is what changes in that part
 
 @pytest.mark.parametrize("part", WRONG)
 def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, refused):
-    """No code runs, and nothing is built of a size that it claims."""
     out = shutil.copytree(undisturbed, tmp_path / "run")
     path, state = out / "checkpoint.pt", torch.load(undisturbed / "checkpoint.pt")
-    for bad in (*WRONG[part], Malicious()):
+    for bad in (*WRONG[part], Malicious()):  # whose code does not run
         if isinstance(bad, dict):
             whole = state[part]
             bad = json.dumps(json.loads(whole) | bad) if isinstance(whole, str) else whole | bad
@@ -138,7 +131,7 @@ def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, refused
 
 def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
     resource = pytest.importorskip("resource", reason="Windows limits no file's size")
-    out, save = tmp_path / "run", report.write_checkpoint
+    out = tmp_path / "run"
 
     def full(full: bool) -> None:  # as far as a process can tell: no file may grow
         limit = 1 if full else resource.RLIM_INFINITY
@@ -146,10 +139,10 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
 
     def save_on_a_small_disk(c, step, *rest):
         full(10 <= step <= 20 or step == 30)
-        save(c, step, *rest)
+        write_checkpoint(c, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(report, "write_checkpoint", save_on_a_small_disk)
+        patched.setattr("run.report.write_checkpoint", save_on_a_small_disk)
         try:
             assert run(toy, out) == 1
         finally:
@@ -187,8 +180,7 @@ def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes,
 
 
 def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, refused):
-    """The first target of this split is <|endoftext|>."""
-    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)
+    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)  # first: <|endoftext|>
     prepare([text], "shipped", tmp_path / "data")
     knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
     refused("eval_tokens=1: none of them is text", toy, f"--out_dir={tmp_path / 'run'}", *knobs)

@@ -1,7 +1,4 @@
-"""What only a GPU can show: python -m pytest -m gpu.
-
-A run that is repeated ends in the same bytes on a CPU, but on a GPU it may differ by rounding.
-"""
+"""What only a GPU can show: python -m pytest -m gpu. There, equal runs may differ by rounding."""
 
 import functools
 import re
@@ -21,8 +18,7 @@ from tools import bench
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY
 
-# Of weights, moments and scores after a toy's run in float32. First weights that differ by a
-# millionth of each lead to last ones that differ by up to 7e-5
+# In float32, weights that differ by a millionth of each at first differ by up to 7e-5 at last
 TOLERANCE = 1e-3
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
 ALL = max(n for n in (1, 2, 4, 8) if n <= max(torch.cuda.device_count(), 1))  # the batch divides

@@ -18,12 +18,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def laptop(monkeypatch):
-    """Pretends a machine that may have a GPU."""
-
     def laptop(system: str = "posix", has_gpu: bool = True, **variables) -> None:
         for module in (machine, forward):
-            pretended = SimpleNamespace(name=system, environ=variables)
-            monkeypatch.setattr(module, "os", pretended)
+            monkeypatch.setattr(module, "os", SimpleNamespace(name=system, environ=variables))
         for name, value in (("is_available", has_gpu), ("device_count", 1), ("set_device", None)):
             monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
 

@@ -1,8 +1,6 @@
-"""What pages say: the commands of the README and the course, run as they stand there, but shorter;
-the changes of the course, the cells of the notebook; quotes and links; the studies' scripts.
+"""What pages say: commands, changes and cells run, but shorter; numbers, quotes and links are true.
 
 After a change of docs/by_hand.ipynb, write its outputs by
-
 jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
     --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec docs/by_hand.ipynb
 """
@@ -64,12 +62,11 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # The open model last: what the README exports stands in for its download
     for command in sorted(COMMANDS, key=lambda command: "smollm2" in command):
-        words = shlex.split(command.replace("python -m", "python"), comments=True)
-        program, arguments = words[1], words[2:]
+        _, program, *arguments = shlex.split(command.replace(" -m", ""), comments=True)
         if program == "studies.smollm2.convert":
             shutil.copytree("out/idea-hf", "out/smollm2-135m")
             continue
-        for word in SHORTER.keys() & set(words):
+        for word in SHORTER.keys() & {program, *arguments}:
             arguments += SHORTER[word]
         main = importlib.import_module(program.removesuffix(".py")).main
         assert main(arguments) == 0, (command, capsys.readouterr().err)

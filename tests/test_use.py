@@ -62,8 +62,7 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
 
 @pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
 def test_each_byte_of_a_text_is_predicted_once(trained, times):
-    """Also where the text is shorter than a window, or ends where a window does."""
-    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
+    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: less than a window; 8: windows
     tokens = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
     n, nats = len(tokens) - 1, 0.0
     for t in range(1, n + 1):  # each token alone; the last window is full, too
@@ -89,17 +88,13 @@ def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
 
-    def picture(*arguments) -> str:
-        to = tmp_path / "picture.svg"
-        assert plot.main([*map(str, arguments), f"--to={to}"]) == 0
-        assert capsys.readouterr().out.strip() == str(to)
-        return to.read_text(encoding="utf-8")
+    def picture(*arguments, to="picture.svg", made="picture.svg") -> str:
+        assert plot.main([*map(str, arguments), f"--to={tmp_path / to}"]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / made)
+        return (tmp_path / made).read_text("utf-8", "replace")
 
     for to, made in (("picture", "picture.png"), ("", "run.png")):
-        assert plot.main([str(undisturbed), f"--to={tmp_path / to}"]) == 0
-        assert capsys.readouterr().out.strip() == str(tmp_path / made)
-        assert (tmp_path / made).read_bytes().startswith(b"\x89PNG")
-
+        assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
     assert two.count(">run ends at ") == 2
