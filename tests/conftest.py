@@ -56,11 +56,10 @@ def refused(capsys):
 def processes(tmp_path_factory):
     """Runs Python code in a process for each dict of variables. Returns exit codes and errors."""
     file = tmp_path_factory.mktemp("processes") / "stderr"
-    # Forks of one that has imported torch: that takes seconds
     linux = sys.platform == "linux"  # a fork after such imports may abort on macOS
     context = multiprocessing.get_context("forkserver" if linux else "spawn")
     if linux:
-        context.set_forkserver_preload(["train", "torch._dynamo"])
+        context.set_forkserver_preload(["train", "torch._dynamo"])  # torch takes seconds
 
     def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
         file.write_text("")

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -88,7 +87,7 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
 def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
     first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
 
-    def sleep(seconds: float, pause=time.sleep) -> None:
+    def sleep(seconds: float, pause=compare.time.sleep) -> None:
         pause(seconds)
         if (first / "log.jsonl").exists():
             signal.raise_signal(signal.SIGTERM)
@@ -114,7 +113,6 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert made == {path: path.read_bytes() for path in out.iterdir()}
     done, row = read_log(first)[-1], read_csv(out / "runs.csv")["idea"][1]
     assert all(row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
-
     # All seeds that are there count, and must compare
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main([*command, "--seeds=2-2"]) == 0
@@ -185,8 +183,7 @@ def test_committed_tables_come_out_of_their_runs_byte_for_byte():
 
 
 def test_p_values_match_the_table_of_student():
-    # Two-sided 5% at 4 degrees of freedom is 2.776445
-    differences = [x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    differences = [x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]  # 5%, 4 df
     assert t_test(differences) == pytest.approx(0.05, rel=1e-8)
 
 

@@ -8,6 +8,21 @@ from run.config import Config, load_config
 from run.cost import Plan, flops_per_token
 from train import main
 
+BAD = [
+    ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
+    ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
+    ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
+    ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
+    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
+    ("--max_steps=ten", "max_steps='ten' is not of type int"),
+    ("--context_length=1000000", "fewer than one window of context_length"),
+    ("--data_dir=data/none", "data/none.*data.prepare"),
+    ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
+    ("--shorter=0", "shorter=0: must be 1, 2, 3"),
+    ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
+    ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
+]
+
 
 def load(name: str, *overrides: str) -> Config:
     return load_config(f"configs/{name}.py", list(overrides))
@@ -28,22 +43,6 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (250 // 8, 250 // 8, 1, 90)
     assert load("idea", "--shorter=1") == load("idea")
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
-
-
-BAD = [
-    ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
-    ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
-    ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
-    ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
-    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
-    ("--max_steps=ten", "max_steps='ten' is not of type int"),
-    ("--context_length=1000000", "fewer than one window of context_length"),
-    ("--data_dir=data/none", "data/none.*data.prepare"),
-    ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
-    ("--shorter=0", "shorter=0: must be 1, 2, 3"),
-    ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
-    ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
-]
 
 
 def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(refused):

@@ -34,6 +34,14 @@ BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head
 OTHER = replace(SHAPES["wide heads"], vocab_size=V, context_length=32, d_model=48, head_dim=16)
 OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
 OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
+REFUSED = [
+    ({"model_type": "qwen2"}, "model_type='qwen2'"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"intermediate_size": 23}, "mismatched.*down_proj"),
+    ({"num_hidden_layers": 3}, "missing.*layers.2"),
+    ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
+    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
+]
 
 
 def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
@@ -49,11 +57,6 @@ def folder(tmp_path) -> Path:
 @pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
 def model(request) -> GPT:
     return large(GPT(request.param))
-
-
-@pytest.fixture(scope="module")
-def file(model, tmp_path_factory) -> Path:
-    return exported(model, tmp_path_factory.mktemp("gguf") / "a.gguf")
 
 
 def read(file: Path) -> dict:
@@ -75,8 +78,7 @@ def test_an_export_has_the_same_logits_and_never_says_padding(model, tmp_path):
         torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
         again = load_trained(folder).model.cpu()
         torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
-        # All logits are equal: any token may come, but for those that only pad
-        theirs.get_output_embeddings().weight.zero_()
+        theirs.get_output_embeddings().weight.zero_()  # any token may come, but for padding
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
 
@@ -106,16 +108,6 @@ def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
     assert len(list(to.glob("*.safetensors"))) > 2
     model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
     torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
-
-
-REFUSED = [
-    ({"model_type": "qwen2"}, "model_type='qwen2'"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-    ({"intermediate_size": 23}, "mismatched.*down_proj"),
-    ({"num_hidden_layers": 3}, "missing.*layers.2"),
-    ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
-    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
-]
 
 
 @pytest.mark.parametrize("change, words", REFUSED, ids=str)
@@ -176,15 +168,16 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
     assert b"".join(pieces).decode() == " caféé"
 
 
-def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, file):
+def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, tmp_path):
     pytest.importorskip("accelerate")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    file = exported(model, tmp_path / "a.gguf").name
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file)
     x = torch.randint(0, V, (2, 32))
     torch.testing.assert_close(theirs(x).logits, model(x)[..., :V], rtol=1e-4, atol=1e-4)
 
 
-def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(file, folder):
-    about, end = read(file), V - 1
+def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(model, folder):
+    about, end = read(exported(model, folder.with_name("a.gguf"))), V - 1
     assert (about["context_length"], about["key_length"], about["value_length"]) == (32, 16, 16)
     assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
     assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
@@ -193,7 +186,7 @@ def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp
     vocab = theirs["model"]["vocab"] | {t["content"]: t["id"] for t in theirs["added_tokens"]}
     assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
     assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
-    gpt2 = exported(GPT(OTHER), folder.with_name("a.gguf"), "gpt2")  # which has its own cut
+    gpt2 = exported(GPT(OTHER), folder.with_name("2.gguf"), "gpt2")  # which has its own cut
     assert read(gpt2)["pre"] == "gpt-2"
     for line in (ROOT / "studies/gguf/measured.jsonl").read_text(encoding="utf-8").splitlines():
         for text, ids in json.loads(line)["ids"]:  # by llama.cpp

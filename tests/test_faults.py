@@ -42,6 +42,26 @@ run.files.open = run.folder.open = lambda path, mode, **_: InHalves(path, mode)
 sys.addaudithook(lambda event, args: event == "os.rename" and come_to("rename", str(args[0])))
 sys.exit(train.main())
 """
+OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
+    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
+    "os.close(1); sys.stdout = None",
+    "sys.stdout.reconfigure(encoding='ascii')",
+]
+WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
+    "format": [None, "enlarge-prune 1"],
+    "step": [None, "x", -1, 31, float("nan")],
+    "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
+    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
+    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
+    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
+    "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
+    "data": [None, "of another text"],
+}
+
+
+class Malicious:
+    def __reduce__(self):
+        return (sys.exit, ())
 
 
 def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
@@ -79,23 +99,6 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
     before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
-
-
-class Malicious:
-    def __reduce__(self):
-        return (sys.exit, ())
-
-
-WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
-    "format": [None, "enlarge-prune 1"],
-    "step": [None, "x", -1, 31, float("nan")],
-    "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
-    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
-    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
-    "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
-    "data": [None, "of another text"],
-}
 
 
 @pytest.mark.parametrize("part", WRONG)
@@ -152,13 +155,6 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 25 and not list(out.glob("*.tmp"))
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
-
-
-OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
-    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
-    "os.close(1); sys.stdout = None",
-    "sys.stdout.reconfigure(encoding='ascii')",
-]
 
 
 @pytest.mark.parametrize("way", OUTPUT)

@@ -14,6 +14,15 @@ from run.config import Config, load_config
 from run.cost import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CTRL_C = """
+import signal, threading, torch
+def interrupted(*_):  # the compiler gets the signal, too; one of its threads goes on
+    threading.Thread(target=lambda: threading.main_thread().join() or os.write(2, b"end")).start()
+    signal.raise_signal(signal.SIGINT)
+    raise RuntimeError("the compiler was interrupted")
+torch.compile = lambda _: interrupted
+sys.exit(train.main())
+"""
 
 
 @pytest.fixture
@@ -49,17 +58,6 @@ def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, mo
     assert error == f"compiling failed, so the run goes on without it: {why}\n"
     assert "float32, eager" in said
     assert_close(tmp_path, undisturbed, 0)
-
-
-CTRL_C = """
-import signal, threading, torch
-def interrupted(*_):  # the compiler gets the signal, too; one of its threads goes on
-    threading.Thread(target=lambda: threading.main_thread().join() or os.write(2, b"end")).start()
-    signal.raise_signal(signal.SIGINT)
-    raise RuntimeError("the compiler was interrupted")
-torch.compile = lambda _: interrupted
-sys.exit(train.main())
-"""
 
 
 def test_ctrl_c_while_it_compiles_is_one_line_and_the_end(processes, toy, tmp_path):

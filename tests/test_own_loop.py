@@ -103,6 +103,5 @@ def two_ranks() -> None:
 
 
 def test_two_ranks_train_like_one_by_the_lines_for_nanogpt_and_fsdp2(processes):
-    code = "import test_own_loop; test_own_loop.two_ranks()"
-    ended, error = processes(code, environments=addresses(2))
+    ended, error = processes("import test_own_loop as t; t.two_ranks()", environments=addresses(2))
     assert ended == [0, 0], error

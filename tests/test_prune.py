@@ -15,6 +15,7 @@ from prune import Pruner, Slice, block_groups, cut, per_unit
 
 CONFIG = replace(SHAPES["tied"], n_kv_head=4)
 SLICED = ("d_ff", "n_kv_head")  # of a block
+SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
 
@@ -70,9 +71,6 @@ def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
     return out
 
 
-SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
-
-
 @pytest.mark.parametrize("tied, optim", [(True, torch.optim.AdamW), (False, MOMENTUM)])
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
 def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied, optim):
@@ -83,7 +81,6 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, 
     model, ours = make(optim, config)
     model.load_state_dict(large_one.state_dict())
     ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-
     keep = {kind: list(range(getattr(config, kind))) for kind in KINDS}
     judge = pruner("sensitivity", kinds)
     for kind in kinds:

@@ -46,6 +46,13 @@ def upside_down(self, model, score=Pruner.score):
         self.scores = {name: -score for name, score in self.scores.items()}
 Pruner.score = upside_down
 """
+SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
+DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
+APART = [
+    (SEEDS, [1, 1], "seed=0 on this rank, another elsewhere"),
+    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", [1, 1], "hold different weights"),
+    (DEATH, [1, 9], "another rank no longer answers; --resume goes on"),
+]
 
 
 def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
@@ -59,19 +66,9 @@ def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undis
     assert_close(undisturbed, tmp_path)
 
 
-SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
-DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
-APART = [
-    (SEEDS, 1, "seed=0 on this rank, another elsewhere"),
-    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", 1, "hold different weights"),
-    (DEATH, 9, "another rank no longer answers; --resume goes on"),
-]
-
-
-@pytest.mark.parametrize("before, code, words", APART)
-def test_ranks_that_part_are_stopped(before, code, words, processes, toy, tmp_path):
-    error = run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=[1, code])
-    assert words in error
+@pytest.mark.parametrize("before, codes, words", APART)
+def test_ranks_that_part_are_stopped(before, codes, words, processes, toy, tmp_path):
+    assert words in run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=codes)
 
 
 def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
@@ -125,6 +122,14 @@ def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
     return ddp
 run.forward.DistributedDataParallel = wrap
 """
+PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
+PEAK = """
+from itertools import accumulate
+profile.stop()
+events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+print(max(accumulate(changes)), file=sys.stderr)
+"""
 
 
 def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
@@ -160,16 +165,6 @@ report.write_checkpoint = slow
     knobs = (f"--data_dir={data}", "--stop_after=1")
     run_ranks(processes, toy, out, *knobs, ranks=4, before=before, after=saved)
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
-
-
-PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
-PEAK = """
-from itertools import accumulate
-profile.stop()
-events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-print(max(accumulate(changes)), file=sys.stderr)
-"""
 
 
 def test_a_step_with_a_prune_takes_no_more_memory_than_any_other(processes, toy, tmp_path):

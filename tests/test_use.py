@@ -62,7 +62,7 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
 
 @pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
 def test_each_byte_of_a_text_is_predicted_once(trained, times):
-    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: less than a window; 8: windows
+    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: no whole window; 8: no rest
     tokens = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
     n, nats = len(tokens) - 1, 0.0
     for t in range(1, n + 1):  # each token alone; the last window is full, too
@@ -76,13 +76,12 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
 
 
 def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, refused):
-    for name in ("config.json", "checkpoint.pt"):
-        shutil.copy(undisturbed / name, tmp_path)
-    for path in (tmp_path, tmp_path / "checkpoint.pt"):  # after <|endoftext|>
+    out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["log.jsonl"])
+    for path in (out, out / "checkpoint.pt"):  # after <|endoftext|>
         assert sample.main([str(path), "--prompt=", "--tokens=1"]) == 0
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"data": "of another text"}, tmp_path / "checkpoint.pt")
-    refused(f"{tmp_path}: .*other data than .*toy", tmp_path, main=sample.main)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"data": "of another text"}, out / "checkpoint.pt")
+    refused(f"{out}: .*other data than .*toy", out, main=sample.main)
 
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
