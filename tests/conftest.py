@@ -1,9 +1,9 @@
-"""Around every test: one thread for torch, and signals as a command finds them. The deadline is in
-pyproject.toml: pytest prints the stacks of a late test, and exits at once."""
+"""Around every test: one thread for torch, and signals as a command finds them. And fixtures."""
 
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in chi
 
 from helpers import ROOT, TOY, run, run_here  # noqa: E402
 
+import train  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 
 
@@ -36,16 +37,29 @@ def as_a_command_finds_it(checkout, monkeypatch):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@pytest.fixture
+def refused(capsys):
+    """Asserts that a command ends with code 2 and one line that has the words. In these, `.*`
+    stands for any others; the rest is no pattern, as a path may look like one."""
+
+    def refused(words: str, *arguments, main=train.main) -> None:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert re.search(".*".join(map(re.escape, words.split(".*"))), error), error
+
+    return refused
+
+
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
-    """Runs Python code, with arguments, in processes of their own, one for each dict of variables.
-    Returns their exit codes and their errors."""
+    """Runs Python code in a process for each dict of variables. Returns exit codes and errors."""
     file = tmp_path_factory.mktemp("processes") / "stderr"
-    # Forks of one that has imported torch: that takes seconds
     linux = sys.platform == "linux"  # a fork after such imports may abort on macOS
     context = multiprocessing.get_context("forkserver" if linux else "spawn")
     if linux:
-        context.set_forkserver_preload(["train", "torch._dynamo"])
+        context.set_forkserver_preload(["train", "torch._dynamo"])  # torch takes seconds
 
     def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
         file.write_text("")

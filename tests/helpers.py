@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
 import train
 
 ROOT = Path(__file__).parent.parent
-# All kinds of unit are pruned between steps 15 and 25: d_ff four times, the others less often. The
-# layers go at steps 17 and 25.
+# Prunes all kinds between steps 15 and 25: d_ff four times, layers at steps 17 and 25
 TOY = {
     "max_steps": 30, "batch_size": 8, "context_length": 16, "warmup_steps": 3,
     "n_layer": 4, "d_model": 16, "n_head": 4, "n_kv_head": 4, "d_ff": 32,
@@ -41,13 +39,3 @@ def events(out: Path, name: str) -> list[dict]:
 
 def same_end(a: Path, b: Path) -> bool:
     return (a / "checkpoint.pt").read_bytes() == (b / "checkpoint.pt").read_bytes()
-
-
-def refused(capsys, main, *arguments, words: str) -> None:
-    """It ends with code 2 and one line that has the words. `.*` stands for any others; the rest is
-    no pattern, as a path may look like one."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert re.search(".*".join(map(re.escape, words.split(".*"))), error), error

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import events, refused
+from helpers import events
 from test_model import SHAPES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import set_checkpoint_early_stop
@@ -18,21 +18,16 @@ from run.cost import Plan, block_flops, flops_per_token, memory_of, muon_flops, 
 from run.machine import Machine
 from tools import bench, plan
 
-SHAPE = GPTConfig(
-    vocab_size=256, context_length=64, n_layer=3, d_model=64, head_dim=16, queries_per_kv=2,
-    n_kv_head=2, d_ff=256,
-)  # fmt: skip
+SHAPE = GPTConfig(256, 64, 3, 64, 16, 2, 2, 256)  # in the order of SHAPES
+LARGE = [
+    ({"vocab_size": 2048}, 8, False, "bfloat16"),
+    ({"d_ff": 2048}, 16, False, "float32"),
+    ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
+    ({"context_length": 512}, 2, False, "float32"),
+]
 
 
-@pytest.mark.parametrize(
-    "changes, sequences, recompute, dtype",
-    [
-        ({"vocab_size": 2048}, 8, False, "bfloat16"),
-        ({"d_ff": 2048}, 16, False, "float32"),
-        ({"n_kv_head": 8, "tie_embeddings": False}, 16, True, "float32"),
-        ({"context_length": 512}, 2, False, "float32"),
-    ],
-)
+@pytest.mark.parametrize("changes, sequences, recompute, dtype", LARGE)
 def test_planned_memory_is_what_steps_take_at_their_peak(changes, sequences, recompute, dtype):
     shape = replace(SHAPE, **changes)
     size = {"batch_size": sequences, "context_length": shape.context_length}
@@ -66,7 +61,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in table}
 
 
-def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
+def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys, refused):
     config = "configs/idea_2.8b.py"
     table = rows(planned(capsys, config, "--gpus=64", "--optimizer=muon"))
     work, hours = [float(x) for x in table["the run"][3:7]], float(table["the run"][7])
@@ -78,7 +73,7 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys):
     assert phases[0][:3] == ["2.82B", "1T", "81%"] and phases[2][:3] == ["1.31B", "500B", "3%"]
     assert "no; --micro_batch_size=8" in planned(capsys, config, "--micro_batch_size=128")
     assert "no; not one sequence fits" in planned(capsys, config, "--gpu=4090")
-    refused(capsys, plan.main, config, "--gpus=1024", words="micro_batch_size=4: must divide")
+    refused("micro_batch_size=4: must divide", config, "--gpus=1024", main=plan.main)
     with pytest.raises(SystemExit, match="2"):
         plan.main([config, "--mfu=nan"])
 
@@ -94,7 +89,6 @@ def test_the_plan_is_for_the_run_that_train_would_make(toy, undisturbed, capsys)
 
 
 def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
-    """What it took is the machine's; what it counts is not."""
     monkeypatch.setattr(bench, "race", lambda calls, *_: [bench.seconds_of(c) for c in calls])
     broken = Mock(side_effect=RuntimeError("no compiler"))
     monkeypatch.setattr(torch, "compile", lambda forward: broken)

@@ -1,18 +1,15 @@
-"""The comparison: which arms compare, how their runs come to be, what the table says of them, and
-the records of the challenge."""
+"""The comparison: which arms compare, their runs, their table, and the records of the challenge."""
 
-import math
 import os
 import re
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import pytest
-from helpers import ROOT, refused, run, same_end
+from helpers import ROOT, run, same_end
 
 from run import UserError
 from run.checkpoint import load_checkpoint
@@ -27,12 +24,9 @@ SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_tar
 SIX = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged")
 LAB = [f"configs/lab/{name}.py" for name in SIX]
 DEFAULT = [f"configs/{name}.py" for name in (*SIX, "idea_paper", "idea_attention")]
-SHIPPED = [
-    [*LAB, "studies/lab/ablations.py"],
-    [*DEFAULT, "studies/default/place.py"],
-    *([f"studies/{name}.py"] for name in ("lab/gpu", "units/axes", "units/axes_lab")),
-    *([f"studies/{name}.py"] for name in ("tokens/lab_18", "tokens/default_142")),
-]
+ALONE = ("lab/gpu", "units/axes", "units/axes_lab", "tokens/lab_18", "tokens/default_142")
+SHIPPED = [[*LAB, "studies/lab/ablations.py"], [*DEFAULT, "studies/default/place.py"]]
+SHIPPED += [[f"studies/{name}.py"] for name in ALONE]
 PAGE = (ROOT / "docs/challenge.md").read_text(encoding="utf-8")
 
 
@@ -93,7 +87,7 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
 def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
     first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
 
-    def sleep(seconds: float, pause=time.sleep) -> None:
+    def sleep(seconds: float, pause=compare.time.sleep) -> None:
         pause(seconds)
         if (first / "log.jsonl").exists():
             signal.raise_signal(signal.SIGTERM)
@@ -104,7 +98,7 @@ def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkey
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["idea"]
 
 
-def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys):
+def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys, refused):
     out, first = tmp_path / "results", tmp_path / "runs" / "idea" / "1"
     command = call(tmp_path, idea, "--dtype=auto")
     assert run(Path(idea), first, "--dtype=auto", "--stop_after=12") == 0
@@ -119,7 +113,6 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert made == {path: path.read_bytes() for path in out.iterdir()}
     done, row = read_log(first)[-1], read_csv(out / "runs.csv")["idea"][1]
     assert all(row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
-
     # All seeds that are there count, and must compare
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main([*command, "--seeds=2-2"]) == 0
@@ -131,13 +124,12 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     ):
         text = (second / name).read_text()
         (second / name).write_text(text.replace(old, new))
-        refused(capsys, compare.main, *command, words=words)
+        refused(words, *command, main=compare.main)
         (second / name).write_text(text)
 
 
 def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_path, capsys):
-    other = tmp_path / "runs" / "other" / "1"
-    other.mkdir(parents=True)
+    (other := tmp_path / "runs" / "other" / "1").mkdir(parents=True)
     (other / "checkpoint.pt").write_text("of another program")
     arms = table(idea, other={"learning_rate": 2e-3})
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
@@ -147,62 +139,51 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def arms_of(losses: dict[str, dict[int, float]]) -> results.Arms:
-    """As of a runs.csv, with 7 in all other columns."""
-    seven = dict.fromkeys(COLUMNS, 7)
-    return {
-        arm: {seed: seven | {"arm": arm, "seed": seed, "val_loss": x} for seed, x in runs.items()}
-        for arm, runs in losses.items()
-    }
-
-
 def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
-    few = {"idea": {1: 3.5, 2: 3.25}, "oneshot": {1: 4.0}}
-    more = few | {"naive": {1: 3.75}}
-    for losses in (few, more):
-        results.write(tmp_path, arms_of(losses))
-    fewer, other = {"idea": few["idea"]}, more | {"idea": {1: 3.1}}
-    for losses, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
+    def arm(name: str, *losses: float) -> results.Arms:  # with 7 in all other columns
+        seven = dict.fromkeys(COLUMNS, 7) | {"arm": name}
+        return {name: {i: seven | {"seed": i, "val_loss": x} for i, x in enumerate(losses, 1)}}
+
+    results.write(tmp_path, few := arm("idea", 3.5, 3.25) | arm("oneshot", 4.0))
+    results.write(tmp_path, more := few | arm("naive", 3.75))
+    fewer, other = arm("idea", 3.5, 3.25), more | arm("idea", 3.1, 3.25)
+    for arms, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
         with pytest.raises(UserError, match=f"holds {lost}, seed 1, .*; this call has {ours}; "):
-            results.write(tmp_path, arms_of(losses))
-    assert read_csv(tmp_path / "runs.csv") == arms_of(more)
+            results.write(tmp_path, arms)
+    assert read_csv(tmp_path / "runs.csv") == more
 
 
-def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, capsys):
-    """The ~ of --out=~/mine is the home folder, too."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("HOME", str(tmp_path))  # which is ~
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     monkeypatch.setattr(compare, "start", None)
     head, row = ",".join(COLUMNS) + "\n", "idea,1,3,1,7,7,7,7,0\n"
     csv, made = (tmp_path / "mine" / name for name in ("runs.csv", "table.md"))
     csv.parent.mkdir()
     made.write_text("# my own")
-    refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="has no runs.csv beside")
+    refused("has no runs.csv beside", "configs/idea.py", "--out=~/mine", main=compare.main)
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
-        refused(capsys, compare.main, "configs/idea.py", "--out=x", wrong, words=f"{wrong}: not")
+        refused(f"{wrong}: not", "configs/idea.py", "--out=x", wrong, main=compare.main)
     rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
     texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
     for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
-        refused(capsys, compare.main, "configs/idea.py", "--out=~/mine", words="runs.csv: line ")
+        refused("runs.csv: line ", "configs/idea.py", "--out=~/mine", main=compare.main)
         assert csv.read_bytes() == content and made.read_text() == "# my own"
 
 
 def test_committed_tables_come_out_of_their_runs_byte_for_byte():
-    made = (ROOT / "studies").rglob("table.md")
-    tables = [path for path in made if path.with_name("runs.csv").exists()]
+    tables = [p for p in ROOT.glob("studies/**/table.md") if p.with_name("runs.csv").exists()]
+    other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
+    other |= {"when": "idea_10_35"}
     for path in tables:
-        other = {"idea_lab": "scratch_flops", "optimizer": "idea_adamw", "window": "idea_50_75"}
-        other |= {"when": "idea_10_35"}
-        reference = other.get(path.parent.name, "idea")
-        arms = read_csv(path.with_name("runs.csv"))
+        arms, reference = read_csv(path.with_name("runs.csv")), other.get(path.parent.name, "idea")
         assert results.table(arms, reference).encode() == path.read_bytes(), path
     assert len(tables) > 3
 
 
 def test_p_values_match_the_table_of_student():
-    # Student's table: two-sided 5% at 4 degrees of freedom is 2.776445
-    differences = [x + 2.776445105 * math.sqrt(0.5) for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    differences = [x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]  # 5%, 4 df
     assert t_test(differences) == pytest.approx(0.05, rel=1e-8)
 
 

@@ -3,11 +3,25 @@
 from dataclasses import fields
 
 import pytest
-from helpers import refused
 
 from run.config import Config, load_config
 from run.cost import Plan, flops_per_token
 from train import main
+
+BAD = [
+    ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
+    ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
+    ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
+    ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
+    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
+    ("--max_steps=ten", "max_steps='ten' is not of type int"),
+    ("--context_length=1000000", "fewer than one window of context_length"),
+    ("--data_dir=data/none", "data/none.*data.prepare"),
+    ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
+    ("--shorter=0", "shorter=0: must be 1, 2, 3"),
+    ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
+    ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
+]
 
 
 def load(name: str, *overrides: str) -> Config:
@@ -31,45 +45,27 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
 
 
-BAD = [
-    ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
-    ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
-    ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
-    ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
-    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
-    ("--max_steps=ten", "max_steps='ten' is not of type int"),
-    ("--context_length=1000000", "fewer than one window of context_length"),
-    ("--data_dir=data/none", "data/none.*data.prepare"),
-    ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
-    ("--shorter=0", "shorter=0: must be 1, 2, 3"),
-    ("--learning_rate=-1", "learning_rate=-1.0: must be 0 or more"),
-    ("--out_dir=configs/idea.py", "out_dir=configs/idea.py: cannot write there"),
-]
-
-
-def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(capsys):
-    refused(capsys, main, "configs/idea", words="no such config file, .*mean configs/idea.py")
-    refused(capsys, main, "out/ieda", "--resume", words="no such config file, and no run; see con")
+def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(refused):
+    refused("no such config file, .*mean configs/idea.py", "configs/idea")
+    refused("no such config file, and no run; see con", "out/ieda", "--resume")
 
 
 @pytest.mark.parametrize("overrides, words", BAD)
-def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, capsys):
+def test_a_bad_knob_ends_in_one_line_with_the_remedy(overrides, words, tmp_path, refused):
     out = tmp_path / "run"
-    arguments = ["configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split()]
-    refused(capsys, main, *arguments, words=words)
+    refused(words, "configs/idea.py", f"--out_dir={out}", "--device=cpu", *overrides.split())
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
 
 
-def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, tmp_path, capsys):
-    """A number of ranks alone is a bad start."""
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys, refused):
+    monkeypatch.setenv("WORLD_SIZE", "3")  # alone, that is a bad start
     alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
-    refused(capsys, main, *alone, words="RANK expected, but not set; torchrun sets all")
+    refused("RANK expected, but not set; torchrun sets all", *alone)
     monkeypatch.setenv("RANK", "9")
     said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-        assert main(["configs/idea.py", f"--out_dir={tmp_path / 'out'}"]) == 2
+        assert main(["configs/idea.py"]) == 2
         assert capsys.readouterr().err == error
 
 

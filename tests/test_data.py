@@ -1,8 +1,6 @@
-"""What data/ promises: tokens that give the text back, batches that are a function of (seed, step),
-folders that appear as a whole, and one line for whatever is wrong."""
+"""Tokens give the text back, batches follow from (seed, step), folders are whole or not there."""
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import json
@@ -12,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
 
@@ -19,20 +18,34 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, refused
+from helpers import ROOT
 
-import data.prepare
-import data.text
 from data import DataError
 from data.loader import TokenDataset
-from data.prepare import is_validation, main, prepare
+from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare, prepare_shipped
 from data.text import read_items
-from data.tokenizer import END_OF_TEXT, encode_bytes, load_tokenizer
+from data.tokenizer import END_OF_TEXT, encode_bytes, encode_to_numpy, load_tokenizer
 from run.config import Config
 from run.folder import Folder
 
 ENCODING = load_tokenizer("shipped")
 T = 16
+GOOD = b'{"text": "good"}\n' * 20
+XZ = lzma.compress(GOOD)
+BAD = [  # file, content, an argument, words of the message
+    ("a.csv", b"text", "--out=out", "a.csv': no such file, or none that ends in one of .txt"),
+    ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "--out=out", "line 22: should.*--key names"),
+    ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "--out=out", "to its end"),
+    ("a.jsonl", GOOD, "--tokenizer=~/gpt5", str(Path("home/gpt5"))),
+    ("ranks", b"eA== 0\n", "--tokenizer=ranks", "each of the 256 bytes and no gap"),
+    ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
+    ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
+    ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
+    ("a.jsonl", GOOD, "--val-fraction=0.02", "val split would be empty.*give more text"),
+    ("a.jsonl", GOOD, "--val-fraction=0.98", "the train split would be empty"),
+    ("a.jsonl.xz", XZ + XZ[:25] + b"!" + XZ[26:], "--out=out", "cannot be read to its end"),
+    *[(f"a.jsonl.{kind}", b"", "--out=out", "it is empty") for kind in ("gz", "xz", "zst")],
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +60,13 @@ def pairs(tmp_path_factory) -> Path:
 
 def by_hand(folder: Path, *shards, vocab_size: int = 2000) -> TokenDataset:
     """The dataset of a prepared folder written by hand. shards: each a list of ids."""
-    folder.mkdir(exist_ok=True)
-    entries = []
+    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": []}
     for i, tokens in enumerate(shards):
         (folder / f"{i}.bin").write_bytes(content := np.array(tokens, "<u2").tobytes())
         sha256 = hashlib.sha256(content).hexdigest()
-        entries.append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
+        train["shards"].append({"file": f"{i}.bin", "tokens": len(tokens), "sha256": sha256})
     meta = {"dtype": "uint16", "vocab_size": vocab_size, "end_of_text": 0, "tokenizer": "none"}
-    train = {"tokens": sum(map(len, shards)), "bytes": 0, "shards": entries}
-    meta |= {"files": {}, "train": train}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta | {"files": {}, "train": train}))
     return TokenDataset(folder, "train", T)
 
 
@@ -67,13 +77,11 @@ def read_tokens(folder: Path, split: str) -> list[int]:
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
-    """With blank lines, which are no documents."""
-    path.write_text("\n \n".join(json.dumps({"text": text}) for text in texts))
+    path.write_text("\n \n".join(json.dumps({"text": text}) for text in texts))  # with blank lines
     return path
 
 
 def refuse(words: str, source: Path, out: Path, **others) -> None:
-    """It is not prepared, and one line says why."""
     with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
         prepare([source], "shipped", out, **others)
 
@@ -112,14 +120,13 @@ def test_a_split_holds_out_the_fraction_rounded_and_evenly(fraction):
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Each file is a task, and they are done one after the other."""
-    monkeypatch.setattr(data.prepare, "TASK_BYTES", 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("data.prepare.TASK_BYTES", 1)  # each file is one
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one after the other
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
 def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_tasks, pairs, dtype):
-    monkeypatch.setattr(data.prepare, "SHARD_TOKENS", 40)
+    monkeypatch.setattr("data.prepare.SHARD_TOKENS", 40)
     tokenizer = {"uint16": "shipped", "uint32": str(pairs)}[dtype]
     texts = [f"before {END_OF_TEXT} after", "half a pair \ud83d", "é" * 9] * 20
     files = [write_jsonl(tmp_path / name, texts) for name in ("a.jsonl", "b.jsonl")]
@@ -137,14 +144,13 @@ def test_documents_come_back_however_work_is_cut(tmp_path, monkeypatch, small_ta
         assert dataset.bytes_per_target(20) == len(text) / len(targets)
         full, (rest,) = np.split([shard["tokens"] for shard in meta[split]["shards"]], [-1])
         assert len(full) and set(full) == {40} and 0 < rest <= 40
-    assert meta["dtype"] == dtype
-    assert Path(dataset.tokenizer).parent == out  # prepared data keeps its tokenizer
+    assert (meta["dtype"], Path(dataset.tokenizer).parent) == (dtype, out)  # its own tokenizer
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "a.txt.XZ"])
 def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, name):
     pack = {"t": bytes, "z": gzip.compress, "Z": lzma.compress}[name[-1]]
-    monkeypatch.setattr(data.text, "PART_BYTES", 100)
+    monkeypatch.setattr("data.text.PART_BYTES", 100)
     lines = [b"%05d \xff\xc3 not UTF-8 \xe2\x80\x94 %d\r\n" % (i, i) for i in range(2000)]
     text = b"".join(lines)[:-2]
     (tmp_path / name).write_bytes(pack(text[:999]) + pack(text[999:]))  # as several streams
@@ -156,26 +162,8 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
     assert sorted(kept) == [*lines[:-1], lines[-1][:-2]]
 
 
-GOOD = b'{"text": "good"}\n' * 20
-XZ = lzma.compress(GOOD)
-BAD = [  # file, content, an argument, words of the message
-    ("a.csv", b"text", "--out=out", "a.csv': no such file, or none that ends in one of .txt"),
-    ("a.jsonl", GOOD + b'\n{"body": "x"}\n', "--out=out", "line 22: should.*--key names"),
-    ("a.txt.gz", gzip.compress(random.Random(0).randbytes(9999))[:-999], "--out=out", "to its end"),
-    ("a.jsonl", GOOD, "--tokenizer=~/gpt5", str(Path("home/gpt5"))),
-    ("ranks", b"eA== 0\n", "--tokenizer=ranks", "each of the 256 bytes and no gap"),
-    ("tokenizer.json", b"{}", "--tokenizer=.", "tokenizer .: cannot read its tokenizer.json"),
-    ("a.jsonl", GOOD, "--val-fraction=nan", "nan"),
-    ("a.jsonl", GOOD, "--out=.", "exists; remove it"),
-    ("a.jsonl", GOOD, "--val-fraction=0.02", "val split would be empty.*give more text"),
-    ("a.jsonl", GOOD, "--val-fraction=0.98", "the train split would be empty"),
-    ("a.jsonl.xz", XZ + XZ[:25] + b"!" + XZ[26:], "--out=out", "cannot be read to its end"),
-    *[(f"a.jsonl.{kind}", b"", "--out=out", "it is empty") for kind in ("gz", "xz", "zst")],
-]
-
-
 @pytest.mark.parametrize("name, content, argument, words", BAD)
-def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content, argument, words):
+def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, refused, name, content, argument, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "home")
     monkeypatch.setenv("USERPROFILE", "home")  # Windows
@@ -184,14 +172,20 @@ def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, name, content
     Path("a.jsonl").write_bytes(GOOD)
     Path(name).write_bytes(content)
     source = name if name.startswith("a.") else "a.jsonl"
-    arguments = ["--tokenizer=shipped", "--out=out", "--input", source, argument]
-    refused(capsys, main, *arguments, words=words)
+    refused(words, "--tokenizer=shipped", "--out=out", "--input", source, argument, main=main)
     assert not Path("out").exists() and Path(name).read_bytes() == content
     assert "fraction" not in argument or not list(Path(".out.part").glob("0*"))  # before the work
 
 
+def test_a_python_without_lzma_lacks_that_alone(tmp_path, monkeypatch, refused):
+    monkeypatch.delitem(sys.modules, "lzma")
+    monkeypatch.setitem(sys.modules, "_lzma", None)
+    given = ("--input", SHIPPED_CORPUS, "--tokenizer=shipped", f"--out={tmp_path / 'data'}")
+    refused("sotu.jsonl.xz: needs the package _lzma: ", *given, main=main)
+
+
 def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.text, "PART_BYTES", 5)
+    monkeypatch.setattr("data.text.PART_BYTES", 5)
     for text in [b"\x80" * 500, *(b"x" * n + "é日🙂".encode() * 50 for n in range(5))]:
         (tmp_path / "a.txt").write_bytes(text)
         parts = [part for part, _ in read_items(tmp_path / "a.txt", "text")]
@@ -223,13 +217,12 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     (folder := tmp_path / "in" / "deeper").mkdir(parents=True)
     texts = [None if i % 9 == 0 else f"Text {i}. é " * 20 for i in range(2000)]
     lines = [json.dumps({"id": 1, "body": text}).encode() + b"\n" for text in texts[1000:]]
-    halves = b"".join(lines[:500]), b"".join(lines[500:])  # zstd's tools write several frames
-    packed = b"".join(pa.compress(half, "zstd", asbytes=True) for half in halves)
+    frames = [pa.compress(b"".join(x), "zstd", asbytes=True) for x in (lines[:500], lines[500:])]
     table = pa.table({"id": range(1000), "body": texts[:1000]})
     for name, rows in (("a.parquet", table[:700]), ("a.parquet.zst", table[700:])):
         parquet.write_table(rows, folder / name, row_group_size=300)
     (folder / name).write_bytes(pa.compress((folder / name).read_bytes(), "zstd", asbytes=True))
-    (folder / "b.jsonl.zst").write_bytes(packed)
+    (folder / "b.jsonl.zst").write_bytes(b"".join(frames))  # as zstd's tools may
     (folder / "README.md").write_text("not a text to learn from")
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
     expected = prepare([plain], "shipped", tmp_path / "plain")
@@ -249,8 +242,7 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_pieces(tmp_path, monkeypatch, 
     whole, out, full = tmp_path / "whole", tmp_path / "out", OSError(28, "No space left")
     prepare([tmp_path], "shipped", whole)
     monkeypatch.setattr("os.rename", rename := Mock(wraps=os.rename))
-    encode = Mock(wraps=data.prepare.encode_to_numpy)
-    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    monkeypatch.setattr("data.prepare.encode_to_numpy", encode := Mock(wraps=encode_to_numpy))
     for first in (0, 0, 1, 2, 3):  # what is whole is renamed: a piece, at last the folder
         rename.side_effect = [DEFAULT, full] if encode.called else full
         encode.reset_mock()
@@ -272,14 +264,13 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_pieces(tmp_path, monkeypatch, 
 def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
     (source := tmp_path / "a.jsonl").write_bytes(GOOD)
     encode = Mock(side_effect=lambda *_: source.write_bytes(GOOD * 2) and np.ones(1, np.uint32))
-    monkeypatch.setattr(data.prepare, "encode_to_numpy", encode)
+    monkeypatch.setattr("data.prepare.encode_to_numpy", encode)
     refuse("an input file has changed; remove it to start anew", source, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, small_tasks, number):
-    """In the middle of a file."""
     write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     os.mkfifo(tmp_path / "b.jsonl")
     # The main process holds the pipe, too: where it ends without a worker, so does this test
@@ -290,12 +281,11 @@ def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, s
     main = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     line = json.dumps({"text": "some text " * 10_000}).encode() + b"\n"  # more than a pipe holds
     with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
-        pipe.write(line)  # a worker reads
+        pipe.write(line)  # a worker is in the middle of this file
         main.send_signal(getattr(signal, number))
         while True:
             pipe.write(line)
-    error = main.communicate()[1]
-    assert number == "SIGKILL" or error == "stopped; the same command goes on\n"
+    assert main.communicate()[1] == "stopped; the same command goes on\n" or number == "SIGKILL"
     (tmp_path / "b.jsonl").unlink()
     write_jsonl(tmp_path / "b.jsonl", ["more text"] * 40)
     assert subprocess.run(command, cwd=ROOT, capture_output=True).stderr == b""
@@ -325,7 +315,7 @@ sys.addaudithook(hook)""")
 
 def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
-    monkeypatch.setattr(data.prepare, "WAIT", 0.1)
+    monkeypatch.setattr("data.prepare.WAIT", 0.1)
     (part := tmp_path / ".out.part").mkdir()
     with FileLock(part / "lock"):
         refuse("out: .*lock", source, tmp_path / "out")
@@ -343,14 +333,13 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
     said, warned = capsys.readouterr()
     assert "its disk has no locks" in warned and warned.count("\n") == 1
     assert ["documents" in line for line in said.splitlines()] == [True, False, False]
-    config = Config(out_dir=str(tmp_path / "run"))
-    Folder(config, Mock(rank=0), Mock(), None, contextlib.ExitStack())
+    Folder(Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None, ExitStack())
     assert "its disk has no locks" in capsys.readouterr().err
 
 
 def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data.prepare.prepare_shipped("data/sotu")
+    prepare_shipped("data/sotu")
     assert os.listdir("data") == ["sotu"]
     dataset = TokenDataset("data/sotu", "train", 128)
     content = torch.cat(dataset.batch(step=1234, batch_size=16, seed=1)).numpy().tobytes()
@@ -367,31 +356,28 @@ def counting(tmp_path) -> TokenDataset:
 
 def test_a_batch_follows_from_seed_and_step_and_is_shared_by_ranks(counting):
     again = TokenDataset(counting.data_dir, "train", T)
-    expected = {step: counting.batch(step, 8, seed=3) for step in range(1, 41)}
+    expected = {step: counting.batch(step, 8, seed=3)[0] for step in range(1, 41)}
     for step in random.Random(0).sample(range(1, 41), 40):
         x, y = again.batch(step, 8, seed=3)
         assert x.dtype == y.dtype == torch.int64 and x.shape == y.shape == (8, T)
-        assert torch.equal(x, expected[step][0]) and torch.equal(y, expected[step][1])
-        assert torch.equal(y, x + 1)  # so no window crosses from one shard to the next
+        assert torch.equal(x, expected[step]) and torch.equal(y, x + 1)  # so it is of one shard
         for n in (2, 4, 8):
             parts = [again.batch(step, 8, 3, rank, n) for rank in range(n)]
             assert all(map(torch.equal, map(torch.cat, zip(*parts)), (x, y)))
-    assert not torch.equal(counting.batch(1, 8, seed=-3)[0], expected[1][0])
+    assert not torch.equal(counting.batch(1, 8, seed=-3)[0], expected[1])
 
 
-def test_each_epoch_has_each_window_once_in_a_new_order_at_a_new_offset(counting):
+def test_each_epoch_has_each_window_once_in_a_new_order(counting):
     n = counting.windows_per_epoch
     assert n == (1000 - T) // T + (500 - T) // T and n % 8  # some batches are of two epochs
     rows = torch.cat([counting.batch(step, 8, seed=0)[0][:, 0] for step in range(1, 200)])
     orders = rows[: 10 * n].view(10, n).tolist()  # the first token of each window
     for order in orders:
         gaps = np.diff(sorted(order))
-        assert (gaps >= T).all()  # no token is an input twice ...
-        assert (gaps > T).sum() <= 1  # ... and none is left out but around the shards' ends
+        assert (gaps >= T).all() and (gaps > T).sum() <= 1  # each token once, but at shards' ends
         assert min(order) < 2 * T and 1700 - max(order) <= 3 * T
         assert abs(np.corrcoef(order, range(n))[0, 1]) < 0.35  # shuffled, not merely rotated
     assert len({tuple(np.argsort(order).tolist()) for order in orders}) == 10
-    assert len({min(order) for order in orders}) > 5  # offsets
 
 
 @pytest.mark.parametrize("size", [T + 1, 2 * T, 2 * T + 1, 5 * T + 7])

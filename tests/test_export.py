@@ -17,10 +17,9 @@ gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from helpers import ROOT, events, refused, run
+from helpers import ROOT, events, run
 from test_model import SHAPES, large
 
-import train
 from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
 from model import GPT
@@ -35,6 +34,14 @@ BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head
 OTHER = replace(SHAPES["wide heads"], vocab_size=V, context_length=32, d_model=48, head_dim=16)
 OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
 OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
+REFUSED = [
+    ({"model_type": "qwen2"}, "model_type='qwen2'"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"intermediate_size": 23}, "mismatched.*down_proj"),
+    ({"num_hidden_layers": 3}, "missing.*layers.2"),
+    ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
+    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
+]
 
 
 def exported(model: GPT, to: Path, tokenizer: str = "shipped") -> Path:
@@ -50,11 +57,6 @@ def folder(tmp_path) -> Path:
 @pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
 def model(request) -> GPT:
     return large(GPT(request.param))
-
-
-@pytest.fixture(scope="module")
-def file(model, tmp_path_factory) -> Path:
-    return exported(model, tmp_path_factory.mktemp("gguf") / "a.gguf")
 
 
 def read(file: Path) -> dict:
@@ -76,8 +78,7 @@ def test_an_export_has_the_same_logits_and_never_says_padding(model, tmp_path):
         torch.testing.assert_close(theirs(x).logits, model(x), rtol=1e-4, atol=1e-4)
         again = load_trained(folder).model.cpu()
         torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
-        # All logits are equal: any token may come, but for those that only pad
-        theirs.get_output_embeddings().weight.zero_()
+        theirs.get_output_embeddings().weight.zero_()  # any token may come, but for padding
     tokens = theirs.generate(torch.zeros(8, 1, dtype=torch.long), max_new_tokens=30, do_sample=True)
     assert V // 2 < tokens.max() < V
 
@@ -90,8 +91,7 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     texts = ["", "   two  spaces\n\n\n\tand\r\nline ends ", f"before {END_OF_TEXT} after"]
     texts += ["I'LL don't 'S x1² 1234567" + "a" * 99, "😀👩‍👩‍👧 ünï\u0301 漢字 \u2028\u0085\ufeff"]
     draw = random.Random(0)
-    for _ in range(300):
-        end = draw.choice([0x80, 0x300, 0xD800])
+    for end in [0x80, 0x300, 0xD800] * 100:
         texts.append("".join(chr(draw.randrange(end)) for _ in range(40)))
     for text in texts:
         ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -110,29 +110,19 @@ def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
     torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
 
 
-REFUSED = [
-    ({"model_type": "qwen2"}, "model_type='qwen2'"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-    ({"intermediate_size": 23}, "mismatched.*down_proj"),
-    ({"num_hidden_layers": 3}, "missing.*layers.2"),
-    ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
-    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
-]
-
-
 @pytest.mark.parametrize("change, words", REFUSED, ids=str)
-def test_what_is_not_supported_is_refused_by_name(change, words, folder, capsys):
+def test_what_is_not_supported_is_refused_by_name(change, words, folder, refused):
     change_json(folder / "config.json", **change)
-    refused(capsys, sample.main, folder, words=f"{folder}.*{words}")
+    refused(f"{folder}.*{words}", folder, main=sample.main)
 
 
-def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, capsys):
+def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, refused):
     path, weights = folder / "tokenizer.json", folder / "model.safetensors"
     added = json.loads(path.read_bytes())["added_tokens"]
     change_json(path, added_tokens=[*added, added[-1] | {"id": V, "content": "<one more>"}])
-    refused(capsys, sample.main, folder, words=f"{folder}: .* {V + 1} ids, its model knows {V}")
+    refused(f"{folder}: .* {V + 1} ids, its model knows {V}", folder, main=sample.main)
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(capsys, sample.main, folder, words=f"{folder}.*damaged")
+    refused(f"{folder}.*damaged", folder, main=sample.main)
 
 
 def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
@@ -144,16 +134,14 @@ def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
     assert read_shape(folder).rope_theta == 500  # transformers 4
 
 
-def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys):
-    """With its own tokenizer, shape, theta and eps, at every step."""
+def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys, refused):
     folder = exported(GPT(wide := OTHERS["padded"]), tmp_path / "hf")
     change_json(folder / "tokenizer_config.json", eos_token="!", bos_token="?", pad_token=None)
     own, out, back = tmp_path / "own", tmp_path / "pruned", tmp_path / "back"
     prepare([toy.parent / "text.jsonl"], str(folder), own)
     knobs = [f"--init_from={folder}", f"--data_dir={own}", "--n_kv_head_target=0"]
-    knobs += ["--d_model_target=24", f"--out_dir={out}"]
-    refused(capsys, train.main, toy, *knobs, words="1088.*1024.*--round_vocab_to")
-    knobs.append("--round_vocab_to=68")
+    knobs += ["--d_model_target=24", "--round_vocab_to=68"]
+    refused("1088.*1024.*--round_vocab_to", toy, f"--out_dir={out}", *knobs[:-1])
     assert run(toy, out, *knobs, "--stop_after=20") == 0
     shutil.rmtree(folder)  # the run has its weights, and the data their tokenizer
     assert run(toy, out, *knobs, "--resume") == 0
@@ -180,32 +168,32 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
     assert b"".join(pieces).decode() == " caféé"
 
 
-def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, file):
+def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, tmp_path):
     pytest.importorskip("accelerate")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    file = exported(model, tmp_path / "a.gguf").name
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file)
     x = torch.randint(0, V, (2, 32))
     torch.testing.assert_close(theirs(x).logits, model(x)[..., :V], rtol=1e-4, atol=1e-4)
 
 
-def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(file, folder):
-    about, end = read(file), V - 1
+def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(model, folder):
+    about, end = read(exported(model, folder.with_name("a.gguf"))), V - 1
     assert (about["context_length"], about["key_length"], about["value_length"]) == (32, 16, 16)
     assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
     assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
     assert about["token_type"] == [gguf.TokenType.NORMAL] * end + [gguf.TokenType.CONTROL]
     theirs = json.loads((folder / "tokenizer.json").read_bytes())
-    vocab = {token["content"]: token["id"] for token in theirs["added_tokens"]}
-    vocab |= theirs["model"]["vocab"]
+    vocab = theirs["model"]["vocab"] | {t["content"]: t["id"] for t in theirs["added_tokens"]}
     assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
     assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
-    gpt2 = exported(GPT(OTHER), folder.with_name("a.gguf"), "gpt2")  # which has its own cut
+    gpt2 = exported(GPT(OTHER), folder.with_name("2.gguf"), "gpt2")  # which has its own cut
     assert read(gpt2)["pre"] == "gpt-2"
     for line in (ROOT / "studies/gguf/measured.jsonl").read_text(encoding="utf-8").splitlines():
         for text, ids in json.loads(line)["ids"]:  # by llama.cpp
             assert load_tokenizer("shipped").encode_ordinary(text) == ids
 
 
-def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypatch):
+def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, refused, monkeypatch):
     to, foreign = tmp_path / "run.GGUF", Mock(spec=FolderTokenizer)
     with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
         export.export(Trained(GPT(OTHER), foreign, "a folder"), to)
@@ -214,10 +202,10 @@ def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, capsys, monkeypa
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
         patched.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
         for name in ("run.gguf", "hf"):
-            arguments, words = (undisturbed, f"--to={tmp_path / name}"), f"{name}: cannot.*: No spa"
-            refused(capsys, export.main, *arguments, words=words)
+            to_full = (undisturbed, f"--to={tmp_path / name}")
+            refused(f"{name}: cannot.*: No space", *to_full, main=export.main)
         patched.setitem(sys.modules, "gguf", None)
-        refused(capsys, export.main, undisturbed, f"--to={to}", words="run.GGUF: cannot.* gguf")
+        refused("run.GGUF: cannot.* gguf", undisturbed, f"--to={to}", main=export.main)
     assert not list(tmp_path.iterdir())
     assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)
-    refused(capsys, export.main, undisturbed, f"--to={to}", words=f"{to}: exists")
+    refused(f"{to}: exists", undisturbed, f"--to={to}", main=export.main)

@@ -1,7 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -9,21 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, events, refused, run, same_end
+from helpers import ROOT, events, run, same_end
 
 import train
-from data.prepare import SHIPPED_CORPUS, prepare
-from data.prepare import main as main_of_prepare
+from data.prepare import prepare
 from model import GPT
-from run import report
-from run.checkpoint import load_checkpoint
+from run.checkpoint import load_checkpoint, write_checkpoint
 from run.config import Config
 from run.errors import print_error
 from run.folder import read_log
 from tools import sample
 
-# As train.py, but killed when it comes to a place for the nth time: a file that is renamed, half of
-# a write.
+# train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
 DYING = """
 import io
 place, nth = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -46,6 +42,26 @@ run.files.open = run.folder.open = lambda path, mode, **_: InHalves(path, mode)
 sys.addaudithook(lambda event, args: event == "os.rename" and come_to("rename", str(args[0])))
 sys.exit(train.main())
 """
+OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
+    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
+    "os.close(1); sys.stdout = None",
+    "sys.stdout.reconfigure(encoding='ascii')",
+]
+WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
+    "format": [None, "enlarge-prune 1"],
+    "step": [None, "x", -1, 31, float("nan")],
+    "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
+    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
+    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
+    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
+    "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
+    "data": [None, "of another text"],
+}
+
+
+class Malicious:
+    def __reduce__(self):
+        return (sys.exit, ())
 
 
 def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
@@ -54,10 +70,8 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
         ("rename log.jsonl.tmp", 1),
         ("half log.jsonl", 10, ("step", 7, None)),
         ("half checkpoint.pt.tmp", 200, ("eval", 10, None)),
-        # The old checkpoint has two names, and the new one none yet
-        ("rename checkpoint.pt.tmp", 1, ("eval", 10, None)),
-        # Among the prunes of four kinds, from step 5
-        ("half log.jsonl", 21, ("prune", 17, "d_model")),
+        ("rename checkpoint.pt.tmp", 1, ("eval", 10, None)),  # the one before has two names
+        ("half log.jsonl", 21, ("prune", 17, "d_model")),  # among prunes of four kinds
     ):
         dying = (DYING, place, nth, toy, f"--out_dir={tmp_path}", "--resume")
         assert processes(*dying)[0] == [9]
@@ -69,8 +83,7 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
     assert len(events(tmp_path, "done")) == 1
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, capsys):
-    """Cut short, with another bit in a weight, or gone."""
+def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, refused):
     out, new = shutil.copytree(undisturbed, tmp_path / "run"), f"--out_dir={tmp_path / 'new'}"
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     whole = path.read_bytes()
@@ -80,67 +93,48 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp
         path.unlink() if content is None else path.write_bytes(content)
         what = "damaged" if content else "no such checkpoint"
         words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}\n"
-        refused(capsys, sample.main, out, words=words)
-        refused(capsys, train.main, toy, new, f"--init_from={path}", words=words)
-        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=words)
+        refused(words, out, main=sample.main)
+        refused(words, toy, new, f"--init_from={path}")
+        refused(words, toy, f"--out_dir={out}", "--resume")
     before.rename(path)
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (sys.exit, ())
-
-
-WRONG = {  # a dict is what changes in that part
-    "format": [None, "enlarge-prune 1"],
-    "step": [None, "x", -1, 31, math.nan],
-    "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
-    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
-    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
-    "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
-    "data": [None, "of another text"],
-}
-
-
 @pytest.mark.parametrize("part", WRONG)
-def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, capsys):
-    """No code runs, and nothing is built of a size that it claims."""
+def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     path, state = out / "checkpoint.pt", torch.load(undisturbed / "checkpoint.pt")
-    for bad in (*WRONG[part], Malicious()):
+    for bad in (*WRONG[part], Malicious()):  # whose code does not run
         if isinstance(bad, dict):
             whole = state[part]
             bad = json.dumps(json.loads(whole) | bad) if isinstance(whole, str) else whole | bad
         torch.save(state | {part: bad}, path)
-        refused(capsys, train.main, toy, f"--out_dir={out}", "--resume", words=f"{path}: ")
+        refused(f"{path}: ", toy, f"--out_dir={out}", "--resume")
 
 
-def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, capsys):
+def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     log, resume = out / "log.jsonl", (toy, f"--out_dir={out}", "--resume")
     for path in out.glob("*.pt"):
         path.unlink()
-    refused(capsys, train.main, *resume, words="holds a run, but its checkpoint is gone; remove")
+    refused("holds a run, but its checkpoint is gone; remove", *resume)
     whole = log.read_bytes()
     for line in (b"\xff", b"5", b"[]", b"{}"):
         log.write_bytes(line + b"\n" + whole)
-        words = "log.jsonl: line 1 is damaged, or no event of a run; remove it"
-        refused(capsys, train.main, *resume, words=words)
+        refused("log.jsonl: line 1 is damaged, or no event of a run; remove it", *resume)
 
 
-def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, capsys):
+def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, refused):
     for path in (undisturbed, undisturbed / "checkpoint.pt"):
         for key in ("init_from", "teacher"):
             knobs = (f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
-            refused(capsys, train.main, toy, *knobs, words=f"{key}=.*: the run would write over it")
+            refused(f"{key}=.*: the run would write over it", toy, *knobs)
 
 
 def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
     resource = pytest.importorskip("resource", reason="Windows limits no file's size")
-    out, save = tmp_path / "run", report.write_checkpoint
+    out = tmp_path / "run"
 
     def full(full: bool) -> None:  # as far as a process can tell: no file may grow
         limit = 1 if full else resource.RLIM_INFINITY
@@ -148,10 +142,10 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
 
     def save_on_a_small_disk(c, step, *rest):
         full(10 <= step <= 20 or step == 30)
-        save(c, step, *rest)
+        write_checkpoint(c, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(report, "write_checkpoint", save_on_a_small_disk)
+        patched.setattr("run.report.write_checkpoint", save_on_a_small_disk)
         try:
             assert run(toy, out) == 1
         finally:
@@ -161,13 +155,6 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 25 and not list(out.glob("*.tmp"))
     assert run(toy, out, "--resume") == 0
     assert same_end(out, undisturbed)
-
-
-OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
-    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
-    "os.close(1); sys.stdout = None",
-    "sys.stdout.reconfigure(encoding='ascii')",
-]
 
 
 @pytest.mark.parametrize("way", OUTPUT)
@@ -188,28 +175,18 @@ def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes,
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 2 and (tmp_path / "table.md").exists()
 
 
-def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, capsys):
-    """The first target of this split is <|endoftext|>."""
-    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)
+def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, refused):
+    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)  # first: <|endoftext|>
     prepare([text], "shipped", tmp_path / "data")
     knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
-    out, words = tmp_path / "run", "eval_tokens=1: none of them is text"
-    refused(capsys, train.main, toy, f"--out_dir={out}", *knobs, words=words)
-    assert os.listdir(out) == ["lock"]
+    refused("eval_tokens=1: none of them is text", toy, f"--out_dir={tmp_path / 'run'}", *knobs)
+    assert os.listdir(tmp_path / "run") == ["lock"]
 
 
-def test_a_python_without_lzma_lacks_that_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "lzma")
-    monkeypatch.setitem(sys.modules, "_lzma", None)
-    given = ("--input", SHIPPED_CORPUS, "--tokenizer=shipped", f"--out={tmp_path / 'data'}")
-    refused(capsys, main_of_prepare, *given, words="sotu.jsonl.xz: needs the package _lzma: ")
-
-
-def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, capsys):
+def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, refused):
     def build(shape):  # the first still builds its model
         monkeypatch.setattr(train, "GPT", GPT)
-        second = (toy, f"--out_dir={tmp_path}", "--overwrite")
-        refused(capsys, train.main, *second, words="another process is running there")
+        refused("another process is running there", toy, f"--out_dir={tmp_path}", "--overwrite")
         return GPT(shape)
 
     monkeypatch.setattr(train, "GPT", build)

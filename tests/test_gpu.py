@@ -1,7 +1,4 @@
-"""What only a GPU can show: python -m pytest -m gpu.
-
-A run that is repeated ends in the same bytes on a CPU, but on a GPU it may differ by rounding.
-"""
+"""What only a GPU can show: python -m pytest -m gpu. There, equal runs may differ by rounding."""
 
 import functools
 import re
@@ -21,15 +18,12 @@ from tools import bench
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY
 
-# Of weights, moments and scores after a toy's run in float32. First weights that differ by a
-# millionth of each lead to last ones that differ by up to 7e-5
+# In float32, weights that differ by a millionth of each at first differ by up to 7e-5 at last
 TOLERANCE = 1e-3
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
+GPU = pytest.param("cuda", marks=(pytest.mark.gpu, NO_GPU))
+on_a_gpu = pytest.mark.parametrize("device", [GPU])
 ALL = max(n for n in (1, 2, 4, 8) if n <= max(torch.cuda.device_count(), 1))  # the batch divides
-
-
-def on_a_gpu(test):
-    return pytest.mark.gpu(NO_GPU(test))
 
 
 @pytest.fixture
@@ -41,15 +35,14 @@ def full_float32(monkeypatch):
 
 
 @on_a_gpu
-def test_the_default_run_in_bfloat16_ends_near_the_loss_of_the_readme(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    loss = float(re.search(r"loss +(\S+) nats", readme)[1])
-    knobs = ("--device=cuda", "--dtype=bfloat16", "--compile=on")
+def test_the_default_run_in_bfloat16_ends_near_the_loss_of_the_readme(device, tmp_path):
+    loss = float(re.search(r"loss +(\S+) nats", (ROOT / "README.md").read_text("utf-8"))[1])
+    knobs = (f"--device={device}", "--dtype=bfloat16", "--compile=on")
     assert run("configs/idea.py", tmp_path, *knobs) == 0
     assert events(tmp_path, "done")[0]["val_loss"] == pytest.approx(loss, abs=0.02)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=(pytest.mark.gpu, NO_GPU))])
+@pytest.mark.parametrize("device", ["cpu", GPU])
 def test_a_compiled_run_has_one_graph_and_ends_like_one_on_the_cpu_that_is_not(
     device, full_float32, toy, tmp_path, monkeypatch
 ):
@@ -69,9 +62,9 @@ def test_a_compiled_run_has_one_graph_and_ends_like_one_on_the_cpu_that_is_not(
 
 @on_a_gpu
 @pytest.mark.parametrize("knobs", ["idea_gpt2.py --micro_batch_size=8", "idea_2.8b.py --n_layer=2"])
-def test_a_step_takes_the_memory_that_was_planned(knobs):
+def test_a_step_takes_the_memory_that_was_planned(device, knobs):
     config, *knobs = knobs.split()
-    c = load_config(f"configs/{config}", [*knobs, "--device=cuda"])
+    c = load_config(f"configs/{config}", [*knobs, f"--device={device}"])
     c, plan = load_plan(c, missing=GPT2_VOCABULARY)
     planned = sum(memory_of(c, plan.enlarged, micro_batch(c, ranks=1)).values())
     machine = Machine(c)
@@ -81,9 +74,9 @@ def test_a_step_takes_the_memory_that_was_planned(knobs):
 
 
 @on_a_gpu
-def test_under_torchrun_a_run_resumes_to_the_end_on_a_cpu(full_float32, toy, undisturbed, tmp_path):
+def test_torchrun_resumes_to_the_end_on_a_cpu(device, full_float32, toy, undisturbed, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ALL}"]
     command = [sys.executable, *launcher, "train.py", toy, f"--out_dir={tmp_path / 'run'}"]
     for more in ("--stop_after=16", "--resume"):
-        subprocess.run([*command, "--device=cuda", more], cwd=ROOT, check=True)
+        subprocess.run([*command, f"--device={device}", more], cwd=ROOT, check=True)
     assert_close(tmp_path / "run", undisturbed, TOLERANCE)

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import refused, run
+from helpers import run
 from test_ranks import assert_close
 
 import train
@@ -14,16 +14,22 @@ from run.config import Config, load_config
 from run.cost import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CTRL_C = """
+import signal, threading, torch
+def interrupted(*_):  # the compiler gets the signal, too; one of its threads goes on
+    threading.Thread(target=lambda: threading.main_thread().join() or os.write(2, b"end")).start()
+    signal.raise_signal(signal.SIGINT)
+    raise RuntimeError("the compiler was interrupted")
+torch.compile = lambda _: interrupted
+sys.exit(train.main())
+"""
 
 
 @pytest.fixture
 def laptop(monkeypatch):
-    """Pretends a machine that may have a GPU."""
-
     def laptop(system: str = "posix", has_gpu: bool = True, **variables) -> None:
         for module in (machine, forward):
-            pretended = SimpleNamespace(name=system, environ=variables)
-            monkeypatch.setattr(module, "os", pretended)
+            monkeypatch.setattr(module, "os", SimpleNamespace(name=system, environ=variables))
         for name, value in (("is_available", has_gpu), ("device_count", 1), ("set_device", None)):
             monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
 
@@ -54,30 +60,18 @@ def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, mo
     assert_close(tmp_path, undisturbed, 0)
 
 
-CTRL_C = """
-import signal, threading, torch
-def interrupted(*_):  # the compiler gets the signal, too; one of its threads goes on
-    threading.Thread(target=lambda: threading.main_thread().join() or os.write(2, b"end")).start()
-    signal.raise_signal(signal.SIGINT)
-    raise RuntimeError("the compiler was interrupted")
-torch.compile = lambda _: interrupted
-sys.exit(train.main())
-"""
-
-
 def test_ctrl_c_while_it_compiles_is_one_line_and_the_end(processes, toy, tmp_path):
     arguments = (toy, f"--out_dir={tmp_path}", "--compile=on")
     assert processes(CTRL_C, *arguments) == ([130], "stopped\n")
 
 
-def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, capsys):
+def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, refused):
     laptop()
     no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
     monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla K80")
-    words = "Tesla K80: does not .*no kernel image.*; pytorch.org"
     knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
-    refused(capsys, train.main, "configs/idea.py", *knobs, words=words)
+    refused("Tesla K80: does not .*no kernel image.*; pytorch.org", "configs/idea.py", *knobs)
 
 
 def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):

@@ -15,6 +15,7 @@ from prune import Pruner, Slice, block_groups, cut, per_unit
 
 CONFIG = replace(SHAPES["tied"], n_kv_head=4)
 SLICED = ("d_ff", "n_kv_head")  # of a block
+SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
 
@@ -34,8 +35,7 @@ def make(optimizer=torch.optim.AdamW, config=CONFIG):
     return model, optimizer(groups, lr=1e-2, weight_decay=0.1)
 
 
-def batch(seed):
-    """Tokens and targets, (3, 10) each."""
+def batch(seed):  # tokens and targets, (3, 10) each
     return torch.randint(0, 50, (2, 3, 10), generator=torch.Generator().manual_seed(seed))
 
 
@@ -50,9 +50,8 @@ def of_kind(model, kind):
 
 
 def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
-    """What a prune should leave of tensors with the names and shapes of a model's parameters, by
-    the formulas of attention and SwiGLU. keep: the kept indices of each kind, alike in all layers.
-    """
+    """What a prune should leave of a model's parameters or of tensors like them, by the formulas of
+    attention and SwiGLU. keep: the indices of each kind that stay, alike in all layers."""
     hd, n, d, out = CONFIG.head_dim, CONFIG.queries_per_kv, keep["d_model"], {}
     kv = torch.cat([torch.arange(hd) + j * hd for j in keep["n_kv_head"]])
     q = torch.cat([torch.arange(n * hd) + j * n * hd for j in keep["n_kv_head"]])
@@ -72,22 +71,16 @@ def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
     return out
 
 
-SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
-
-
-@pytest.mark.parametrize("tied, make_optimizer", [(True, torch.optim.AdamW), (False, MOMENTUM)])
+@pytest.mark.parametrize("tied, optim", [(True, torch.optim.AdamW), (False, MOMENTUM)])
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
-def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(
-    kinds, tied, make_optimizer
-):
+def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied, optim):
     """So do the moments, and the step that an optimizer makes of the same gradient."""
     config = replace(CONFIG, n_layer=4, tie_embeddings=tied)
-    large_one, optimizer = make(make_optimizer, config)
+    large_one, optimizer = make(optim, config)
     update(large_one, optimizer, 0)
-    model, ours = make(make_optimizer, config)
+    model, ours = make(optim, config)
     model.load_state_dict(large_one.state_dict())
     ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-
     keep = {kind: list(range(getattr(config, kind))) for kind in KINDS}
     judge = pruner("sensitivity", kinds)
     for kind in kinds:
@@ -120,8 +113,7 @@ def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(
     optimizer.step()
     ours.step()
     expected = survivors(dict(large_one.named_parameters()), keep)
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-12)
+    torch.testing.assert_close(dict(model.named_parameters()), expected, rtol=0, atol=1e-12)
 
 
 def by_removal(model, kind, value):
@@ -177,15 +169,13 @@ def test_random_is_one_number_per_unit_that_the_seed_decides():
 
 
 def test_units_may_lie_in_several_parts_and_three_dims():
-    """As neurons in the weights of experts, each of which holds gates and then ups."""
-    x, where = torch.randn(4, 6, 2), Slice("experts", dim=1, parts=2)
+    x, where = torch.randn(4, 6, 2), Slice("experts", dim=1, parts=2)  # gates, then ups
     expected = [x[:, [j, 3 + j]].sum() for j in range(3)]
     torch.testing.assert_close(per_unit(x, where, 3), torch.stack(expected))
     assert torch.equal(cut(x, where, torch.tensor([True, False, True])), x[:, [0, 2, 3, 5]])
 
 
 def test_a_frozen_weight_stays_frozen_and_has_the_gradient_zero():
-    """What the optimizer keeps of it and is no tensor stays, too."""
     (model, optimizer), judge, other = make(), pruner("sensitivity"), pruner("sensitivity")
     old = model.blocks[1].ffn.up.weight.requires_grad_(False)
     model(*batch(0)).backward()
@@ -193,7 +183,7 @@ def test_a_frozen_weight_stays_frozen_and_has_the_gradient_zero():
     old.grad = torch.zeros_like(old)
     other.score(model)
     torch.testing.assert_close(judge.scores, other.scores, rtol=0, atol=0)
-    optimizer.state[old] = state = {"name": "up", "nothing": None, "count": 3}
+    optimizer.state[old] = state = {"name": "up", "nothing": None, "count": 3}  # no tensors
     judge.prune(model, [optimizer], "d_ff", 5)
     new = model.blocks[1].ffn.up.weight
     assert new.shape == (5, 16) and not new.requires_grad and optimizer.state[new] == state

@@ -32,7 +32,6 @@ def run_ranks(processes, config, out, *arguments, ranks=2, before="", after="", 
 
 
 def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
-    """The same weights, moments and scores, to within rounding."""
     a, b = (load_checkpoint(out / "checkpoint.pt") for out in (one, other))
     assert a["step"] == b["step"]
     for part in ("model", "optimizer", "scores"):
@@ -47,11 +46,17 @@ def upside_down(self, model, score=Pruner.score):
         self.scores = {name: -score for name, score in self.scores.items()}
 Pruner.score = upside_down
 """
+SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
+DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
+APART = [
+    (SEEDS, [1, 1], "seed=0 on this rank, another elsewhere"),
+    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", [1, 1], "hold different weights"),
+    (DEATH, [1, 9], "another rank no longer answers; --resume goes on"),
+]
 
 
 def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
-    """The scores of the second rank are wrong, so they must not count. No thread of gloo is left at
-    the end: it might abort the process."""
+    """The scores of the second do not count. No thread of gloo is left, which might abort it."""
     threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
     none = f"assert not os.path.exists('/proc/self/task') or 'gloo' not in str({threads})"
     knobs = ("--micro_batch_size=2", "--recompute")
@@ -61,19 +66,9 @@ def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undis
     assert_close(undisturbed, tmp_path)
 
 
-SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
-DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
-APART = [
-    (SEEDS, 1, "seed=0 on this rank, another elsewhere"),
-    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", 1, "hold different weights"),
-    (DEATH, 9, "another rank no longer answers; --resume goes on"),
-]
-
-
-@pytest.mark.parametrize("before, code, words", APART)
-def test_ranks_that_part_are_stopped(before, code, words, processes, toy, tmp_path):
-    error = run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=[1, code])
-    assert words in error
+@pytest.mark.parametrize("before, codes, words", APART)
+def test_ranks_that_part_are_stopped(before, codes, words, processes, toy, tmp_path):
+    assert words in run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=codes)
 
 
 def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
@@ -127,15 +122,21 @@ def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
     return ddp
 run.forward.DistributedDataParallel = wrap
 """
+PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
+PEAK = """
+from itertools import accumulate
+profile.stop()
+events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+print(max(accumulate(changes)), file=sys.stderr)
+"""
 
 
 def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
-    """With two, the order of a sum cannot differ. One rank alone goes on to the same end, but for
-    rounding. All of them learn from a teacher."""
+    """With two, the order of a sum cannot differ. One alone goes on, too. All have a teacher."""
     knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute"]
     knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
-    sizes = "ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')"
-    several = f"assert len({sizes}) >= 4"
+    several = "assert len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')) >= 4"
     ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
     whole, cut, one = (tmp_path / name for name in ("whole", "cut", "one"))
     run_ranks(processes, toy, whole, *knobs, **ranks)
@@ -149,8 +150,7 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
 
 
 def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, toy, tmp_path):
-    """One makes it, and the others wait. None leaves before the first has saved: after a signal,
-    torchrun would end that in the middle of its save."""
+    """One makes it. No other leaves before that has saved: torchrun would end it amid its save."""
     data, out = tmp_path / "data", tmp_path / "run"
     before = f"""
 import time, data.prepare as prepare
@@ -167,18 +167,7 @@ report.write_checkpoint = slow
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
 
 
-PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
-PEAK = """
-from itertools import accumulate
-profile.stop()
-events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-print(max(accumulate(changes)), file=sys.stderr)
-"""
-
-
 def test_a_step_with_a_prune_takes_no_more_memory_than_any_other(processes, toy, tmp_path):
-    """Nothing of the old graph, buckets or parameters outlives it."""
     knobs = ["--d_model=128", "--d_model_target=0", "--n_layer_target=0", "--n_kv_head_target=0"]
     knobs += ["--d_ff=1024", "--d_ff_target=256", "--batch_size=1", "--eval_tokens=16"]
     knobs += ["--max_steps=400", "--prune_start=0.01", "--prune_every=1"]

@@ -1,8 +1,6 @@
-"""What pages say: the commands of the README and the course, run as they stand there, but shorter;
-the changes of the course, the cells of the notebook; quotes and links; the studies' scripts.
+"""What pages say: commands, changes and cells run, but shorter; numbers, quotes and links are true.
 
 After a change of docs/by_hand.ipynb, write its outputs by
-
 jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
     --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec docs/by_hand.ipynb
 """
@@ -35,8 +33,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb
 SCRIPTS = sorted(ROOT.glob("studies/**/*.py"))
 ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(encoding="utf-8"), re.M)]
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
-# A word of a command: what is added to it
-SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}
+SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
 SHORTER |= {"configs/smollm2.py": ["--d_ff_target=128", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
@@ -64,12 +61,11 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # The open model last: what the README exports stands in for its download
     for command in sorted(COMMANDS, key=lambda command: "smollm2" in command):
-        words = shlex.split(command.replace("python -m", "python"), comments=True)
-        program, arguments = words[1], words[2:]
+        _, program, *arguments = shlex.split(command.replace(" -m", ""), comments=True)
         if program == "studies.smollm2.convert":
             shutil.copytree("out/idea-hf", "out/smollm2-135m")
             continue
-        for word in SHORTER.keys() & set(words):
+        for word in SHORTER.keys() & {program, *arguments}:
             arguments += SHORTER[word]
         main = importlib.import_module(program.removesuffix(".py")).main
         assert main(arguments) == 0, (command, capsys.readouterr().err)
@@ -122,12 +118,9 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
 
 
-def test_every_script_of_a_study_imports():
+def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
     for path in [path for path in SCRIPTS if path not in ARMS]:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-
-
-def test_every_config_and_every_arm_of_a_study_is_what_train_takes():
     paths = [*ROOT.glob("configs/**/*.py"), *ARMS]
     arms = [arm for path in paths for arm in read_arms(str(path)).values()]
     assert len(arms) > 80 and all(load_config(*arm) for arm in arms)

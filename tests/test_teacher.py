@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import events, refused, run
+from helpers import events, run
 from test_ranks import assert_close
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import train
 from data.loader import TokenDataset
 from data.prepare import prepare
 from data.tokenizer import SHIPPED_RANKS
@@ -51,22 +50,18 @@ def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undis
     mixed = (1 - c.teacher_weight) * token + c.teacher_weight * distribution
     assert events(taught, "step")[0]["loss"] == pytest.approx(mixed, abs=1e-5)
     assert not teacher.targets(x, y).requires_grad
-    model, nats, tokens = load_trained(taught).model.cpu(), 0.0, 0
-    val = TokenDataset(c.data_dir, "val", c.context_length)
-    for x, y in val.in_order(c.batch_size, c.eval_tokens):
-        nats += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
-        tokens += y.numel()
-    assert events(taught, "done")[0]["val_loss"] == pytest.approx(nats / tokens, abs=1e-5)
+    model, val = load_trained(taught).model.cpu(), TokenDataset(c.data_dir, "val", c.context_length)
+    pairs = [(model(x).flatten(0, 1), y.flatten()) for x, y in val.in_order(8, c.eval_tokens)]
+    nats = F.cross_entropy(*map(torch.cat, zip(*pairs))).item()
+    assert events(taught, "done")[0]["val_loss"] == pytest.approx(nats, abs=1e-5)
 
 
-def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, capsys):
-    """Wherever the teacher is by now."""
+def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, refused):
     moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
     assert run(toy, out, f"--teacher={undisturbed}", SHORT, "--stop_after=7") == 0
     for other in (taught, ""):
-        words = f"teacher={other} is not the teacher that the run began with"
         knobs = (f"--out_dir={out}", SHORT, "--resume", f"--teacher={other}")
-        refused(capsys, train.main, toy, *knobs, words=words)
+        refused(f"teacher={other} is not the teacher that the run began with", toy, *knobs)
     assert run(toy, out, f"--teacher={moved}", SHORT, "--resume") == 0
     assert_close(out, taught, 0)
 
@@ -79,8 +74,8 @@ def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, tmp_path):
     assert theirs.digest == ours.digest
 
 
-def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, capsys):
-    gone, other = tmp_path / "gone", tmp_path / "other"
+def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, refused):
+    gone, other, given = tmp_path / "gone", tmp_path / "other", (toy, f"--out_dir={tmp_path / 'o'}")
     ranks = SHIPPED_RANKS.read_bytes().split()
     ranks[0], ranks[2] = ranks[2], ranks[0]  # as many tokens, of the same lengths
     (tmp_path / "ranks").write_bytes(b"\n".join(map(b" ".join, zip(ranks[::2], ranks[1::2]))))
@@ -91,11 +86,9 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
         (other, "--seed=1", "its tokenizer is not that of data_dir="),
         (gone, "--seed=1", "gone': .*no such checkpoint; if it has moved, name its new place"),
     ):
-        knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={teacher}", knob)
-        refused(capsys, train.main, toy, *knobs, words=f"teacher=.*{words}")
+        refused(f"teacher=.*{words}", *given, f"--teacher={teacher}", knob)
     shutil.rmtree(tmp_path / "data")
-    knobs = (f"--out_dir={tmp_path / 'out'}", f"--teacher={other}")
-    refused(capsys, train.main, toy, *knobs, words="for its tokenizer, .*no data")
+    refused("for its tokenizer, .*no data", *given, f"--teacher={other}")
     torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "of other files"}, gone)
     lesson(toy, gone)  # with the same tokens
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import events, refused
+from helpers import events
 from test_model import large
 
 from data.tokenizer import encode_bytes
@@ -62,8 +62,7 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
 
 @pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
 def test_each_byte_of_a_text_is_predicted_once(trained, times):
-    """Also where the text is shorter than a window, or ends where a window does."""
-    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
+    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: no whole window; 8: no rest
     tokens = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
     n, nats = len(tokens) - 1, 0.0
     for t in range(1, n + 1):  # each token alone; the last window is full, too
@@ -76,30 +75,25 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
     assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
 
 
-def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, capsys):
-    for name in ("config.json", "checkpoint.pt"):
-        shutil.copy(undisturbed / name, tmp_path)
-    for path in (tmp_path, tmp_path / "checkpoint.pt"):  # after <|endoftext|>
+def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, refused):
+    out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["log.jsonl"])
+    for path in (out, out / "checkpoint.pt"):  # after <|endoftext|>
         assert sample.main([str(path), "--prompt=", "--tokens=1"]) == 0
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"data": "of another text"}, tmp_path / "checkpoint.pt")
-    refused(capsys, sample.main, tmp_path, words=f"{tmp_path}: .*other data than .*toy")
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"data": "of another text"}, out / "checkpoint.pt")
+    refused(f"{out}: .*other data than .*toy", out, main=sample.main)
 
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
 
-    def picture(*arguments) -> str:
-        to = tmp_path / "picture.svg"
-        assert plot.main([*map(str, arguments), f"--to={to}"]) == 0
-        assert capsys.readouterr().out.strip() == str(to)
-        return to.read_text(encoding="utf-8")
+    def picture(*arguments, to="picture.svg", made="picture.svg") -> str:
+        assert plot.main([*map(str, arguments), f"--to={tmp_path / to}"]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / made)
+        return (tmp_path / made).read_text("utf-8", "replace")
 
     for to, made in (("picture", "picture.png"), ("", "run.png")):
-        assert plot.main([str(undisturbed), f"--to={tmp_path / to}"]) == 0
-        assert capsys.readouterr().out.strip() == str(tmp_path / made)
-        assert (tmp_path / made).read_bytes().startswith(b"\x89PNG")
-
+        assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
     assert two.count(">run ends at ") == 2
@@ -113,18 +107,18 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     assert drawn == {f"layer {i}": 4 for i in left} | {f"layer {gone[0]}": 2} and len(gone) == 2
 
 
-def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, capsys):
+def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
     pytest.importorskip("matplotlib")
-    refused(capsys, plot.main, undisturbed, "--to=a.b", words="to a.b .*not supported")
-    refused(capsys, plot.main, undisturbed, tmp_path, "--units", words="take one OUT_DIR")
-    refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: its log has no step")
-    refused(capsys, plot.main, tmp_path / "ieda", words="ieda: no such run")
+    refused("to a.b .*not supported", undisturbed, "--to=a.b", main=plot.main)
+    refused("take one OUT_DIR", undisturbed, tmp_path, "--units", main=plot.main)
+    refused(f"{tmp_path}: its log has no step", tmp_path, main=plot.main)
+    refused("ieda: no such run", tmp_path / "ieda", main=plot.main)
     log = (undisturbed / "log.jsonl").read_text()
     (tmp_path / "log.jsonl").write_text(log.replace('"event": "prune"', '"event": "none"'))
-    refused(capsys, plot.main, tmp_path, "--animate", words=f"{tmp_path}: its log has no prune")
+    refused(f"{tmp_path}: its log has no prune", tmp_path, "--animate", main=plot.main)
     for old, new in (('"kind": ', '"group": '), ('"val_loss": ', '"val_loss": NaN, "was": ')):
         (tmp_path / "log.jsonl").write_text(log.replace(old, new))
-        refused(capsys, plot.main, tmp_path, words=f"{tmp_path}: .*older version, or damaged")
+        refused(f"{tmp_path}: .*older version, or damaged", tmp_path, main=plot.main)
 
 
 def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
