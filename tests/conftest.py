@@ -13,6 +13,7 @@ import pytest
 
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
+os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows bars where a fast one does not
 
 from helpers import ROOT, TOY, run, run_here  # noqa: E402
 
@@ -32,8 +33,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def as_a_command_finds_it(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends pytest, not a run
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
