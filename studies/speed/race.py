@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from run import machine
 from run.config import Config, enlarged_shape
 from run.cost import n_parameters
+from run.machine import Machine
 from tools import command
 from tools.bench import Step, race
 
@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
     config = module.GPTConfig(**size, vocab_size=vocab_size, bias=False, dropout=0.0)
     size = {"n_layer": layers, "n_head": heads, "n_kv_head": heads, "d_model": width, "d_ff": d_ff}
     size |= {"batch_size": batch_size, "context_length": context}
-    machine.keep_memory()
     on_gpu = DEVICE.type == "cuda"  # where both compile, in bfloat16, by default
     default = torch.bfloat16 if on_gpu else torch.float32
     settings = {  # their dtype, ours, our optimizer, compiled
@@ -81,9 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     racers = []
     for dtype, our_dtype, optimizer, compiled in settings.values():
         c = Config(**size, dtype=our_dtype, optimizer=optimizer)
-        shape = enlarged_shape(c, vocab_size)
+        shape, here = enlarged_shape(c, vocab_size), Machine(c)  # sets the C library up for both
         racers.append(TheirStep(module, config, batch_size, dtype, compiled))
-        racers.append(Step(c, shape, DEVICE, compile_for=() if compiled else None))
+        racers.append(Step(c, shape, here, "on" if compiled else "off"))
     theirs, ours = sum(p.numel() for p in racers[0].model.parameters()), n_parameters(shape)
     assert abs(ours / theirs - 1) < 0.02, (ours, theirs)
     print(f"{args.shape}: {theirs:,} and {ours:,} parameters, {torch.get_num_threads()} threads\n")
