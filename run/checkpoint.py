@@ -1,9 +1,7 @@
-"""Checkpoints: how a run is saved, and how it comes back.
-
-A checkpoint holds tensors and plain containers only, so loading one cannot run code. It is written
-aside, flushed and renamed: a kill at any moment leaves a whole one. The one before it is kept, too.
-Nothing in it depends on the clock, so equal runs leave equal bytes.
-"""
+"""How a run is saved, and how it comes back. A checkpoint holds tensors and plain containers only,
+so loading one cannot run code. It is written aside, flushed and renamed: a kill at any moment
+leaves a whole one. The one before it is kept, too. Nothing in it depends on the clock, so equal
+runs leave equal bytes."""
 
 import json
 import sys
@@ -32,11 +30,7 @@ def write_checkpoint(
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
     of the data needs nothing (data/loader.py). digests: Folder's. Raises OSError."""
-    moments, kept = {}, {p: s for optimizer in optimizers for p, s in optimizer.state.items()}
-    for name, p in model.named_parameters():
-        if p in kept:
-            # Pickle writes a string once per object: interned keys make equal runs equal bytes
-            moments[name] = {sys.intern(key): value for key, value in kept[p].items()}
+    moments = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     saved = {
         "format": FORMAT,
         "config": json.dumps({k: v for k, v in vars(c).items() if k not in NOT_SAVED}),
@@ -44,7 +38,7 @@ def write_checkpoint(
         "model_config": json.dumps(asdict(model.config)),
         "step": step,
         "model": dict(model.state_dict()),
-        "optimizer": moments,
+        "optimizer": {n: moments[p] for n, p in model.named_parameters() if p in moments},
         "scores": scores,
     }
     path = Path(c.out_dir) / NAME
@@ -53,8 +47,7 @@ def write_checkpoint(
 
 def load_checkpoint(path: Path) -> dict:
     """What write_checkpoint saved, on the CPU; `config` is a dict of all knobs, `model_config` a
-    GPTConfig. Never runs code of the file. Raises UserError where that is missing, damaged, or not
-    ours; OSError where it cannot be read just now."""
+    GPTConfig. Raises UserError if missing, damaged or not ours, OSError if it cannot be read."""
     before, back = path.with_name(PREVIOUS), ""
     if path.name == NAME and before.exists():
         back = f"; to go back to the one before it: mv {before} {path}"
@@ -106,9 +99,8 @@ def is_hugging_face(path: Path) -> bool:
 def load_weights(path: Path) -> dict:
     """At least `model` and `model_config` of a run's folder, a checkpoint or a Hugging Face folder.
     Raises UserError, OSError."""
-    if is_hugging_face(path):
-        return load_folder(path)
-    return load_checkpoint(path / NAME if path.is_dir() else path)
+    file = path / NAME if path.is_dir() else path
+    return load_folder(path) if is_hugging_face(path) else load_checkpoint(file)
 
 
 def load_shape(path: Path) -> GPTConfig:
@@ -149,9 +141,9 @@ def load_model(saved: dict, device: torch.device) -> GPT:
 
 def load_history(saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner) -> None:
     """Give the optimizers and the pruner what a checkpoint holds of each parameter and group."""
-    name_of, device = {p: name for name, p in model.named_parameters()}, model.norm.weight.device
-    for optimizer in optimizers:
-        for p in [p for group in optimizer.param_groups for p in group["params"]]:
-            moments = saved["optimizer"].get(name_of[p], {})
-            optimizer.state[p] = {key: x.to(p, copy=True) for key, x in moments.items()}
-    pruner.scores = {name: x.to(device, copy=True) for name, x in saved["scores"].items()}
+    optimizer_of = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        moments = saved["optimizer"].get(name, {}).items()
+        # Pickle writes a string once per object: with interned keys, equal runs save equal bytes
+        optimizer_of[p].state[p] = {sys.intern(key): x.to(p, copy=True) for key, x in moments}
+    pruner.scores = {n: x.to(model.norm.weight, copy=True) for n, x in saved["scores"].items()}

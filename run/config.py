@@ -1,6 +1,5 @@
 """Every knob of a run, how a config is read (a file or the folder of a run, then the command line),
-and what is refused before anything starts. A config file is a Python file of assignments, such as
-configs/idea.py; it may start with `from configs.idea import *`."""
+and what is refused before anything starts. A config may start with `from configs.idea import *`."""
 
 import ast
 import contextlib
@@ -134,10 +133,9 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         raise UserError(str(error)) from error
     d_model = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
-    end = f"at the end, {n_head} query heads must divide d_model={d_model}"
+    end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
     for kind in ("d_model", "n_kv_head"):
-        loads = kind not in schedule.widths or d_model % n_head == 0
-        need(loads, c, f"{kind}_target", f"{end}, or transformers cannot load the model")
+        need(kind not in schedule.widths or d_model % n_head == 0, c, f"{kind}_target", end)
 
 
 def micro_batch(c: Config, ranks: int) -> int:
@@ -192,11 +190,9 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
         own = "" if where == "command line" else "; a name of your own starts with _"
         raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}{own}")
     kind = TYPES[key]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind and (kind, type(value)) != (float, int):
         raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")
-    values[key] = value
+    values[key] = kind(value)
 
 
 def read_file(path: str) -> dict:
@@ -225,7 +221,7 @@ def read_file(path: str) -> dict:
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
     the run N times shorter, also what the command line says of its steps. Raises UserError."""
-    values = {"shorter": 1}
+    values = vars(Config()) | {"shorter": 1}
     for key, value in read_file(path).items():
         set_key(values, key, value, path)
     for argument in overrides:
@@ -242,10 +238,9 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     shorter = values.pop("shorter")
     if shorter < 1:
         raise UserError(f"shorter={shorter}: must be 1, 2, 3, ...")
-    values["out_dir"] = values.get("out_dir") or f"out/{Path(path).stem}"
-    values |= {key: os.path.expanduser(values[key]) for key in PATHS if key in values}
+    values["out_dir"] = values["out_dir"] or f"out/{Path(path).stem}"
+    values |= {key: os.path.expanduser(values[key]) for key in PATHS}
+    values |= {key: max(min(1, values[key]), values[key] // shorter) for key in LENGTHS}
     c = Config(**values)
-    whole = {key: getattr(c, key) for key in LENGTHS}
-    c = replace(c, **{key: max(min(1, n), n // shorter) for key, n in whole.items()})
     check_config(c, shape_known=not c.init_from)
     return c

@@ -28,12 +28,10 @@ def n_parameters(shape: GPTConfig) -> int:
 
 
 def block_flops(shape: GPTConfig) -> int:
-    """FLOPs of one token in the forward pass of all blocks.
-
-    Each weight of a matrix costs 2 FLOPs (multiply, add). Attention adds two products of
-    (T, head_dim) with (T, T) per query head, counted in full as `FlopCounterMode` does, although
-    half of it is masked. Norms, rotary embeddings and softmax are left out, as is customary.
-    """
+    """FLOPs of one token in the forward pass of all blocks. Each weight of a matrix costs 2 FLOPs
+    (multiply, add). Attention adds two products of (T, head_dim) with (T, T) per query head,
+    counted in full as `FlopCounterMode` does, although half of it is masked. Norms, rotary
+    embeddings and softmax are left out, as is customary."""
     attention = 2 * 2 * shape.context_length * shape.head_dim * shape.n_head * shape.n_layer
     return 2 * block_weights(shape) + attention
 
@@ -47,20 +45,17 @@ def flops_per_token(shape: GPTConfig) -> int:
 def muon_flops(shape: GPTConfig) -> int:
     """FLOPs of Muon's products in a step, which every rank does. Of an (n, m) matrix x, each of
     five iterations multiplies x x^T, the (n, n) result by itself, and that by x."""
-    matrices = block_matrices(shape)
-    return shape.n_layer * sum(5 * (2 * n * n * m + 2 * n**3 + 2 * n * n * m) for n, m in matrices)
+    return shape.n_layer * sum(5 * 2 * n * n * (m + n + m) for n, m in block_matrices(shape))
 
 
-def memory_of(
-    c: Config, shape: GPTConfig, sequences: int, teacher: GPTConfig | None = None
-) -> dict[str, int]:
-    """Bytes of a process's tensors at the peak of a step of several micro batches, within 25%. With
-    one micro batch it is less, by the size of the gradients at most. With dtype "auto", products
-    are in bfloat16. Muon's own products are left out: they matter only where batches are tiny. On a
-    CPU, bfloat16 takes more: attention is written out there (model.py)."""
+def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None = None) -> dict:
+    """Bytes of a process's tensors, `state` and `activations`, at the peak of a step of several
+    micro batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at
+    most. With dtype "auto", products are in bfloat16. Muon's own products are left out: they matter
+    only where batches are tiny. On a CPU, bfloat16 takes more, as model.py writes attention out."""
     lower, n = c.dtype != "float32", n_parameters(shape)
     e = 2 if lower else 4  # bytes of a number in the matrix products
-    tokens = sequences * shape.context_length
+    tokens = rows * shape.context_length
     # What the backward pass needs of a block. Two norms: input and normalized input in float32,
     # and the output, of which autocast makes a copy for each of the five matrices that read it
     norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
@@ -73,11 +68,9 @@ def memory_of(
         kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(passing, block + gradients)
     else:
         kept, passing = block * shape.n_layer, max(passing, gradients)
-    state = 16 * n  # weights, gradients and AdamW's two moments, all in float32
+    state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
     if c.optimizer == "muon":  # it has one
         state -= 4 * block_weights(shape)
-    if lower:
-        state += 2 * n  # casts of the weights
     if teacher:  # its weights; its distribution, in float32
         state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
     return {"state": state, "activations": kept + passing}
@@ -91,8 +84,8 @@ def knobs_that_fit(
     share = c.batch_size // ranks
     for recompute in sorted({c.recompute, True}):
         less = replace(c, recompute=recompute)
-        for n in (n for n in range(share, 0, -1) if share % n == 0):
-            if sum(memory_of(less, shape, n, teacher).values()) <= room:
+        for n in range(share, 0, -1):
+            if share % n == 0 and sum(memory_of(less, shape, n, teacher).values()) <= room:
                 return f"--micro_batch_size={n}" + " --recompute" * (recompute and not c.recompute)
     return ""
 

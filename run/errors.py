@@ -23,7 +23,6 @@ def print_error(error: Exception, c: Config | None) -> int:
     the config is read, when all ranks of a machine have the same error; then one of them speaks."""
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
-    lost = isinstance(error, dist.DistError) or "gloo" in line  # which has no class of its own
     if isinstance(error, DataError):
         code = error.code
     elif c and out_of_memory(error):
@@ -31,9 +30,8 @@ def print_error(error: Exception, c: Config | None) -> int:
         smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
         way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
         line = f"out of memory with micro batches of {now} sequences; try {way}"
-    elif ranks > 1 and lost:
-        way = "--resume goes on from the last checkpoint"
-        line = f"another rank no longer answers; {way} ({line})"
+    elif ranks > 1 and (isinstance(error, dist.DistError) or "gloo" in line):  # it has no class
+        line = f"another rank no longer answers; --resume goes on from the last checkpoint ({line})"
     elif not isinstance(error, OSError):
         raise error
     if c or os.environ.get("LOCAL_RANK", "0") == "0":

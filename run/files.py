@@ -8,8 +8,7 @@ from typing import BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
-    """Fill a file by `write(file)`: at any moment it has the old content or the new, never a part.
-    keep: a second name for the old content. Raises OSError."""
+    """Fill a file by `write(file)`. keep: a second name for the old content. Raises OSError."""
     aside = path.with_name(path.name + ".tmp")
     try:
         with open(aside, "wb") as file:

@@ -11,33 +11,32 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 from data.loader import TokenDataset
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint
-from run.config import NOT_SAVED, SHAPE, Config, check_config, need
+from run.config import NOT_SAVED, SHAPE, Config, need
 from run.files import write_text
 from run.ranks import Ranks
 from run.teacher import Teacher
 
 NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
-RUN_FILES = ("config.json", "log.jsonl", NAME, PREVIOUS)
 # Knobs that a resumed run may change: they change the weights by rounding at most.
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
 
 
 class Folder:
-    """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there.
-    `files` closes what is open here. The lock is the system's: it ends with the process, however
-    that ends. Raises UserError where another process runs there, nothing can be written, or the run
-    would write over what it may not."""
+    """The out_dir of a run. Rank 0 locks it before anything is read, and alone writes there. The
+    lock is the system's: it ends with the process. `files` closes what is open here. Raises
+    UserError where another process runs there, nothing can be written, or as `check` does."""
 
     def __init__(
         self, c: Config, ranks: Ranks, data: TokenDataset, teacher: Teacher | None, files: ExitStack
     ):
-        self.path, self.ranks, self.main = Path(c.out_dir), ranks, ranks.rank == 0
-        self.files = files
+        self.path, self.ranks, self.files = Path(c.out_dir), ranks, files
+        self.main = ranks.rank == 0
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
         if self.main:
             self.take()
+        self.has_checkpoint = any((self.path / name).exists() for name in (NAME, PREVIOUS))
         self.check(c)
 
     def take(self) -> None:
@@ -54,18 +53,13 @@ class Folder:
         except OSError:  # some network disks have no locks
             print(f"{where}: its disk has no locks; start no second run there", file=sys.stderr)
 
-    @property
-    def has_checkpoint(self) -> bool:
-        return any((self.path / name).exists() for name in (NAME, PREVIOUS))
-
     def check(self, c: Config) -> None:
-        """Raises UserError where the run would write over what it may not: another run, the weights
-        that it learns from, files of another program under our names."""
+        """Refuse to write over another run, what it learns from, or foreign files: UserError."""
         own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
         for key in ("init_from", "teacher"):
             other = not getattr(c, key) or Path(getattr(c, key)).resolve() not in own
             need(other, c, key, "the run would write over it; choose another out_dir")
-        held = [name for name in RUN_FILES if (self.path / name).exists()]
+        held = [n for n in ("config.json", "log.jsonl", NAME, PREVIOUS) if (self.path / n).exists()]
         log = read_log(self.path) if c.resume and not self.has_checkpoint else []
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
         if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
@@ -87,7 +81,6 @@ class Folder:
         then = saved["config"]
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
-            check_config(c)
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
@@ -129,10 +122,9 @@ def read_log(folder: Path) -> list[dict]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            event = json.loads(line)
-            event["event"], sum(event[key] for key in NUMBERS)  # all are there, and numbers
+            events.append(json.loads(line))
+            events[-1]["event"], sum(events[-1][key] for key in NUMBERS)  # all there, and numbers
         except (ValueError, LookupError, TypeError) as error:
             what = f"line {number} is damaged, or no event of a run; remove it"
             raise UserError(f"{path}: {what}") from error
-        events.append(event)
     return events

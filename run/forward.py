@@ -1,10 +1,10 @@
 """The model as a training step calls it: compiled, recomputed, under torchrun in DDP."""
 
-import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from textwrap import shorten
 
@@ -23,16 +23,14 @@ from run.ranks import Ranks
 
 class Forward:
     """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
-    of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does.
-
-    An empty pass is forward and backward with a loss of 0. Blocks are compiled in one. And under
-    torchrun two come before the first step and after each prune: DistributedDataParallel sorts its
-    buckets after its first backward pass, by the order in which gradients came. So every step that
-    counts adds the ranks' gradients in one order, also the first step of a run that resumes.
-    """
+    of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does. An empty pass is
+    forward and backward with a loss of 0. Blocks are compiled in one. And under torchrun two come
+    before the first step and after each prune: DistributedDataParallel sorts its buckets after its
+    first backward pass, by the order in which gradients came. So every step that counts, also the
+    first of a run that resumes, adds the ranks' gradients in one order."""
 
     def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine, ranks: Ranks):
-        self.model, self.machine, self.ranks = model, machine, ranks
+        self.model, self.wrapped, self.machine, self.ranks = model, model, machine, ranks
         self.micro_batch_size, self.context_length = micro_batch(c, ranks.size), c.context_length
         self.compiled = choose_compile(c, machine.device, plan)
         if self.compiled:
@@ -49,13 +47,12 @@ class Forward:
         with self.machine.autocast():
             return self.wrapped(tokens, targets)
 
-    def averaging(self, now: bool) -> contextlib.AbstractContextManager:
+    def averaging(self, now: bool) -> AbstractContextManager:
         """In it, a forward and backward pass averages the gradients over the ranks only if `now`:
         for all micro batches but the last of a step, they just add up."""
-        just_add = self.ranks.launched and not now
-        return self.wrapped.no_sync() if just_add else contextlib.nullcontext()
+        return nullcontext() if now or not self.ranks.launched else self.wrapped.no_sync()
 
-    @contextlib.contextmanager
+    @contextmanager
     def unwrapped(self) -> Iterator[None]:
         """Prune in it: DDP would keep the old parameters, and its buckets their gradients."""
         self.wrapped = self.model
@@ -66,7 +63,6 @@ class Forward:
     def wrap(self) -> None:
         """Under torchrun, put the parameters of now into a new DistributedDataParallel. Raises
         UserError where the ranks hold different weights: they would train no model at all."""
-        self.wrapped = self.model
         if not self.ranks.launched:
             return
         self.ranks.check_same(self.model)
@@ -87,7 +83,7 @@ class Forward:
 
     def keep_compiled(self) -> None:
         """Try compiled blocks. If that fails on any rank, all become eager, and rank 0 says why."""
-        reason, self.wrapped = "", self.model
+        reason = ""
         try:
             self.empty_pass()
         except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to

@@ -1,8 +1,6 @@
-"""Our model as a Hugging Face folder of a LlamaForCausalLM, in and out: shape, names of weights.
-
-The computation is the same, so the weights only change their names. The package transformers reads
-and writes the files: safetensors only, and never code from a folder.
-"""
+"""Our model as a Hugging Face folder of a LlamaForCausalLM, in and out. It computes the same, so
+weights only change their names. The package transformers reads and writes the files: safetensors
+only, and never code from a folder."""
 
 import json
 from pathlib import Path
@@ -71,8 +69,7 @@ def load_folder(folder: Path) -> dict:
             use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
-        what = f"cannot be read, or is damaged: {shorten(str(error), 300)}"
-        raise UserError(f"{folder}: {what}") from error
+        raise UserError(f"{folder}: unreadable or damaged: {shorten(str(error), 300)}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
@@ -101,9 +98,8 @@ def read_shape(folder: Path) -> GPTConfig:
         sizes["context_length"] = min(sizes["context_length"], 2**17)  # each one takes memory
         sizes["queries_per_kv"] = sizes.pop("n_head") // sizes["n_kv_head"]
         sizes |= {key: float(sizes[key]) for key in ("rope_theta", "norm_eps")}
-        numbers = [size for ours, size in sizes.items() if ours != "tie_embeddings"]
-        buildable = sizes["head_dim"] % 2 == 0 and sizes["n_layer"] <= 10_000
-        if not buildable or not all(0 < number < 2**63 for number in numbers):
+        in_range = [0 < n < 2**63 for ours, n in sizes.items() if ours != "tie_embeddings"]
+        if not all(in_range) or sizes["head_dim"] % 2 or sizes["n_layer"] > 10_000:
             raise ValueError(f"no model has these sizes: {sizes}")
         return GPTConfig(**sizes)
     except Exception as error:  # whatever a foreign file leads to

@@ -14,8 +14,7 @@ from run.cost import Plan, knobs_that_fit, memory_of
 
 
 class Machine:
-    """What a run computes on: the device, and the precision of the matrix products. Raises
-    UserError where the device is not there, or cannot compute what the run needs."""
+    """Device and precision. Raises UserError where the device is missing or cannot do the work."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
@@ -33,9 +32,8 @@ class Machine:
         return x.to(self.device, non_blocking=True)
 
     def describe(self, ranks: int, compiled: bool) -> str:
-        threads, way = torch.get_num_threads(), "compiled" if compiled else "eager"
-        what = f"{self.device.type}, ranks: {ranks}, CPU threads: {threads}"
-        return f"{what}, {self.dtype_name}, {way}"
+        what = f"{self.device.type}, ranks: {ranks}, CPU threads: {torch.get_num_threads()}"
+        return f"{what}, {self.dtype_name}, {'compiled' if compiled else 'eager'}"
 
 
 def choose_device(c: Config) -> torch.device:
@@ -61,13 +59,11 @@ def choose_device(c: Config) -> torch.device:
 def try_product() -> None:
     """Raises UserError where the GPU does not multiply: not every torch has kernels for each."""
     try:
-        x = torch.ones(2, 2, device="cuda")
-        (x @ x).tolist()  # waits for the GPU
+        torch.ones(2, 2, device="cuda").matrix_power(2).tolist()  # waits for the GPU
     except RuntimeError as error:
-        card = torch.cuda.get_device_name()
         what = f"does not compute with torch {torch.__version__} ({shorten(str(error), 100)})"
         way = "pytorch.org/get-started/locally has the builds of torch, for other GPUs and drivers"
-        raise UserError(f"{card}: {what}; {way}") from error
+        raise UserError(f"{torch.cuda.get_device_name()}: {what}; {way}") from error
 
 
 def keep_memory() -> None:

@@ -27,14 +27,11 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
 
 class Muon(torch.optim.Optimizer):
     """Makes all singular values of an update nearly equal, and scales it to the usual size of
-    AdamW's (2502.16982), so that one learning rate fits both.
-
-    torch.optim.Muon with adjust_lr_fn="match_rms_adamw" does the same, but always multiplies in
-    bfloat16. A CPU without bfloat16 emulates that, many times slower than float32.
-    """
+    AdamW's (2502.16982), so that one learning rate fits both. torch.optim.Muon does the same with
+    adjust_lr_fn="match_rms_adamw", but always multiplies in bfloat16. A CPU without bfloat16
+    emulates that, many times slower than float32. dtype: of the products alone."""
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype):
-        """dtype: of the matrix products. Weights and momentum keep their own."""
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
@@ -51,8 +48,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(averages, gradients, 1 - momentum)
             ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's momentum
             wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
-            stack = torch.stack([x.to(self.dtype) for x in wide])
-            updates = orthogonalize(stack).to(params[0].dtype)
+            updates = orthogonalize(torch.stack(wide).to(self.dtype)).to(params[0].dtype)
             updates = [u if p.shape == u.shape else u.mT for p, u in zip(params, updates)]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(params[0].shape)))

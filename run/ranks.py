@@ -32,15 +32,13 @@ class Ranks:
         # until the interpreter ends, and may crash it
         from torch.distributed import nn as late  # noqa: F401
 
-        nccl = device.type == "cuda" and dist.is_nccl_available()  # not on Windows
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=WAIT))
         except ValueError as error:  # WORLD_SIZE alone is set
             raise UserError(f"{error}; torchrun sets all that ranks need") from error
         # torchrun keeps its store when it starts dead ranks again, with their old addresses
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt {attempt}", store)
-        backend = "nccl" if nccl else "gloo"
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ABORT)
         try:
             dist.all_reduce(torch.zeros(1, device=device), async_op=True).wait(FIRST_WAIT)
@@ -73,9 +71,8 @@ class Ranks:
         """Raises UserError where the ranks hold different weights."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
         if self.differ(torch.stack(bits).tolist()):
-            way = "--resume goes on from the last checkpoint"
-            cause = "Should it happen again, a GPU or the network may be faulty"
-            raise UserError(f"the ranks hold different weights; {way}. {cause}", 1)
+            what = "the ranks hold different weights; --resume goes on from the last checkpoint. "
+            raise UserError(what + "Should it happen again, a GPU or the network may be faulty", 1)
 
     def differ(self, x: list) -> list:
         """The entries of x that are not the same on all ranks. Waits for all of them."""
@@ -86,8 +83,7 @@ class Ranks:
 
     def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
         """Raises UserError where the ranks would not do the same run. steps: those done before."""
-        settings = {"step": steps} | digests  # paths may have other names on each machine
-        settings |= {key: value for key, value in vars(c).items() if key not in PATHS}
-        for name, value in self.differ(list(settings.items())):
+        same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
+        for name, value in self.differ([("step", steps), *digests.items(), *same.items()]):
             way = "give all of them one command, and out_dir, data and teacher that they share"
             raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)

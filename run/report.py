@@ -25,15 +25,13 @@ def compact(n: float) -> str:
 
 
 class Report:
-    """Prints, and writes to the log, what happens in a run that goes on after `step`. Ranks other
-    than the first stay silent. It drops the log of steps that are done again."""
+    """Prints and logs what happens in a run that goes on after `step`. Only rank 0 does so."""
 
     def __init__(self, c: Config, plan: Plan, val: TokenDataset, folder: Folder, step: int):
         self.c, self.plan, self.val, self.folder = c, plan, val, folder
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
-        before = folder.open_log(c, step)
-        self.began = time.perf_counter() - before  # as if the run had never stopped
+        self.began = time.perf_counter() - folder.open_log(c, step)  # as if it had never stopped
         self.speed_from = step, time.perf_counter()  # speed is measured from this step and time
 
     def say(self, text: str) -> None:
@@ -68,9 +66,8 @@ class Report:
             f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
             "model": f"{compact(n_parameters(plan.enlarged))} parameters: {c.n_layer} layers, "
             f"d_model {c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
-            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: "
-            f"{compact(tokens)} tokens, {tokens / data.tokens:.3g} epochs, "
-            f"{tokens / final:.3g} per final parameter",
+            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: {compact(tokens)}"
+            f" tokens, {tokens / data.tokens:.3g} epochs, {tokens / final:.3g} per final parameter",
         }
         compute = f"{plan.flops():.3g} training FLOPs"
         if steps := schedule.prune_steps():
@@ -106,11 +103,10 @@ class Report:
         widths = {kind: getattr(shape, kind) for kind in KINDS}
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": round(speed)}
         self.write("step", step, **values, params=params, **widths, phase=phase)
-        left = (self.plan.flops() - self.plan.flops(step)) / (self.plan.token_flops(shape) * speed)
-        self.say(
-            f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {compact(speed)} tok/s "
-            f"{compact(params)} parameters {tqdm.format_interval(left)} left lr {lr:.1e} {phase}"
-        )
+        flops = self.plan.flops() - self.plan.flops(step)
+        left = tqdm.format_interval(flops / (self.plan.token_flops(shape) * speed))
+        pace = f"{compact(speed)} tok/s {compact(params)} parameters {left} left"
+        self.say(f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {pace} lr {lr:.1e} {phase}")
 
     def eval(self, step: int, val_loss: float) -> None:
         bits = self.bits(val_loss)

@@ -4,8 +4,7 @@ import signal
 from time import sleep
 
 # Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
 
 

@@ -17,9 +17,8 @@ from run.machine import Machine
 
 
 class Teacher:
-    """The model in `c.teacher`. It is never trained, pruned or saved. `digest` names its shape and
-    weights. Raises UserError or DataError, also where its vocabulary is not that of the data: the
-    text of each of its tokens."""
+    """The model in `c.teacher`, never trained, pruned or saved. `digest`: of its shape and weights.
+    Raises UserError or DataError, also where its tokens are not those of the data, text by text."""
 
     def __init__(self, c: Config, data: TokenDataset, machine: Machine):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
@@ -31,11 +30,10 @@ class Teacher:
         check_vocabulary(c, "teacher", shape, data.vocab_size)
         if given.get("tokenizer") != data.tokenizer_digest:  # other files may have the same tokens
             try:
-                both = tokenizer_of(given, path), data.tokenizer
+                name = tokenizer_of(given, path)
             except DataError as error:
                 raise UserError(f"{where}: for its tokenizer, {error}") from error
-            ours, theirs = (all_tokens(load_tokenizer(name)) for name in both)
-            if ours != theirs:
+            if all_tokens(load_tokenizer(name)) != all_tokens(load_tokenizer(data.tokenizer)):
                 raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
         self.model = load_model(given | {"model_config": shape}, machine.device).eval()
         self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
