@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{label}, {title}: {against} of {len(y) * (len(y) - 1) // 2} pairs of arms")
             bars = [[e.mean - e.low, e.high - e.mean] for e in (found[a] for a in arms)]
             panel.errorbar(x, y, [*zip(*bars)], fmt="o-", ms=5, lw=1, color=color, label=label)
-            for arm, a, b in zip(arms, x, y):
-                panel.annotate(ARMS[arm], (a, b), xytext=(4, 4), textcoords="offset points")
+            for arm, *point in zip(arms, x, y):
+                place = (4, -12 if arm.startswith("idea") else 4)
+                panel.annotate(ARMS[arm], point, xytext=place, textcoords="offset points")
     for panel, title in zip(axes[0], TITLES):
         panel.axhline(0, color="0.3", lw=1)
         panel.set(xscale="log", xlabel=f"learning rate left, {title}")
