@@ -43,8 +43,13 @@ def method():
     (usual, idea), (usual_rate, idea_rate) = axes
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
-    idea.text(365, 400, "our window:\n10 to 35%", color="0.35", va="center")
-    idea.text(365, 150, "in multiples of 16,\nfewer and fewer", color="0.35", va="top")
+    idea_rate.text(226, 0.4, "10 to 35%:\nour window", color="0.35", ha="center", va="center")
+    words = {
+        "xytext": (480, 400),
+        "color": "0.35",
+        "arrowprops": {"arrowstyle": "->", "color": "0.35"},
+    }
+    idea.annotate("smaller and smaller cuts,\nin multiples of 16 neurons", (235, 290), **words)
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarge", "right"),
@@ -95,15 +100,15 @@ def forest(rows: list):
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
-            note = "mostly one test"
+            note = f"one test has {e.heaviest:.0%} of the weight"
         elif not told and e.pairs.startswith("0 "):
-            note = "the tests differ widely"
+            note = f"only {len(e.tests)} tests, far apart"
         panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "by how much the loss is lower, nats per token: mean and 95% interval\n"
+        "by how much the loss is lower, nats per token: mean over tests and its 95% interval\n"
         "(hollow: we cannot tell; faint: single tests; an arrow: it goes on)"
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
