@@ -42,7 +42,8 @@ SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
-    ("570", "AdamW", "50 to 75%", "window idea_50_75 scratch scratch_flops"),
+    ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
+    ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
 ]
 
 
@@ -125,17 +126,19 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
                 some = [t for t in found if round(t[1]) in runs and "untuned" not in t[2]]
                 tests = [d[arm] for *_, d in some if arm in d]
             else:
-                folder, idea, *small = runs.split()
-                arms = read_csv(STUDIES / folder / "runs.csv")
-                tests = [paired(arms[small[i]], arms[idea])]
+                folders, idea, *small = runs.split()
+                every = [read_csv(STUDIES / f / "runs.csv") for f in folders.split(",")]
+                pairs = [paired(arms.get(small[i], {}), arms[idea]) for arms in every]
+                tests = [sum(pairs, [])]  # one test, of all seeds
             yield [f"IDEA, against the small model: {words}", *where], effect(tests)
 
 
 def table(made: list[tuple[list[str], Effect]]) -> str:
     heads = "compared|tokens for each|optimizer|pruned at|tests|pairs above 0|mean|95%|p"
     text = f"|{heads}|\n{'|---' * 9}|\n"
-    for words, e in made:
-        text += f"|{'|'.join(words)}|{len(e.tests)}|{e.pairs}|{e.mean:+.3f}"
+    for (compared, *words), e in made:
+        text += f"|{'' if compared in text else compared}|{'|'.join(words)}|{len(e.tests)}"
+        text += f"|{e.pairs}|{e.mean:+.3f}"
         text += f"|{e.low:+.3f} to {e.high:+.3f}|{e.p:.2g}|\n"
     return text
 
