@@ -108,8 +108,9 @@ def forest(rows: list):
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "by how much the loss is lower, nats per token: mean over tests and its 95% interval\n"
-        "(hollow: we cannot tell; faint: single tests; an arrow: it goes on)"
+        "by how much the loss is lower, nats per token: mean and its 95% interval, over tests\n"
+        "(the surer weigh more), or over the seeds of one test; faint: single tests\n"
+        "hollow: we cannot tell; an arrow: it goes on"
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.spines["left"].set_visible(False)
