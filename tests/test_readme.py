@@ -144,11 +144,12 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
         out = re.search(r"--out_dir=(\S+)", command)[1]
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
-    enlarged, once, base, exercise, oneshot, naive, taught = RUNS
+    enlarged, *criteria, base, exercise, oneshot, naive, taught = RUNS
     monkeypatch.chdir(tmp_path)
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
-    for a, b in zip(run(once), run(once.replace("sensitivity", "random"))):
+    assert [re.search(r"criterion=(\w+)", c)[1] for c in criteria] == [*prune.CRITERIA]
+    for a, _, b in zip(*map(run, criteria)):
         assert (a == b) == (a[0] == wide[0][0])  # until the prune
     assert len(DIFFS) == 7
     for file, diff in DIFFS:
