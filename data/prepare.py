@@ -28,19 +28,18 @@ import math
 import multiprocessing
 import shutil
 import sys
-import threading
 from collections import Counter
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from data import DataError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
+from data.workers import do_all
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
@@ -105,7 +104,8 @@ def prepare(
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
             raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
-        _do_all([(*task, settings) for task in tasks.items() if not task[0].exists()])
+        left = [(piece, paths, settings) for piece, paths in tasks.items() if not piece.exists()]
+        do_all(_make_piece, left, desc="tokenizing", unit="task", delay=10)  # seconds
         _cut(part, inputs, settings)  # has a file changed meanwhile?
         counts = [_read_counts(piece, dtype) for piece in tasks]
         if skipped := sum(count["skipped"] for count in counts):
@@ -119,7 +119,7 @@ def prepare(
         for name, content in files.items():
             (whole / name).write_bytes(content)
         os.rename(whole, out)
-    except (OSError, BrokenExecutor) as error:  # the pool breaks where memory runs out
+    except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:
         lock.release()
@@ -154,37 +154,6 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
         what = "was begun with other arguments, or an input file has changed"
         raise DataError(f"{part}: {what}; remove it to start anew")
     return tasks
-
-
-def _do_all(tasks: list[tuple[Path, list[Path], tuple]]) -> None:
-    """In processes on all cores, as threads would wait for Python's lock; a single task in this."""
-    with tqdm(total=len(tasks), desc="tokenizing", unit="task", delay=10) as bar:  # seconds
-        if len(tasks) < 2 or os.cpu_count() == 1:
-            for task in tasks:
-                _make_piece(*task)
-                bar.update()
-            return
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(mp_context=spawn, initializer=_end_with_main) as pool:
-            try:
-                with ThreadPoolExecutor(1) as thread:  # Ctrl-C interrupts the main one mid-start
-                    if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
-                        thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
-                    started = list(thread.map(lambda task: pool.submit(_make_piece, *task), tasks))
-                for done in as_completed(started):
-                    done.result()
-                    bar.update()
-            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-
-
-def _end_with_main() -> None:
-    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main = multiprocessing.parent_process()
-    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
 def _make_piece(piece: Path, inputs: list[Path], settings: tuple) -> None:
