@@ -10,8 +10,7 @@ token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the fi
 
 A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
 piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
-are joined, and `--out` appears as a whole. After a kill or an error, the same command goes on.
-"""
+are joined, and `--out` appears as a whole. After a kill or an error, the same command goes on."""
 
 import os
 import signal

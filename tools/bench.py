@@ -1,8 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps.
-"""
+compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps."""
 
 import gc
 import os

@@ -4,8 +4,7 @@ A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and
 {key: value}; FILE.py:NAME is one of them. Every arm and seed is a run of train.py in --runs, on one
 CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the same
 command goes on. --out gets runs.csv and table.md, of every seed that is done: to give some arms
-more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm.
-"""
+more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm."""
 
 import os
 import signal

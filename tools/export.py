@@ -1,8 +1,7 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
 The folder is a plain LlamaForCausalLM, which transformers loads without our code. A FOLDER named
-*.gguf is a file instead, for llama.cpp. Needs: pip install -r requirements-extra.txt
-"""
+*.gguf is a file instead, for llama.cpp. Needs: pip install -r requirements-extra.txt"""
 
 import json
 import tempfile

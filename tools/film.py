@@ -104,8 +104,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
     loss.set_title("loss in nats (red: prunes)", loc="left")
     for e in past["eval"][-1:]:
-        text = f"on new text at {compact(e['tokens'])}: {e['val_loss']:.2f}"
-        loss.set_title(text, loc="right")
+        loss.set_title(f"on new text at {compact(e['tokens'])}: {e['val_loss']:.2f}", loc="right")
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:

@@ -2,8 +2,7 @@
 
 Of each phase, from shapes alone; and of the final shape from scratch. Hours and cost are of all
 work: training, what is computed again (`recompute`), and the products of Muon, which each GPU does
-on its own. Where the data is not there yet, GPT-2's vocabulary is assumed.
-"""
+on its own. Where the data is not there yet, GPT-2's vocabulary is assumed."""
 
 from model import GPTConfig
 from run import cost

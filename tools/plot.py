@@ -2,8 +2,7 @@
 
 Loss, widths and learning rate over training tokens, one colour a run. The picture goes to the first
 OUT_DIR, as run.png, units.png or run.gif, unless --to names another file. With --animate, a .png
-shows the last moment alone.
-"""
+shows the last moment alone."""
 
 from pathlib import Path
 
@@ -40,11 +39,10 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
-    color = "C0" if len(logs) == 1 else "grey"
-    loss.plot([], [], "o-", color=color, ms=3, label="validation")
-    loss.plot([], [], color=color, alpha=0.35, lw=0.8, label="training")
+    loss.plot([], [], "o-", color="grey", ms=3, label="validation")
+    loss.plot([], [], color="grey", alpha=0.5, lw=0.8, label="training")
     if kinds:
-        loss.plot([], [], ":", color=color, label="prune")
+        loss.plot([], [], ":", color="grey", label="prune")
     loss.legend(frameon=False, loc="upper right")
     for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
         panel.set(ylim=(0, None), ylabel=name)

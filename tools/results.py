@@ -111,8 +111,7 @@ def report(folder: Path, reference: str = "idea") -> None:
     arms = read_csv(folder / "runs.csv")
     if reference not in arms:
         raise UserError(f"{folder}: has no arm {reference!r}; it has {', '.join(arms)}")
-    text = table(arms, reference)
-    write_text(folder / "table.md", text)
+    write_text(folder / "table.md", text := table(arms, reference))
     print(text)
 
 
