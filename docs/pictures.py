@@ -67,12 +67,12 @@ def method():
 
 def forest(rows: list):
     """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
-    of how many tests, and in how many pairs the first is better. Hollow: 0 is in the interval."""
+    and in how many pairs of runs the first is better. Hollow: 0 is in the interval."""
     figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
-    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05, 1.16, 1.33)
+    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05, 1.28)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
     heads = "tokens for each\nfinal parameter", "optimizer", "pruned at"
-    heads += "tests", "pairs in\nthe green", "verdict"
+    heads += "what we\ncan say", "seeds where\nit won"
     y, compared = 0.0, None
     for x, head in zip(columns, heads):
         panel.text(x, y, head, color="0.35", **at)
@@ -85,32 +85,29 @@ def forest(rows: list):
             panel.text(-0.003, y, f"← {second} is better", color="0.35", va="center", ha="right")
         y -= 1
         color = {"Muon": BLUE, "AdamW": ORANGE}[cells[1]]
-        for x, cell in zip(columns, (*cells, len(e.tests), e.pairs)):
-            panel.text(x, y, cell, color=color if cell == cells[1] else "0.15", **at)
-        for x in map(mean, e.tests if len(e.tests) > 1 else ()):
+        told, several = e.low > 0 or e.high < 0, len(e.tests) > 1
+        verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
+        word, shade = verdict if told else ("cannot tell", "0.35")
+        for x, cell in zip(columns, (*cells, word, e.pairs)):
+            panel.text(x, y, cell, color={cells[1]: color, word: shade}.get(cell, "0.15"), **at)
+        for x in map(mean, e.tests if several else ()):
             panel.plot(x, y - 0.3, "o", ms=4, color=color, alpha=0.4, mew=0)
         panel.plot([max(e.low, -edge), min(e.high, edge)], [y, y], color=color, lw=2)
         for x, mark, beyond in ((-edge, "<", e.low < -edge), (edge, ">", e.high > edge)):
             if beyond:
                 panel.plot(x, y, mark, color=color, clip_on=False)
-        told = e.low > 0 or e.high < 0
-        verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
-        word, shade = verdict if told else ("cannot tell", "0.35")
-        panel.text(columns[-1], y, word, color=shade, **at)
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
-        note = ""
+        note = f"{len(e.tests)} tests, far apart" if several and not told else ""
         if len(e.tests) > 2 and e.heaviest > 0.8:
             note = f"one test has {e.heaviest:.0%} of the weight"
-        elif not told and e.pairs.startswith("0 "):
-            note = f"only {len(e.tests)} tests, far apart"
-        panel.text(max(e.high, 0) + 0.003, y, note, color="0.35", fontsize=8, va="center")
+        panel.text(edge, y - 0.35, note, color="0.35", fontsize=8, va="center", ha="right")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "by how much the loss is lower, nats per token: mean and its 95% interval, over tests\n"
-        "(the surer weigh more), or over the seeds of one test; faint: single tests\n"
-        "hollow: we cannot tell; an arrow: it goes on"
+        "by how much the loss is lower (nats per token). Large dots are means,\n"
+        "and lines their 95% intervals. We cannot tell where a line crosses 0.\n"
+        "Small dots are tests: one text, shape and number of tokens, over some seeds."
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.spines["left"].set_visible(False)

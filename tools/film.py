@@ -55,20 +55,20 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """How each prune raises the loss on the same batches (red), and how it falls until the next;
-    behind them, the training loss. past: what of the log has happened."""
+    """How each prune raises the loss on the same batches (red), and how it falls until the next.
+    past: what of the log has happened."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    thin = {"color": BLUE, "alpha": 0.35, "lw": 1, "label": "(loss of a batch)", "zorder": 1}
-    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label="a prune hurts,")
-    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="training heals")
-    panel.plot(along(past["step"]), along(past["step"], "loss"), **thin)
+    hurt, healed = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
+    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label=f"prunes hurt: {hurt:+.2f}")
+    path = np.repeat(x, 2), losses[: 2 * len(x)]
+    panel.plot(*path, color=BLUE, label=f"training heals: {healed:+.2f}")
     for i, y, side in ((0, before, "right"), (-1, after, "left")) if x else ():
-        panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=13, ha=side, va="center")
+        panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=15, ha=side, va="center")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
     panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
-    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=13)
+    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
@@ -94,12 +94,10 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.set(xlim=(0, x[-1]), ylim=(0, None))
     rate.set_title("learning rate", loc="left")
     draw_jumps(jumps, log, past)
-    cost = sum(e["loss_after"] - e["loss_before"] for e in past["prune"])
-    jumps.set_title("the grey part, larger", loc="left")
-    jumps.set_title(f"prunes added {cost:.2f} nats", loc="right")
+    jumps.set_title("the grey part, larger, on new text", loc="left")
     loss.axvspan(*jumps.get_xlim(), color=GREY, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
-    loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=13, va="top")
+    loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=15, va="top")
     loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
     loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
     loss.set_title("loss in nats (red: prunes)", loc="left")
