@@ -72,7 +72,7 @@ def forest(rows: list):
     panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05, 1.28)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
     heads = "tokens for each\nfinal parameter", "optimizer", "pruned at"
-    heads += "what we\ncan say", "seeds where\nit won"
+    heads += "seeds where\nit won", "what we\ncan say"
     y, compared = 0.0, None
     for x, head in zip(columns, heads):
         panel.text(x, y, head, color="0.35", **at)
@@ -88,7 +88,9 @@ def forest(rows: list):
         told, several = e.low > 0 or e.high < 0, len(e.tests) > 1
         verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
         word, shade = verdict if told else ("cannot tell", "0.35")
-        for x, cell in zip(columns, (*cells, word, e.pairs)):
+        one = len(e.tests) > 2 and e.heaviest > 0.8
+        word += ", by one test" * one
+        for x, cell in zip(columns, (*cells, e.pairs, word)):
             panel.text(x, y, cell, color={cells[1]: color, word: shade}.get(cell, "0.15"), **at)
         for x in map(mean, e.tests if several else ()):
             panel.plot(x, y - 0.3, "o", ms=4, color=color, alpha=0.4, mew=0)
@@ -98,8 +100,8 @@ def forest(rows: list):
                 panel.plot(x, y, mark, color=color, clip_on=False)
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = f"{len(e.tests)} tests, far apart" if several and not told else ""
-        if len(e.tests) > 2 and e.heaviest > 0.8:
-            note = f"one test has {e.heaviest:.0%} of the weight"
+        if one:
+            note = f"one has {e.heaviest:.0%} of the weight"
         panel.text(edge, y - 0.35, note, color="0.35", fontsize=8, va="center", ha="right")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)

@@ -39,10 +39,11 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
-    loss.plot([], [], "o-", color="grey", ms=3, label="validation")
-    loss.plot([], [], color="grey", alpha=0.5, lw=0.8, label="training")
+    any_run = "grey" if len(logs) > 1 else "C0"
+    loss.plot([], [], "o-", color=any_run, ms=3, label="validation")
+    loss.plot([], [], color=any_run, alpha=0.35, lw=0.8, label="training")
     if kinds:
-        loss.plot([], [], ":", color="grey", label="prune")
+        loss.plot([], [], ":", color=any_run, label="prune")
     loss.legend(frameon=False, loc="upper right")
     for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
         panel.set(ylim=(0, None), ylabel=name)
@@ -77,11 +78,11 @@ def draw_units(out_dir: Path):
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
         if len(groups) > 1:
             score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", title=f"{kind}: scores at each prune, quartiles and range")
-        after, first = along(prunes, "width_after"), prunes[0]["width_before"]
+        score.set(yscale="log", title=f"{kind}: scores before it (median, quartiles, range)")
+        ticks = [f"{e['width_before']} → {e['width_after']}" for e in prunes]
         for panel in (cost, score):
-            panel.set_xticks(range(len(prunes)), after, rotation=turn)
-            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, from {first}")
+            panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
+            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
     return figure
 
 
