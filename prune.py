@@ -174,11 +174,9 @@ def drop_blocks(
 
 
 class Pruner:
-    """Keeps the scores of a run's units and prunes by them.
-
-    kinds: the kinds of unit that the run prunes. agree(mask): the first rank's mask, on every rank,
-    so that all prune the same units. Models have `groups()`, a list of UnitGroup.
-    """
+    """Keeps the scores of a run's units and prunes by them. kinds: those of units that the run
+    prunes. agree(mask): the first rank's mask, on every rank, so that all prune the same units.
+    Models have `groups()`, a list of UnitGroup."""
 
     def __init__(self, criterion: str, beta: float, kinds: Iterable, seed: int, agree=lambda m: m):
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
@@ -219,8 +217,10 @@ class Pruner:
             raise ValueError(f"{kind}: the model has no units of this kind")
         for group in groups:
             check_state(model, optimizers, group)
-            if group.name not in self.scores:
-                raise ValueError(f"{group.name} has no scores: call score() first, or load them")
+            n, width = len(self.scores.get(group.name, ())), group.width
+            if not n == width >= new_width > 0:
+                what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
+                raise ValueError(f"{what}; call score() first, or load them")
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]

@@ -90,8 +90,7 @@ class Schedule:
         """The learning rates of the steps from `first` to `last`, summed, as a share of the whole
         run's. With AdamW, weights move and forget in proportion to it (2405.13698)."""
         every = max(1, self.max_steps // 10_000)  # 1, but in long runs every 2nd, 3rd, ... will do
-        steps = range(1, self.max_steps + 1, every)
-        rates = {step: self.learning_rate(step) for step in steps}
+        rates = {step: self.learning_rate(step) for step in range(1, self.max_steps + 1, every)}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
 
     def restarts(self, step: int) -> bool:
@@ -154,6 +153,7 @@ def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes: those after the fractions prune_start and
     prune_end of the run."""
     oneshot = c.prune_schedule == "oneshot"
+    require(oneshot or c.prune_schedule == "cubic", c, "prune_schedule", "not cubic or oneshot")
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
     require(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)

@@ -43,7 +43,7 @@ def method():
     (usual, idea), (usual_rate, idea_rate) = axes
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
-    idea_rate.text(226, 0.4, "10 to 35%:\nour window", color="0.35", ha="center", va="center")
+    idea_rate.text(226, 0.4, "we prune at\n10 to 35%", color="0.35", ha="center", va="center")
     words = {
         "xytext": (480, 400),
         "color": "0.35",
@@ -69,7 +69,7 @@ def forest(rows: list):
     """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
     and in how many pairs of runs the first is better. Hollow: 0 is in the interval."""
     figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
-    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.42, -0.25, 1.05, 1.28)
+    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.45, -0.28, 1.05, 1.28)
     at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
     heads = "tokens for each\nfinal parameter", "optimizer", "pruned at"
     heads += "seeds where\nit won", "what we\ncan say"

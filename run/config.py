@@ -67,8 +67,8 @@ class Config:
     criterion: str = "sensitivity"  # sensitivity, magnitude or random
     score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
     prune_schedule: str = "cubic"  # cubic, or oneshot: the window closes as it opens
-    prune_start: float = 0.5  # the prune window opens when this fraction of max_steps is done
-    prune_end: float = 0.75  # and closes here, with the last prune
+    prune_start: float = 0.1  # the prune window opens when this fraction of max_steps is done
+    prune_end: float = 0.35  # and closes here, with the last prune
     prune_every: int = 20  # steps from its opening to the first prune, and to each next one
     round_to: int = 16  # pruned d_ff and d_model are multiples of it: hardware likes 8 to 128
     # Look

@@ -32,10 +32,10 @@ for path in (STUDIES / "tokens").glob("*/runs.csv"):
 ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
 # Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
 RESTARTS = [
-    ("16 and 142", "Muon", "10 to 35%", ["default", "lab", "limited/float32"]),
-    ("142", "AdamW", "25%", ["first_edition/main"]),
-    ("142, a dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
-    ("570", "AdamW", "50%", ["window"]),
+    ("16 and 142", "Muon", "once, 10 to 35%", ["default", "lab", "limited/float32"]),
+    ("142", "AdamW", "once, 25%", ["first_edition/main"]),
+    ("142, a dictionary", "Muon", "once, 10 or 25%", ["tokens/dictionary_142"]),
+    ("570", "AdamW", "once, 50%", ["window"]),
 ]
 SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("16 to 18", "Muon", "10 to 35%", range(30)),

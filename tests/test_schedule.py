@@ -9,6 +9,7 @@ from run.config import Config
 from schedule import Schedule, Widths, knobs
 
 STEPS = {"max_steps": 1000, "learning_rate": 4e-3, "warmup_steps": 50, "prune_every": 10}
+STEPS |= {"prune_start": 0.5, "prune_end": 0.75}
 C = Config(**STEPS, d_ff=512, d_ff_target=176, n_kv_head=4, n_kv_head_target=2)
 NEVER = {"d_ff_target": 0, "n_kv_head_target": 0}
 
@@ -63,6 +64,7 @@ def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     assert once.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
     wrong = [{"d_ff_target": 513}, {"prune_end": 0.1}, {"prune_start": 0.0}, {"max_steps": 3}]
     wrong += [{"lr_restart": True, "warmup_steps": 100}, NEVER | {"lr_restart": True}]
+    wrong += [{"prune_schedule": "one_shot"}]
     for changes in wrong:  # the last one is to blame
         with pytest.raises(ValueError, match=f"^{[*changes][-1]}="):
             make(**early | {"warmup_steps": 1} | changes)

@@ -60,9 +60,9 @@ def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     hurt, healed = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
-    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label=f"prunes hurt: {hurt:+.2f}")
+    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label=f"prunes: {hurt:+.2f}")
     path = np.repeat(x, 2), losses[: 2 * len(x)]
-    panel.plot(*path, color=BLUE, label=f"training heals: {healed:+.2f}")
+    panel.plot(*path, color=BLUE, label=f"training between: {healed:+.2f}")
     for i, y, side in ((0, before, "right"), (-1, after, "left")) if x else ():
         panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=15, ha=side, va="center")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
