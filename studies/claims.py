@@ -68,9 +68,8 @@ def main() -> None:
     p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
     p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
     p["slope"] = say("slope of one shot's loss over its place", slopes(arms))
-    print(
-        "means by place:", *(f"{mean(r['val_loss'] for r in arms[a].values()):.4f}" for a in PLACES)
-    )
+    by_place = [mean(r["val_loss"] for r in arms[a].values()) for a in PLACES]
+    print("means by place:", *(f"{x:.4f}" for x in by_place))
     holm(p)
     say_all(arms, NO_CLAIM)
 
