@@ -89,7 +89,7 @@ def forest(rows: list):
         verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
         word, shade = verdict if told else ("cannot tell", "0.35")
         one = len(e.tests) > 2 and e.heaviest > 0.8
-        word += ", by one test" * one
+        word += f" in 1 of {len(e.tests)}" * one
         for x, cell in zip(columns, (*cells, e.pairs, word)):
             panel.text(x, y, cell, color={cells[1]: color, word: shade}.get(cell, "0.15"), **at)
         for x in map(mean, e.tests if several else ()):
@@ -100,8 +100,6 @@ def forest(rows: list):
                 panel.plot(x, y, mark, color=color, clip_on=False)
         panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
         note = f"{len(e.tests)} tests, far apart" if several and not told else ""
-        if one:
-            note = f"one has {e.heaviest:.0%} of the weight"
         panel.text(edge, y - 0.35, note, color="0.35", fontsize=8, va="center", ha="right")
     panel.axvline(0, color="0.3", lw=1)
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)

@@ -9,8 +9,8 @@ import numpy as np
 from run.report import compact
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 
-CAPTIONS = {"enlarged": "Train a large model", "prune": "Prune its weakest parts"}
-CAPTIONS["recover"] = "Train the small model"
+CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
+CAPTIONS["recover"] = "The small model trains on"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
 GREY, BLUE, RED = (0.5, 0.5, 0.5, 0.25), "#4c8cd9", "#e54c4c"

@@ -12,9 +12,7 @@ from tools.figures import open_figure
 from tools.results import paired, read_csv
 
 
-class Plateau(Schedule):
-    """With the change of exercise 6 of docs/course.md."""
-
+class Plateau(Schedule):  # with the change of exercise 6 of docs/course.md
     def warmup_then_cosine(self, step: int, steps: int) -> float:
         peak, floor = self.c.learning_rate, self.c.min_lr_fraction * self.c.learning_rate
         falling = floor + (peak - floor) * min(1, (1 - step / steps) / 0.2)
@@ -22,11 +20,11 @@ class Plateau(Schedule):
 
 
 FOLDER, REFERENCE = STUDIES / "window", "idea_10_35"
-ARMS = {REFERENCE: "", "idea_50_75": "50-75", "oneshot_25": "25", "oneshot_50": "50"}
+ARMS = {REFERENCE: "10-35", "idea_50_75": "50-75", "oneshot_25": "25", "oneshot_50": "50"}
 ARMS |= {"oneshot_625": "62.5", "oneshot_75": "75"}  # where each prunes, % of the run
 RUNS = {"when": ("AdamW", ORANGE, Schedule), "plateau": ("AdamW, plateau", GREEN, Plateau)}
 RUNS |= {"muon": ("Muon", BLUE, Schedule)}
-LEFT = "rate left, by neuron", "steps left, by neuron", "rate left after the last prune"
+LEFT = "Rate left: curves agree", "Steps left: they part", "Rate left after the last prune"
 
 
 def shares(arm: str, kind: type[Schedule]) -> tuple[float, float, float]:
@@ -51,12 +49,14 @@ def main(argv: list[str] | None = None) -> None:
         for i, (panel, title) in enumerate(zip(axes[0], LEFT)):
             points = sorted((shares(a, kind)[i], *halves[a], a) for a in ARMS if a in halves)
             x, y, half, arms = zip(*points)
-            panel.errorbar(x, y, half, fmt="o-", ms=5, lw=1, color=color, label=label)
+            panel.errorbar(x, y, half, lw=1, color=color, label=label)
             panel.axhline(found["scratch"].mean, color=color, lw=1, ls=":")
             for arm, *point in zip(arms, x, y):
-                low = {"xytext": (-4, -12), "ha": "right"} if "idea" in arm else {"xytext": (4, 4)}
-                panel.annotate(ARMS[arm], point, color=color, textcoords="offset points", **low)
-            panel.set(xscale="log", xlabel=title)
+                mark, at = ("s", (-9, -14)) if "idea" in arm else ("o", (4, 4))
+                panel.plot(*point, mark, ms=5, color=color)
+                words = ARMS[arm] if name == "when" else ""
+                panel.annotate(words, point, at, color=color, textcoords="offset points")
+            panel.set(xscale="log", title=title, xlabel="share of the run")
             panel.set_xticks([0.03, 0.1, 0.3, 1], ["3%", "10%", "30%", "100%"])
             panel.minorticks_off()
     axes[0, 0].set_ylabel("loss minus that of a window from 10 to 35%, nats")
