@@ -14,6 +14,6 @@ learning_rate = 2.26e-2  # the best of three for the final shape from scratch; a
 min_lr_fraction = 0.01
 warmup_steps = 50
 
-prune_start = 0.1  # earlier than the paper's half: recovery needs a high rate
+prune_start = 0.1  # earlier than the paper's half (studies/window)
 prune_end = 0.35
 prune_every = 20
