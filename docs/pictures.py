@@ -105,8 +105,8 @@ def forest(rows: list):
     panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
-        "by how much the loss is lower (nats per token). Large dots are means,\n"
-        "and lines their 95% intervals. We cannot tell where a line crosses 0.\n"
+        "by how much the loss is lower (nats per token). Large dots are means over tests\n"
+        "(where there is one, over seeds), lines 95% intervals. We cannot tell where one crosses 0.\n"
         "Small dots are tests: one text, shape and number of tokens, over some seeds."
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")

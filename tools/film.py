@@ -10,7 +10,7 @@ from run.report import compact
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 
 CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
-CAPTIONS["recover"] = "The small model trains on"
+CAPTIONS["recover"] = "The small model recovers"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
 GREY, BLUE, RED = (0.5, 0.5, 0.5, 0.25), "#4c8cd9", "#e54c4c"
@@ -94,7 +94,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.set(xlim=(0, x[-1]), ylim=(0, None))
     rate.set_title("learning rate", loc="left")
     draw_jumps(jumps, log, past)
-    jumps.set_title("the red part, larger, on new text", loc="left")
+    jumps.set_title("the red part: loss on new text at each prune", loc="left")
     loss.axvspan(*jumps.get_xlim(), color=RED, alpha=0.2, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=15, va="top")

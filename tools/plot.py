@@ -78,7 +78,8 @@ def draw_units(out_dir: Path):
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
         if len(groups) > 1:
             score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", title=f"{kind}: scores before it (dot: median, thick: half)")
+        score.set(yscale="log", title=f"{kind}: scores just before each prune")
+        score.set_ylabel("thin: all, thick: middle half, dot: median")
         ticks = [f"{e['width_before']} → {e['width_after']}" for e in prunes]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
