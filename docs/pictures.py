@@ -106,7 +106,7 @@ def forest(rows: list):
     panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
     panel.set_xlabel(
         "by how much the loss is lower (nats per token). Large dots are means over tests\n"
-        "(where there is one, over seeds), lines 95% intervals. We cannot tell where one crosses 0.\n"
+        "(over seeds, if there is one), lines 95% intervals. We cannot tell where one crosses 0.\n"
         "Small dots are tests: one text, shape and number of tokens, over some seeds."
     )
     panel.xaxis.set_major_formatter("{x:+.2f}")
