@@ -24,7 +24,7 @@ ARMS = {REFERENCE: "10-35", "idea_50_75": "50-75", "oneshot_25": "25", "oneshot_
 ARMS |= {"oneshot_625": "62.5", "oneshot_75": "75"}  # where each prunes, % of the run
 RUNS = {"when": ("AdamW", ORANGE, Schedule), "plateau": ("AdamW, plateau", GREEN, Plateau)}
 RUNS |= {"muon": ("Muon", BLUE, Schedule)}
-LEFT = "Rate left: curves agree", "Steps left: they part", "Rate left after the last prune"
+LEFT = "Rate left: curves come close", "Steps left: they part", "Rate left after the last prune"
 
 
 def shares(arm: str, kind: type[Schedule]) -> tuple[float, float, float]:

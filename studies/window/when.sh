@@ -15,6 +15,6 @@ python -m tools.compare studies/window/arms.py:{idea_10_35,idea_50_75,oneshot_50
 sed -i 's/1.13e-2/5.6e-3/' studies/window/arms.py
 for seed in {31..33}; do
     python -m studies.window.forks $seed
-    python -m tools.compare studies/window/arms.py:{idea_10_35,idea_50_75,oneshot_50,scratch} --reference=idea_10_35 \
-        --seeds=$seed-$seed --jobs=2 --compile=on --runs=out/when --out=studies/window/plateau
+    python -m tools.compare studies/window/arms.py:{idea_10_35,idea_50_75,oneshot_50,oneshot_75,scratch} \
+        --reference=idea_10_35 --seeds=$seed-$seed --jobs=2 --compile=on --runs=out/when --out=studies/window/plateau
 done
