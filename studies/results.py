@@ -6,7 +6,7 @@ several: random-effects means (Paule and Mandel, 1982), with 95% intervals by Kn
 (2003), never narrower than without their factor. Of one test: Student's t over its seeds.
 
 Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose its
-rate); other methods; runs of one of these tests again.
+rate); other methods; runs of one of these tests again; window/'s exploratory runs.
 """
 
 import math

@@ -41,8 +41,6 @@ def shares(arm: str, kind: type[Schedule]) -> tuple[float, float, float]:
 def main(argv: list[str] | None = None) -> None:
     figure, axes = open_figure(1, 3, figsize=(11, 4.6), sharey=True)
     for name, (label, color, kind) in RUNS.items():
-        if not (FOLDER / name).exists():
-            continue
         runs = read_csv(FOLDER / name / "runs.csv")
         found = {a: effect([paired(runs[a], runs[REFERENCE])]) for a in runs if a != REFERENCE}
         halves = {a: (e.mean, e.high - e.mean) for a, e in found.items()} | {REFERENCE: (0, 0)}

@@ -3,7 +3,7 @@
 Arms that prune are one run until the first of them scores. So that run, `oneshot_75`, is trained
 once; every arm gets a copy of its checkpoint and log, with the arm's own knobs, as if it had been
 saved in RUNS/ARM/SEED. Small models begin there, too, because tools.compare has no weights by seed.
-It lets all of them go on (README.md, When). What is there is not made again.
+It lets all of them go on (when.sh). What is there is not made again.
 """
 
 import json
