@@ -153,7 +153,7 @@ def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes: those after the fractions prune_start and
     prune_end of the run."""
     oneshot = c.prune_schedule == "oneshot"
-    require(oneshot or c.prune_schedule == "cubic", c, "prune_schedule", "not cubic or oneshot")
+    require(oneshot or c.prune_schedule == "cubic", c, "prune_schedule", "must be cubic or oneshot")
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
     require(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)
