@@ -11,6 +11,8 @@ import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
+SCHEDULES = "cubic", "oneshot"  # of the widths
+
 
 def knobs(max_steps: int, **others) -> SimpleNamespace:
     """What Schedule asks for, in a loop of your own. Names and meanings are those of run/config.py,
@@ -98,8 +100,7 @@ class Schedule:
         return self.c.lr_restart and step == self.window[0]
 
     def width(self, step: int, kind: str) -> int:
-        """How many units of this kind each group has during `step`.
-
+        """How many units of this kind each group has during `step`:
         target + (enlarged - target) (1 - progress)^3, where progress goes from 0 to 1 over the
         window (Zhu & Gupta, 1710.01878): fast while many units are redundant, slow at the end.
         Between two prunes the width stays as it is. It is rounded up to the grid.
@@ -150,10 +151,9 @@ def require(ok: object, c, knob: str, remedy: str) -> None:
 
 
 def prune_window(c) -> tuple[int, int]:
-    """The steps at which the window opens and closes: those after the fractions prune_start and
-    prune_end of the run."""
+    """The steps at which the window opens and closes: after prune_start and prune_end of all."""
     oneshot = c.prune_schedule == "oneshot"
-    require(oneshot or c.prune_schedule == "cubic", c, "prune_schedule", "must be cubic or oneshot")
+    require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
     require(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)

@@ -88,8 +88,8 @@ def forest(rows: list):
         told, several = e.low > 0 or e.high < 0, len(e.tests) > 1
         verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
         word, shade = verdict if told else ("cannot tell", "0.35")
-        one = len(e.tests) > 2 and e.heaviest > 0.8
-        word += f" in 1 of {len(e.tests)}" * one
+        if len(e.tests) > 2 and e.heaviest > 0.8:
+            word += f" in 1 of {len(e.tests)}"
         for x, cell in zip(columns, (*cells, e.pairs, word)):
             panel.text(x, y, cell, color={cells[1]: color, word: shade}.get(cell, "0.15"), **at)
         for x in map(mean, e.tests if several else ()):

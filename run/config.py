@@ -16,7 +16,7 @@ from typing import get_type_hints
 from model import KINDS, GPTConfig
 from prune import CRITERIA
 from run import UserError
-from schedule import Schedule
+from schedule import SCHEDULES, Schedule
 
 
 @dataclass
@@ -87,7 +87,7 @@ CHOICES = {
     "compile": ("auto", "on", "off"),
     "optimizer": ("muon", "adamw"),
     "criterion": CRITERIA,
-    "prune_schedule": ("cubic", "oneshot"),
+    "prune_schedule": SCHEDULES,
 }
 ADD = {"criterion": "; add one in prune.py", "prune_schedule": "; add one in schedule.py"}
 POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head

@@ -39,11 +39,11 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
-    any_run = "grey" if len(logs) > 1 else "C0"
-    loss.plot([], [], "o-", color=any_run, ms=3, label="validation")
-    loss.plot([], [], color=any_run, alpha=0.35, lw=0.8, label="training")
+    color = "C0" if len(logs) == 1 else "grey"
+    loss.plot([], [], "o-", color=color, ms=3, label="validation")
+    loss.plot([], [], color=color, alpha=0.35, lw=0.8, label="training")
     if kinds:
-        loss.plot([], [], ":", color=any_run, label="prune")
+        loss.plot([], [], ":", color=color, label="prune")
     loss.legend(frameon=False, loc="upper right")
     for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
         panel.set(ylim=(0, None), ylabel=name)

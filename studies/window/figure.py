@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         runs = read_csv(FOLDER / name / "runs.csv")
         found = {a: effect([paired(runs[a], runs[REFERENCE])]) for a in runs if a != REFERENCE}
         halves = {a: (e.mean, e.high - e.mean) for a, e in found.items()} | {REFERENCE: (0, 0)}
+        left = {a: shares(a, kind) for a in ARMS if a in halves}
         for i, (panel, title) in enumerate(zip(axes[0], LEFT)):
-            points = sorted((shares(a, kind)[i], *halves[a], a) for a in ARMS if a in halves)
-            x, y, half, arms = zip(*points)
+            x, y, half, arms = zip(*sorted((left[a][i], *halves[a], a) for a in left))
             panel.errorbar(x, y, half, lw=1, color=color, label=label)
             panel.axhline(found["scratch"].mean, color=color, lw=1, ls=":")
             for arm, *point in zip(arms, x, y):
