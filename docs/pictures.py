@@ -16,6 +16,7 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
+COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE}, 0.06  # of results.png
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -66,52 +67,81 @@ def method():
 
 
 def forest(rows: list):
-    """The rows of studies/results.py: dots are means, bars 95% intervals, faint dots single tests;
-    and in how many pairs of runs the first is better. Hollow: 0 is in the interval."""
-    figure, axes = open_figure(1, 1, figsize=(5.4, 6), constrained_layout=False)
-    panel, edge, columns = axes[0, 0], 0.06, (-0.79, -0.45, -0.28, 1.05, 1.28)
-    at = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9}
-    heads = "tokens for each\nfinal parameter", "optimizer", "pruned at"
-    heads += "seeds where\nit won", "what we\ncan say"
-    y, compared = 0.0, None
-    for x, head in zip(columns, heads):
-        panel.text(x, y, head, color="0.35", **at)
-    for (words, *cells), e in rows:
-        if words != compared:
-            compared, y = words, y - 1.5
-            panel.text(-0.82, y, compared, fontweight="bold", **at)
-            first, second = re.match(r"(.*), against (.*?)( after|:)", compared).group(1, 2)
-            panel.text(0.003, y, f"{first} is better →", color=GREEN, va="center")
-            panel.text(-0.003, y, f"← {second} is better", color="0.35", va="center", ha="right")
-        y -= 1
-        color = {"Muon": BLUE, "AdamW": ORANGE}[cells[1]]
-        told, several = e.low > 0 or e.high < 0, len(e.tests) > 1
-        verdict = ("better", GREEN) if e.low > 0 else ("worse", RED)
-        word, shade = verdict if told else ("cannot tell", "0.35")
-        if len(e.tests) > 2 and e.heaviest > 0.8:
-            word += f" in 1 of {len(e.tests)}"
-        for x, cell in zip(columns, (*cells, e.pairs, word)):
-            panel.text(x, y, cell, color={cells[1]: color, word: shade}.get(cell, "0.15"), **at)
-        for x in map(mean, e.tests if several else ()):
-            panel.plot(x, y - 0.3, "o", ms=4, color=color, alpha=0.4, mew=0)
-        panel.plot([max(e.low, -edge), min(e.high, edge)], [y, y], color=color, lw=2)
-        for x, mark, beyond in ((-edge, "<", e.low < -edge), (edge, ">", e.high > edge)):
-            if beyond:
-                panel.plot(x, y, mark, color=color, clip_on=False)
-        panel.plot(e.mean, y, "o", ms=7, mew=2, color=color if told else "white", mec=color)
-        note = f"{len(e.tests)} tests, far apart" if several and not told else ""
-        panel.text(edge, y - 0.35, note, color="0.35", fontsize=8, va="center", ha="right")
-    panel.axvline(0, color="0.3", lw=1)
-    panel.axvspan(0, edge, color=GREEN, alpha=0.06, lw=0)
-    panel.set(xlim=(-edge, edge), ylim=(y - 0.7, 0.7), yticks=[])
-    panel.set_xlabel(
-        "by how much the loss is lower (nats per token). Large dots are means over tests\n"
-        "(over seeds, if there is one), lines 95% intervals. We cannot tell where one crosses 0.\n"
-        "Small dots are tests: one text, shape and number of tokens, over some seeds."
-    )
-    panel.xaxis.set_major_formatter("{x:+.2f}")
-    panel.spines["left"].set_visible(False)
+    """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
+    out. A panel is a question; both optimizers and similar numbers of tokens share a line."""
+    figure, axes = open_figure(2, 2, figsize=(9.6, 5.4), sharex=False, height_ratios=(1, 1.7))
+    (cosine, key), (tokens, flops) = axes
+    for panel, part, title, one, other in (
+        (cosine, "cosine", "One cosine, or a restart?", "one cosine", "restart"),
+        (tokens, "tokens", "IDEA, or the small model: same tokens?", "IDEA", "small model"),
+        (flops, "FLOPs", "IDEA, or the small model: same FLOPs?", "IDEA", "small model"),
+    ):
+        lines: dict[str, list] = {}
+        for (compared, many, optimizer, at), e in rows:
+            if part in compared:
+                n, early = int(re.findall(r"\d+", many)[-1]), at.startswith("10")
+                name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else "570 or more"
+                name += f" tokens,\npruned {'early' if early else 'late'}"
+                text = "a dictionary" if "dictionary" in many else "the speeches"
+                lines.setdefault(text if panel is cosine else name, []).append((optimizer, e))
+        for y, effects in enumerate(lines.values()):
+            draw_line(panel, y, effects)
+        panel.set_yticks(range(len(lines)), lines if panel is not flops else [])
+        panel.set_xticks([-0.05, 0, 0.05], ["−0.05", "0", "+0.05"])
+        panel.set(xlim=(-EDGE, EDGE), ylim=(len(lines) - 0.5, -0.9))
+        panel.set_title(title, fontweight="bold", loc="left")
+        panel.text(0.002, -0.7, f"{one} better →", color=GREEN, va="center")
+        panel.text(-0.002, -0.7, f"← {other} better", color="0.35", va="center", ha="right")
+        panel.axvline(0, color="0.3", lw=1)
+        panel.axvspan(0, EDGE, color=GREEN, alpha=0.06, lw=0)
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+        panel.spines["left"].set_visible(False)
+    for panel in (tokens, flops):
+        panel.set_xlabel("by how much the loss is lower, nats per token")
+    key.axis("off")
+    mean_of = {"marker": "o", "ms": 7, "mew": 2, "lw": 2}
+    for words, style in {
+        "Muon: mean and 95% interval": mean_of | {"color": BLUE, "ls": "-"},
+        "AdamW: mean and 95% interval": mean_of | {"color": ORANGE, "ls": "-"},
+        "hollow: we cannot tell": mean_of | {"mec": "0.35", "mfc": "white"},
+        "a test: one text, shape and length": {"marker": "o", "ms": 4, "color": BLUE, "alpha": 0.4},
+        "won: pairs of one seed in which its loss is lower": {},
+        "tokens: for each final parameter": {},
+        "early: 10 to 35% of the run; late: 25 to 50 or 50 to 75%": {},
+    }.items():
+        key.plot([], [], label=words, **({"ls": ""} | style))
+    key.legend(loc="center left", frameon=False)
     return figure
+
+
+def draw_line(panel, y: float, effects: list) -> None:
+    """effects: an optimizer and what came out, each. We cannot tell where 0 is in the interval, or
+    nearly all weight on one of several tests."""
+    said: dict[str, list[str]] = {}
+    for i, (optimizer, e) in enumerate(effects):
+        color, several = COLORS[optimizer], len(e.tests) > 1
+        at = y + 0.25 * (i - (len(effects) - 1) / 2)
+        clear = (e.low > 0 or e.high < 0) and (len(e.tests) < 3 or e.heaviest < 0.8)
+        word = ("better" if e.low > 0 else "worse") if clear else "cannot tell"
+        said.setdefault(word, []).append(optimizer)
+        for x in map(mean, e.tests if several else ()):
+            panel.plot(x, at + 0.11, "o", ms=4, color=color, alpha=0.4, mew=0)
+        panel.plot([max(e.low, -EDGE), min(e.high, EDGE)], [at, at], color=color, lw=2)
+        for x, mark, beyond in ((-EDGE, "<", e.low < -EDGE), (EDGE, ">", e.high > EDGE)):
+            if beyond:
+                panel.plot(x, at, mark, color=color, clip_on=False)
+        panel.plot(e.mean, at, "o", ms=7, mew=2, color=color if clear else "white", mec=color)
+    told = min(said, key="cannot tell".__eq__)
+    color = {"better": GREEN, "worse": RED}.get(told, "0.35")
+    if told != "cannot tell" and len(set(said[told])) == 1:
+        told += f" with {said[told][0]}"
+    tests = [d for _, e in effects for d in e.tests]
+    seeds = [x > 0 for d in tests for x in d]
+    words = f"won {sum(seeds)} of {len(seeds)}, {len(tests)} test{'s' * (len(tests) > 1)}"
+    where = {"transform": panel.get_yaxis_transform(), "va": "center"}
+    panel.text(1.04, y - 0.13, told, color=color, fontweight="bold", **where)
+    panel.text(1.04, y + 0.17, words, color="0.35", fontsize=8, **where)
 
 
 def save(figure, name: str) -> None:

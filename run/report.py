@@ -76,8 +76,8 @@ class Report:
             when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
             rows["prune"] = f"{', '.join(ways)} {when}; {compact(final)} parameters remain"
             left = schedule.rate_share(steps[-1], c.max_steps)
-            rest = f"{1 - steps[-1] / c.max_steps:.0%} of the steps, with {left:.0%} of the summed"
-            rows["recover"] = f"{rest} learning rate, come after the last prune"
+            rest = f"{1 - steps[-1] / c.max_steps:.0%} of the steps follow the last prune; their "
+            rows["recover"] = f"{rest}learning rates sum to {left:.0%} of the run's"
             wide, small = (plan.token_flops(s) * tokens for s in (plan.enlarged, plan.final))
             compute += f", {1 - plan.flops() / wide:.0%} less than the enlarged model's"
             compute += f", {plan.flops() / small - 1:.0%} more than the final one's"

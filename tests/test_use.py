@@ -98,13 +98,14 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
     assert two.count(">run ends at ") == 2
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
-    units = picture(undisturbed, "--units")
-    assert all(f">{kind}: what" in units for kind in KINDS) and ">layer 1<" in units
+    units, log = picture(undisturbed, "--units"), events(undisturbed, "prune")
+    for kind in KINDS:
+        rises = [e["loss_after"] - e["loss_before"] for e in log if e["kind"] == kind]
+        assert f">{kind}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats<" in units
     lines = plot.draw_units(undisturbed).axes[1].lines  # of d_ff: a point a prune
     drawn = {line.get_label(): len(line.get_xdata()) for line in lines}
-    gone = [e["removed"][0][0] for e in events(undisturbed, "prune") if e["kind"] == "n_layer"]
-    left = [layer for layer in range(4) if layer != gone[0]]
-    assert drawn == {f"layer {i}": 4 for i in left} | {f"layer {gone[0]}": 2} and len(gone) == 2
+    first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
+    assert drawn == {f"layer {i}": 2 if i == first else 4 for i in range(4)}
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
@@ -129,7 +130,7 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
     for (now, _), units in states.items():
         film.draw_moment(panels, log, units, now)
-        said = [panel.get_title(loc) for panel in panels for loc in ("left", "right")]
+        said = [panel.get_title(loc) for panel in panels for loc in ("center", "right")]
         step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
         assert counts == [str(step[kind]) for kind in units]

@@ -51,7 +51,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
     where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
-    panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}", loc="left")
+    panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
 def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
@@ -67,7 +67,7 @@ def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -
         panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=15, ha=side, va="center")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 10
-    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.06, max(losses) + 0.06))
     panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
 
 
@@ -83,7 +83,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     x, y, lr = (along(log["step"], key) for key in ("tokens", "loss", "lr"))
     n, prunes = max(1, len(past["step"])), along(past["prune"])
     phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
-    title.set_title(CAPTIONS.get(phase, phase), loc="left", fontsize=24, weight="bold")
+    title.set_title(CAPTIONS.get(phase, phase), fontsize=24, weight="bold")
     title.set_title(f"{compact(now)} tokens", loc="right")
     # Of a step with these widths: at a prune, the last step was wider
     shape = {kind: (units == USED).sum(1).max() for kind, units in states.items()}
@@ -91,16 +91,15 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     kinds[0].set_title(f"{compact(sizes[0])} parameters" if sizes else "", loc="right")
     rate.plot(x, lr, color=GREY)
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
-    rate.set(xlim=(0, x[-1]), ylim=(0, None))
-    rate.set_title("learning rate", loc="left")
+    rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
     draw_jumps(jumps, log, past)
-    jumps.set_title("the red part: loss on new text at each prune", loc="left")
-    loss.axvspan(*jumps.get_xlim(), color=RED, alpha=0.2, lw=0)
+    jumps.set_title("the red part: loss on new text at each prune")
+    for panel in (loss, jumps):
+        panel.axvspan(*jumps.get_xlim(), color=RED, alpha=0.15, lw=0)
     loss.plot(x[:n], y[:n], color=BLUE)
     loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=15, va="top")
     loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
-    loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1))
-    loss.set_title("loss in nats (red: prunes)", loc="left")
+    loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1), title="loss in nats (red: prunes)")
     for e in past["eval"][-1:]:
         loss.set_title(f"on new text at {compact(e['tokens'])}: {e['val_loss']:.2f}", loc="right")
 
@@ -117,7 +116,8 @@ def draw_film(out_dir: Path, moving: bool) -> list:
     from PIL import Image
 
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    style = {"text.color": ink, "axes.titlesize": 18, "lines.linewidth": 2.5, "lines.markersize": 8}
+    style = {"text.color": ink, "axes.titlesize": 18, "axes.titlelocation": "left"}
+    style |= {"lines.linewidth": 2.5, "lines.markersize": 8}
     steps = along(log["step"])
     few = {(tokens, 9) for tokens in steps[-1 :: -math.ceil(len(steps) / 60)]}  # 9: all stages over
     moments, images = sorted(few | states.keys(), reverse=True), []

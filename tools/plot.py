@@ -1,8 +1,7 @@
 """Draw runs from their logs: python -m tools.plot OUT_DIR [OUT_DIR ...] [--to FILE]
 
-Loss, widths and learning rate over training tokens, one colour a run. The picture goes to the first
-OUT_DIR, as run.png, units.png or run.gif, unless --to names another file. With --animate, a .png
-shows the last moment alone."""
+Loss, widths and learning rate over tokens, one colour a run, go to the first OUT_DIR, as run.png,
+units.png or run.gif, unless --to names another file. With --animate, a .png shows the end alone."""
 
 from pathlib import Path
 
@@ -66,7 +65,8 @@ def draw_units(out_dir: Path):
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
         bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
-        cost.set(ymargin=0.1, title=f"{kind}: what each prune added to the loss, nats per token")
+        cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
+        cost.set_title(f"{kind}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
             x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
@@ -78,7 +78,7 @@ def draw_units(out_dir: Path):
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
         if len(groups) > 1:
             score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", title=f"{kind}: scores just before each prune")
+        score.set(yscale="log", title=f"{kind}: at each prune, the lowest scores go")
         score.set_ylabel("thin: all, thick: middle half, dot: median")
         ticks = [f"{e['width_before']} → {e['width_after']}" for e in prunes]
         for panel in (cost, score):
