@@ -108,17 +108,14 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     pairs = [x > 0 for tests in pairs for d in tests for x in d]
     said = [f"{sum(pairs)} of {len(pairs)}"]
     said += [f"{e.mean:.3f}" for w, e in made if "tokens" in w[0] and w[1] in ("36 to 142", "142")]
-    said += [f"{sum(len(e.tests) for w, e in made if 'FLOPs' in w[0] and w[2] == 'Muon')} tests"]
     section = README.partition("## Does it work?")[2].partition("\n## ")[0]
-    assert re.findall(r"\d+ of \d+|\d\.\d{3}|\d+ tests", section) == said
+    assert re.findall(r"\d+ of \d+|\d\.\d{3}", section) == said
     panels = pictures.forest(made).axes
     dots = [line.get_xdata() for x in panels for line in x.lines if line.get_markersize() == 7]
     assert {x[0] for x in dots if len(x)} == {e.mean for _, e in made}
-    words = "\n".join(text.get_text() for panel in panels for text in panel.texts)
-    counts = re.findall(r"won (\d+) of (\d+), (\d+) test", words)
-    tests = [[x > 0 for x in d] for _, e in made for d in e.tests]
-    every = [sum(map(sum, tests)), sum(map(len, tests)), len(tests)]
-    assert [sum(map(int, x)) for x in zip(*counts)] == every and f"won {said[0]}, 10 tests" in words
+    words = [text.get_text() for panel in panels for text in panel.texts]
+    counts = [word for word in words if re.match(r"\d+ of", word)]
+    assert sorted(counts) == sorted(e.pairs for _, e in made)
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]

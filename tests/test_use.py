@@ -125,7 +125,7 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
 def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = figures.by_name(undisturbed)
-    panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
+    panels, states, first = figure.subplots(3 + len(KINDS)), film.unit_states(log), log["prune"][0]
     chosen = states[first["tokens"], 0][first["kind"]] == film.CHOSEN
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
     for (now, _), units in states.items():

@@ -54,26 +54,31 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
-def draw_jumps(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """How each prune raises the loss on the same batches (red), and how it falls until the next.
+def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
+    """The loss of the training text; of new text, in evaluations and at prunes, which raise it.
     past: what of the log has happened."""
-    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
+    y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    hurt, healed = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
-    panel.vlines(x, before, after, color=RED, lw=4, zorder=3, label=f"prunes: {hurt:+.2f}")
-    path = np.repeat(x, 2), losses[: 2 * len(x)]
-    panel.plot(*path, color=BLUE, label=f"training between: {healed:+.2f}")
-    for i, y, side in ((0, before, "right"), (-1, after, "left")) if x else ():
-        panel.text(x[i], y[i], f" {y[i]:.2f} ", fontsize=15, ha=side, va="center")
-    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
-    margin = (last - first or log["step"][-1]["tokens"]) / 10
-    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.06, max(losses) + 0.06))
-    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
+    rise = sum(after) - sum(before)
+    fall = y[-1] - y[0] - rise if y else 0
+    trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training text"}
+    panel.plot(along(trained), along(trained, "loss"), **style)
+    label = f"new text, training: {fall:+.2f}"
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=label)
+    panel.vlines(
+        x, before, after, color=RED, lw=5, zorder=3, label=f"new text, prunes: {rise:+.2f}"
+    )
+    low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
+    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.5))
+    panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+    panel.set_title("loss in nats")
+    panel.set_title(f"on new text: {y[-1]:.2f}" if y else "", loc="right")
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
     """Draw what a run is after `now` tokens. panels: a title, each kind of unit, rate and loss."""
-    title, *kinds, rate, loss, jumps = panels
+    title, *kinds, rate, loss = panels
     for panel in panels:
         panel.clear()
         panel.axis("off")
@@ -92,23 +97,14 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x, lr, color=GREY)
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
-    draw_jumps(jumps, log, past)
-    jumps.set_title("the red part: loss on new text at each prune")
-    for panel in (loss, jumps):
-        panel.axvspan(*jumps.get_xlim(), color=RED, alpha=0.15, lw=0)
-    loss.plot(x[:n], y[:n], color=BLUE)
-    loss.text(x[0], y[0], f"  {y[0]:.1f}", fontsize=15, va="top")
-    loss.plot(prunes, np.interp(prunes, x, y), "o", color=RED)
-    loss.set(xlim=(0, x[-1]), ylim=(min(y) - 0.1, max(y) + 0.1), title="loss in nats (red: prunes)")
-    for e in past["eval"][-1:]:
-        loss.set_title(f"on new text at {compact(e['tokens'])}: {e['val_loss']:.2f}", loc="right")
+    draw_loss(loss, log, past)
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     states = unit_states(log)
-    heights = [0.01, *(min(4, 0.6 * len(u)) for u in states[0, 0].values()), 0.5, 1, 1.9]
+    heights = [0.01, *(min(4, 0.6 * len(u)) for u in states[0, 0].values()), 0.5, 2.4]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)

@@ -79,8 +79,8 @@ def draw_units(out_dir: Path):
         if len(groups) > 1:
             score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set(yscale="log", title=f"{kind}: at each prune, the lowest scores go")
-        score.set_ylabel("thin: all, thick: middle half, dot: median")
-        ticks = [f"{e['width_before']} → {e['width_after']}" for e in prunes]
+        score.set_ylabel("score (thin: all, thick: middle half, dot: median)")
+        ticks = [f"{e['width_before']}→{e['width_after']}" for e in prunes]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
             panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
