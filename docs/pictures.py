@@ -16,7 +16,7 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
-COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE}, 0.06  # of results.png
+COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}, 0.06  # of results.png
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -45,12 +45,9 @@ def method():
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     idea_rate.text(226, 0.4, "we prune at\n10 to 35%", color="0.35", ha="center", va="center")
-    words = {
-        "xytext": (480, 400),
-        "color": "0.35",
-        "arrowprops": {"arrowstyle": "->", "color": "0.35"},
-    }
-    idea.annotate("smaller and smaller cuts,\nin multiples of 16 neurons", (235, 290), **words)
+    words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
+    idea.annotate("smaller and smaller cuts", (215, 300), (480, 440), **words)
+    idea.annotate("the last waits until\n16 neurons can go", (300, 200), (480, 310), **words)
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarge", "right"),
@@ -66,10 +63,11 @@ def method():
     return figure
 
 
-def forest(rows: list):
+def forest(rows: list, detail: bool = False):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
-    out. A panel is a question; both optimizers and similar numbers of tokens share a line."""
-    figure, axes = open_figure(2, 2, figsize=(9.6, 5.4), sharex=False, height_ratios=(1, 1.7))
+    out. A panel is a question; both optimizers and similar numbers of tokens share a line.
+    detail: also each test, and how many pairs agree."""
+    figure, axes = open_figure(2, 2, figsize=(9.6, 4.8), sharex=False, height_ratios=(1, 1.8))
     (cosine, key), (tokens, flops) = axes
     for panel, part, title, one, other in (
         (cosine, "cosine", "One cosine, or a restart?", "one cosine", "restart"),
@@ -79,20 +77,19 @@ def forest(rows: list):
         lines: dict[str, list] = {}
         for (compared, many, optimizer, at), e in rows:
             if part in compared:
-                n, early = int(re.findall(r"\d+", many)[-1]), at.startswith("10")
+                n, late = int(re.findall(r"\d+", many)[-1]), not at.startswith("10")
                 name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else "570 or more"
-                name += f" tokens,\npruned {'early' if early else 'late'}"
-                text = "a dictionary" if "dictionary" in many else "the speeches"
+                name = f"{name} tokens,\npruned {'late' if late else 'early'}"
+                text = "on a dictionary" if "dictionary" in many else "on the speeches"
                 lines.setdefault(text if panel is cosine else name, []).append((optimizer, e))
         for y, effects in enumerate(lines.values()):
-            draw_line(panel, y, effects)
+            draw_line(panel, y, effects, detail)
         panel.set_yticks(range(len(lines)), lines if panel is not flops else [])
         panel.set_xticks([-0.05, 0, 0.05], ["−0.05", "0", "+0.05"])
         panel.set(xlim=(-EDGE, EDGE), ylim=(len(lines) - 0.5, -0.9))
-        panel.set_title(title, fontweight="bold", loc="left")
+        panel.set_title(title, fontsize=11, fontweight="bold", loc="left")
         panel.text(0.002, -0.7, f"{one} better →", color=GREEN, va="center")
         panel.text(-0.002, -0.7, f"← {other} better", color="0.35", va="center", ha="right")
-        panel.text(1.33 * 2 * EDGE - EDGE, -0.7, "pairs won", color="0.35", va="center")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, EDGE, color=GREEN, alpha=0.06, lw=0)
         panel.grid(visible=False, axis="y")
@@ -101,55 +98,41 @@ def forest(rows: list):
     for panel in (tokens, flops):
         panel.set_xlabel("by how much the loss is lower, nats per token")
     key.axis("off")
-    mean_of = {"marker": "o", "ms": 7, "mew": 2, "lw": 2}
-    for words, style in {
-        "Muon: mean and 95% interval": mean_of | {"color": BLUE, "ls": "-"},
-        "AdamW: mean and 95% interval": mean_of | {"color": ORANGE, "ls": "-"},
-        "we cannot tell: 0 is in the interval, and pairs disagree": mean_of
-        | {"mec": "0.35", "mfc": "white"},
-        "a test: one text, shape and number of tokens": {
-            "marker": "o",
-            "ms": 4,
-            "color": BLUE,
-            "alpha": 0.4,
-        },
-        "tokens: for each final parameter": {},
-        "early: 10 to 35% of the run; late: 25 to 50 or 50 to 75%": {},
-    }.items():
-        key.plot([], [], label=words, **({"ls": ""} | style))
-    key.legend(loc="center left", frameon=False)
+    dot = {"marker": "o", "ms": 8, "mew": 2, "ls": ""}
+    for optimizer, color in COLORS.items():
+        key.plot([], [], color=color, label=optimizer, **dot)
+    key.plot([], [], mec="0.35", mfc="white", label="we cannot tell: the line has 0 in it", **dot)
+    if detail:
+        key.plot([], [], "o", ms=4, color=BLUE, alpha=0.4, label="a test; beside: pairs above 0")
+    key.legend(loc="center left", frameon=False, fontsize=10)
     return figure
 
 
-def draw_line(panel, y: float, effects: list) -> None:
-    """effects: pairs of an optimizer and what came out with it, one below the other."""
-    beside = {"transform": panel.get_yaxis_transform(), "va": "center"}
+def draw_line(panel, y: float, effects: list, detail: bool) -> None:
+    """effects: an optimizer and what came out with it, one below the other."""
     for i, (optimizer, e) in enumerate(effects):
         at, color = y + 0.36 * (i - (len(effects) - 1) / 2), COLORS[optimizer]
-        word, shade = ("better", GREEN) if e.mean > 0 else ("worse", RED)
-        won, of = map(int, e.pairs.split(" of "))
-        if not (clear := e.low > 0 or e.high < 0 or won in (0, of)):
-            word, shade = "cannot tell", "0.35"
-        panel.text(1.03, at, word, color=shade, **beside)
-        panel.text(1.33, at, e.pairs, color="0.35", **beside)
-        for x in map(mean, e.tests if len(e.tests) > 1 else ()):
-            panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
-        panel.plot([max(e.low, -EDGE), min(e.high, EDGE)], [at, at], color=color, lw=2)
+        if detail:
+            words = {"transform": panel.get_yaxis_transform(), "va": "center", "color": "0.35"}
+            panel.text(1.03, at, e.pairs, **words)
+            for x in map(mean, e.tests if len(e.tests) > 1 else ()):
+                panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
+        panel.plot([max(e.low, -EDGE), min(e.high, EDGE)], [at, at], color=color, lw=2.5)
         for x, mark, beyond in ((-EDGE, "<", e.low < -EDGE), (EDGE, ">", e.high > EDGE)):
             if beyond:
                 panel.plot(x, at, mark, color=color, clip_on=False)
-        panel.plot(e.mean, at, "o", ms=7, mew=2, color=color if clear else "white", mec=color)
+        fill = color if e.low > 0 or e.high < 0 else "white"
+        panel.plot(e.mean, at, "o", ms=8, mew=2, color=fill, mec=color)
 
 
-def save(figure, name: str) -> None:
-    to = Path(__file__).parent / name
-    figure.savefig(to, dpi=130, bbox_inches="tight")
-    print(to)
+def save(figure, path: str) -> None:
+    figure.savefig(Path(__file__).parents[1] / path, dpi=130, bbox_inches="tight")
+    print(path)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    save(method(), "method.png")
+    save(method(), "docs/method.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """All comparisons together: python -m studies.results (needs requirements-extra.txt)
 
-Prints their table (studies/README.md), writes tokens/table.md and draws docs/results.png. A test is
-a difference of two arms on two seeds or more; a text, shape and number of tokens counts once. Each
-counts the same in a mean. Its 95% interval is the wider of two: by Student's t over the means of
-tests, and by what their seeds allow (Satterthwaite's degrees of freedom).
+Prints their table (studies/README.md), writes tokens/table.md, and draws docs/results.png and, with
+its tests, tests.png. A test is a difference of two arms on two seeds or more; a text, shape and
+number of tokens is one test. All weigh the same in a mean. Its 95% interval is the wider of two: by
+Student's t over the means of tests, and by how seeds spread within tests (with Satterthwaite's
+degrees of freedom).
 
 Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose its
-rate); other methods; runs of one of these tests again; window/'s exploratory runs.
+rate); other methods and enlarged widths; runs of one of these tests again; window/muon, /plateau.
 """
 
 import math
@@ -31,9 +32,9 @@ for path in (STUDIES / "tokens").glob("*/runs.csv"):
     FOLDERS[f"tokens/{path.parent.name}"] = text
 ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
 # Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
+MUON, ADAMW = ["default", "lab", "limited/float32"], ["first_edition/main", "window"]
 RESTARTS = [
-    ("16 and 142", "Muon", "once, 10 to 35%", ["default", "lab", "limited/float32"]),
-    ("142 and 570", "AdamW", "once, 25 or 50%", ["first_edition/main", "window"]),
+    ("16 to 570", "both", "once, 10 to 50%", MUON + ADAMW),
     ("142, a dictionary", "Muon", "once, 10 or 25%", ["tokens/dictionary_142"]),
 ]
 SMALL_MODELS = [  # with Muon: all that have so many tokens
@@ -98,19 +99,21 @@ def small_model_table(found: list[tuple]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def restarts(folder: str) -> list[list[float]]:
-    """naive minus one shot by seed, where both prune at the same step: their FLOPs are the same."""
+def restarts(folder: str) -> list[float]:
+    """naive minus one shot by seed, the mean of all places where both prune (their FLOPs tell)."""
     arms = read_csv(STUDIES / folder / "runs.csv")
     flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
     naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
     pairs = [(a, b) for a in naive for b in once if flops[a] == flops[b] and a != "naive_gentle"]
-    return [paired(arms[a], arms[b]) for a, b in pairs]
+    return [
+        mean(places) for places in zip(*(paired(arms[a], arms[b]) for a, b in pairs), strict=True)
+    ]
 
 
 def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
     """What is compared, tokens, optimizer, when units go; and what came out."""
     for *where, folders in RESTARTS:
-        tests = sum(map(restarts, folders), [])
+        tests = [*map(restarts, folders)]
         yield ["One cosine, against a restart after one prune", *where], effect(tests)
     for i, (arm, words) in enumerate(ARMS.items()):
         for *where, runs in SMALL_MODELS:
@@ -141,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     (STUDIES / "tokens/table.md").write_text(small_model_table(found))
     made = list(rows(found))
     print(table(made), end="")
-    save(forest(made), "results.png")
+    save(forest(made), "docs/results.png")
+    save(forest(made, detail=True), "studies/tests.png")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
+    where = f"{groups} layers of " * (groups > 1) + NAMES.get(kind, kind)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
@@ -64,16 +64,16 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     fall = y[-1] - y[0] - rise if y else 0
     trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training text"}
     panel.plot(along(trained), along(trained, "loss"), **style)
-    label = f"new text, training: {fall:+.2f}"
+    label = f"new text: training {fall:+.2f}"
     panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=label)
-    panel.vlines(
-        x, before, after, color=RED, lw=5, zorder=3, label=f"new text, prunes: {rise:+.2f}"
-    )
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"new text: prunes {rise:+.2f}")
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.5))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
     panel.set_title("loss in nats")
-    panel.set_title(f"on new text: {y[-1]:.2f}" if y else "", loc="right")
+    if y:
+        panel.text(known[0]["tokens"], y[0], f"{y[0]:.2f} ", fontsize=15, ha="right", va="top")
+        panel.set_title(f"on new text: {y[-1]:.2f}", loc="right")
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:

@@ -66,7 +66,10 @@ def draw_units(out_dir: Path):
         bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
-        cost.set_title(f"{kind}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
+        bold = {"fontweight": "bold", "loc": "left"}
+        cost.set_title(
+            f"{kind}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats", **bold
+        )
         groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
             x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
@@ -76,10 +79,11 @@ def draw_units(out_dir: Path):
             score.vlines(x, lowest, highest, color=color, lw=1)
             score.vlines(x, low, high, color=color, lw=3)
             score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
-        if len(groups) > 1:
-            score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", title=f"{kind}: at each prune, the lowest scores go")
-        score.set_ylabel("score (thin: all, thick: middle half, dot: median)")
+        for mark, words in {"-": "lowest to highest", "s": "middle half", "o": "median"}.items():
+            score.plot([], [], mark, color="0.5", lw=1, ms=4, label=words)
+        score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
+        score.set_title(f"{kind}: at each prune, the lowest scores go", **bold)
+        score.set(yscale="log", ylabel="score of a unit")
         ticks = [f"{e['width_before']}→{e['width_after']}" for e in prunes]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
