@@ -16,7 +16,8 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
-COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}, 0.06  # of results.png
+COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}, 0.08  # of results.png
+UNCLEAR = "cannot tell", "0.35"
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -46,8 +47,9 @@ def method():
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     idea_rate.text(226, 0.4, "we prune at\n10 to 35%", color="0.35", ha="center", va="center")
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
-    idea.annotate("smaller and smaller cuts", (215, 300), (480, 440), **words)
-    idea.annotate("the last waits until\n16 neurons can go", (300, 200), (480, 310), **words)
+    idea.annotate(
+        "smaller and smaller cuts,\neach of 16 neurons or more", (250, 250), (480, 400), **words
+    )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarge", "right"),
@@ -70,9 +72,9 @@ def forest(rows: list, detail: bool = False):
     figure, axes = open_figure(2, 2, figsize=(9.6, 4.8), sharex=False, height_ratios=(1, 1.8))
     (cosine, key), (tokens, flops) = axes
     for panel, part, title, one, other in (
-        (cosine, "cosine", "One cosine, or a restart?", "one cosine", "restart"),
-        (tokens, "tokens", "IDEA, or the small model: same tokens?", "IDEA", "small model"),
-        (flops, "FLOPs", "IDEA, or the small model: same FLOPs?", "IDEA", "small model"),
+        (cosine, "cosine", "Does one cosine beat a restart?", "one cosine", "restart"),
+        (tokens, "tokens", "Does IDEA beat the small model on its tokens?", "IDEA", "small model"),
+        (flops, "FLOPs", "Does IDEA beat the small model on its FLOPs?", "IDEA", "small model"),
     ):
         lines: dict[str, list] = {}
         for (compared, many, optimizer, at), e in rows:
@@ -96,12 +98,12 @@ def forest(rows: list, detail: bool = False):
         panel.tick_params(axis="y", length=0)
         panel.spines["left"].set_visible(False)
     for panel in (tokens, flops):
-        panel.set_xlabel("by how much the loss is lower, nats per token")
+        panel.set_xlabel("lead, nats per token")
     key.axis("off")
     dot = {"marker": "o", "ms": 8, "mew": 2, "ls": ""}
     for optimizer, color in COLORS.items():
         key.plot([], [], color=color, label=optimizer, **dot)
-    key.plot([], [], mec="0.35", mfc="white", label="we cannot tell: the line has 0 in it", **dot)
+    key.plot([], [], mec="0.35", mfc="white", label="cannot tell: the line has 0 in it", **dot)
     if detail:
         key.plot([], [], "o", ms=4, color=BLUE, alpha=0.4, label="a test; beside: pairs above 0")
     key.legend(loc="center left", frameon=False, fontsize=10)
@@ -111,17 +113,15 @@ def forest(rows: list, detail: bool = False):
 def draw_line(panel, y: float, effects: list, detail: bool) -> None:
     """effects: an optimizer and what came out with it, one below the other."""
     for i, (optimizer, e) in enumerate(effects):
-        at, color = y + 0.36 * (i - (len(effects) - 1) / 2), COLORS[optimizer]
-        if detail:
-            words = {"transform": panel.get_yaxis_transform(), "va": "center", "color": "0.35"}
-            panel.text(1.03, at, e.pairs, **words)
-            for x in map(mean, e.tests if len(e.tests) > 1 else ()):
-                panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
-        panel.plot([max(e.low, -EDGE), min(e.high, EDGE)], [at, at], color=color, lw=2.5)
-        for x, mark, beyond in ((-EDGE, "<", e.low < -EDGE), (EDGE, ">", e.high > EDGE)):
-            if beyond:
-                panel.plot(x, at, mark, color=color, clip_on=False)
-        fill = color if e.low > 0 or e.high < 0 else "white"
+        at, color = y + 0.4 * (i - (len(effects) - 1) / 2), COLORS[optimizer]
+        word, shade = ("yes", GREEN) if e.low > 0 else ("no", RED) if e.high < 0 else UNCLEAR
+        words = word + f", {e.pairs}" * detail
+        beside = {"transform": panel.get_yaxis_transform(), "va": "center"}
+        panel.text(1.02, at, words, color=shade, fontsize=10, **beside)
+        for x in map(mean, e.tests if detail and len(e.tests) > 1 else ()):
+            panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
+        panel.plot([e.low, e.high], [at, at], color=color, lw=2.5)
+        fill = "white" if word == UNCLEAR[0] else color
         panel.plot(e.mean, at, "o", ms=8, mew=2, color=fill, mec=color)
 
 

@@ -55,25 +55,21 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """The loss of the training text; of new text, in evaluations and at prunes, which raise it.
+    """The validation loss, in evaluations and at prunes, which raise it; and the training loss.
     past: what of the log has happened."""
     known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
     y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     rise = sum(after) - sum(before)
-    fall = y[-1] - y[0] - rise if y else 0
-    trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training text"}
-    panel.plot(along(trained), along(trained, "loss"), **style)
-    label = f"new text: training {fall:+.2f}"
+    label = f"learning: {y[-1] - y[0] - rise:+.2f}" if y else "learning"
     panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=label)
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"new text: prunes {rise:+.2f}")
+    panel.vlines(x, before, after, color=RED, lw=7, zorder=3, label=f"prunes: {rise:+.2f}")
+    trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training loss"}
+    panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
-    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.5))
+    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
-    panel.set_title("loss in nats")
-    if y:
-        panel.text(known[0]["tokens"], y[0], f"{y[0]:.2f} ", fontsize=15, ha="right", va="top")
-        panel.set_title(f"on new text: {y[-1]:.2f}", loc="right")
+    panel.set_title("validation loss, nats" + (f": {y[0]:.2f} → {y[-1]:.2f}" if y else ""))
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
@@ -104,7 +100,7 @@ def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     states = unit_states(log)
-    heights = [0.01, *(min(4, 0.6 * len(u)) for u in states[0, 0].values()), 0.5, 2.4]
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.5, 2.6]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)

@@ -5,12 +5,10 @@ units.png or run.gif, unless --to names another file. With --animate, a .png sho
 
 from pathlib import Path
 
-import numpy as np
-
 from run import UserError
 from tools import ArgumentParser, expanded, program
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
-from tools.film import draw_film
+from tools.film import NAMES, RED, draw_film
 
 # Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
 LINES = "-", "--", "-.", ":"
@@ -63,31 +61,30 @@ def draw_units(out_dir: Path):
         own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
         prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
-        bars, turn = cost.bar(range(len(prunes)), rises, 0.5), 90 * (len(prunes) > 12)
+        bars = cost.bar(range(len(prunes)), rises, 0.5, color=RED)
+        name, turn = NAMES.get(kind, kind), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
         bold = {"fontweight": "bold", "loc": "left"}
-        cost.set_title(
-            f"{kind}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats", **bold
-        )
+        total = f"{rises[-1]:.2f} of {sum(rises):.2f} nats"
+        cost.set_title(f"{name}: the last prune cost {total}", **bold)
+        score.set_title(f"{name}: at each prune, the lowest scores go", **bold)
         groups = sorted(set().union(*scores))
-        for g, layer in enumerate(groups):
+        for layer in groups:
             x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
-            lowest, low, middle, high, highest = zip(*(scores[i][layer] for i in x))
-            x = np.array(x) + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
+            lowest, _, middle, _, highest = zip(*(scores[i][layer] for i in x))
             color = colormaps["viridis"](layer / n_layer)
-            score.vlines(x, lowest, highest, color=color, lw=1)
-            score.vlines(x, low, high, color=color, lw=3)
-            score.plot(x, middle, "o", ms=4, color=color, label=f"layer {layer}")
-        for mark, words in {"-": "lowest to highest", "s": "middle half", "o": "median"}.items():
-            score.plot([], [], mark, color="0.5", lw=1, ms=4, label=words)
+            score.fill_between(x, lowest, highest, color=color, alpha=0.15, lw=0)
+            if len(x) == 1:  # no area
+                score.vlines(x, lowest, highest, color=color, lw=1)
+            score.plot(x, middle, "o-", ms=4, color=color, label=f"layer {layer}: median")
+        score.fill_between([], [], color="0.8", label="from lowest to highest")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set_title(f"{kind}: at each prune, the lowest scores go", **bold)
-        score.set(yscale="log", ylabel="score of a unit")
-        ticks = [f"{e['width_before']}→{e['width_after']}" for e in prunes]
+        score.set(yscale="log", ylabel="scores before the prune")
+        ticks, first = along(prunes, "width_after"), prunes[0]["width_before"]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
-            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
+            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, {first} at first")
     return figure
 
 
