@@ -45,18 +45,19 @@ def method():
     (usual, idea), (usual_rate, idea_rate) = axes
     usual.text(365, 350, "prune", color=RED)
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
-    idea_rate.text(226, 0.4, "we prune at\n10 to 35%", color="0.35", ha="center", va="center")
+    curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
+    idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "smaller and smaller cuts,\neach of 16 neurons or more", (250, 250), (480, 400), **words
+        "along a cubic curve,\n16 neurons or more at once", (215, 250), (480, 400), **words
     )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
-        (90, "enlarge", "right"),
-        (226, "prune", "center"),
+        (90, "enlarged", "right"),
+        (226, "prune:\n10 to 35%", "center"),
         (675, "recover", "center"),
     ):
-        idea.text(x, 545, word, ha=side, color=RED if word == "prune" else "0.15")
+        idea.text(x, 590, word, ha=side, va="top", color=RED if x == 226 else "0.15")
     for panel in (idea, idea_rate):
         for x in s.window:
             panel.axvline(x, color="0.75", lw=0.8, zorder=0)
@@ -69,19 +70,19 @@ def forest(rows: list, detail: bool = False):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. A panel is a question; both optimizers and similar numbers of tokens share a line.
     detail: also each test, and how many pairs agree."""
-    figure, axes = open_figure(2, 2, figsize=(9.6, 4.8), sharex=False, height_ratios=(1, 1.8))
+    figure, axes = open_figure(2, 2, figsize=(9.6, 5.2), sharex=False, height_ratios=(1, 2.1))
     (cosine, key), (tokens, flops) = axes
     for panel, part, title, one, other in (
         (cosine, "cosine", "Does one cosine beat a restart?", "one cosine", "restart"),
-        (tokens, "tokens", "Does IDEA beat the small model on its tokens?", "IDEA", "small model"),
-        (flops, "FLOPs", "Does IDEA beat the small model on its FLOPs?", "IDEA", "small model"),
+        (tokens, "tokens", "With equal tokens, does IDEA win?", "IDEA", "small model"),
+        (flops, "FLOPs", "With equal FLOPs, does IDEA win?", "IDEA", "small model"),
     ):
         lines: dict[str, list] = {}
         for (compared, many, optimizer, at), e in rows:
             if part in compared:
-                n, late = int(re.findall(r"\d+", many)[-1]), not at.startswith("10")
-                name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else "570 or more"
-                name = f"{name} tokens,\npruned {'late' if late else 'early'}"
+                n = int(re.findall(r"\d+", many)[-1])
+                name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else many
+                name = f"{name} tokens,\npruned at {at}"
                 text = "on a dictionary" if "dictionary" in many else "on the speeches"
                 lines.setdefault(text if panel is cosine else name, []).append((optimizer, e))
         for y, effects in enumerate(lines.values()):

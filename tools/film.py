@@ -69,6 +69,11 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+    panel.axis("on")
+    panel.spines[:].set_visible(False)
+    panel.set_facecolor("none")
+    panel.locator_params(axis="y", nbins=4)
+    panel.tick_params(colors=panel.title.get_color(), labelsize=14, length=0, labelbottom=False)
     panel.set_title("validation loss, nats" + (f": {y[0]:.2f} → {y[-1]:.2f}" if y else ""))
 
 

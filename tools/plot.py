@@ -72,13 +72,12 @@ def draw_units(out_dir: Path):
         groups = sorted(set().union(*scores))
         for layer in groups:
             x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
-            lowest, _, middle, _, highest = zip(*(scores[i][layer] for i in x))
-            color = colormaps["viridis"](layer / n_layer)
-            score.fill_between(x, lowest, highest, color=color, alpha=0.15, lw=0)
-            if len(x) == 1:  # no area
-                score.vlines(x, lowest, highest, color=color, lw=1)
-            score.plot(x, middle, "o-", ms=4, color=color, label=f"layer {layer}: median")
-        score.fill_between([], [], color="0.8", label="from lowest to highest")
+            lowest, cut, highest = zip(*(scores[i][layer] for i in x))
+            x = [i + 0.7 * ((groups.index(layer) + 0.5) / len(groups) - 0.5) for i in x]
+            color, label = colormaps["viridis"](layer / n_layer), f"layer {layer}: stays"
+            score.vlines(x, cut, highest, color=color, lw=4, label=label)
+            score.vlines(x, lowest, cut, color=RED, lw=4)
+        score.vlines([], 1, 1, color=RED, lw=4, label="goes")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set(yscale="log", ylabel="scores before the prune")
         ticks, first = along(prunes, "width_after"), prunes[0]["width_before"]
