@@ -43,13 +43,15 @@ def method():
             panel.tick_params(length=0)
             panel.grid(False)
     (usual, idea), (usual_rate, idea_rate) = axes
-    usual.text(365, 350, "prune", color=RED)
+    for x, word in ((175, "train"), (365, "prune"), (675, "train again")):
+        side, color = ("left", RED) if word == "prune" else ("center", "0.15")
+        usual.text(x, 590 - 60, word, color=color, ha=side, va="bottom")
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "along a cubic curve,\n16 neurons or more at once", (215, 250), (480, 400), **words
+        "a cubic curve, rounded up\nto a multiple of 16 neurons", (215, 250), (480, 400), **words
     )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
@@ -82,7 +84,7 @@ def forest(rows: list, detail: bool = False):
             if part in compared:
                 n = int(re.findall(r"\d+", many)[-1])
                 name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else many
-                name = f"{name} tokens,\npruned at {at}"
+                name = f"{name},\npruned at {at}"
                 text = "on a dictionary" if "dictionary" in many else "on the speeches"
                 lines.setdefault(text if panel is cosine else name, []).append((optimizer, e))
         for y, effects in enumerate(lines.values()):
@@ -100,6 +102,7 @@ def forest(rows: list, detail: bool = False):
         panel.spines["left"].set_visible(False)
     for panel in (tokens, flops):
         panel.set_xlabel("lead, nats per token")
+    tokens.set_ylabel("tokens for each final parameter")
     key.axis("off")
     dot = {"marker": "o", "ms": 8, "mew": 2, "ls": ""}
     for optimizer, color in COLORS.items():
@@ -121,7 +124,7 @@ def draw_line(panel, y: float, effects: list, detail: bool) -> None:
         panel.text(1.02, at, words, color=shade, fontsize=10, **beside)
         for x in map(mean, e.tests if detail and len(e.tests) > 1 else ()):
             panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
-        panel.plot([e.low, e.high], [at, at], color=color, lw=2.5)
+        panel.hlines(at, e.low, e.high, color=color, lw=2.5)
         fill = "white" if word == UNCLEAR[0] else color
         panel.plot(e.mean, at, "o", ms=8, mew=2, color=fill, mec=color)
 
