@@ -1,6 +1,6 @@
-"""The README's two pictures. method.png comes from schedule.py alone: python -m docs.pictures
+"""Pictures of the README. method.png comes from schedule.py alone: python -m docs.pictures
 
-`python -m studies.results` draws results.png, from the runs of the studies. Needs matplotlib.
+`python -m studies.results` draws results.png and studies/tests.png. All need matplotlib.
 """
 
 import re
@@ -16,8 +16,8 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
-COLORS, EDGE = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}, 0.08  # of results.png
-UNCLEAR = "cannot tell", "0.35"
+COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
+SHIFTS = {"Muon": -0.1, "AdamW": 0.1, "both": 0}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -51,7 +51,10 @@ def method():
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "a cubic curve, rounded up\nto a multiple of 16 neurons", (215, 250), (480, 400), **words
+        "a cubic curve, rounded up to\nmultiples of 16: the last prune waits",
+        (300, 192),
+        (480, 400),
+        **words,
     )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
@@ -68,65 +71,77 @@ def method():
     return figure
 
 
-def forest(rows: list, detail: bool = False):
+def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
-    out. A panel is a question; both optimizers and similar numbers of tokens share a line.
-    detail: also each test, and how many pairs agree."""
-    figure, axes = open_figure(2, 2, figsize=(9.6, 5.2), sharex=False, height_ratios=(1, 2.1))
-    (cosine, key), (tokens, flops) = axes
-    for panel, part, title, one, other in (
-        (cosine, "cosine", "Does one cosine beat a restart?", "one cosine", "restart"),
-        (tokens, "tokens", "With equal tokens, does IDEA win?", "IDEA", "small model"),
-        (flops, "FLOPs", "With equal FLOPs, does IDEA win?", "IDEA", "small model"),
+    out. A dot is a mean, hollow if 0 is in its 95% interval."""
+    size = {"figsize": (9.6, 3.9), "width_ratios": (1, 2, 2), "sharex": False, "sharey": True}
+    figure, ((cosine, tokens, flops),) = open_figure(1, 3, **size)
+    for panel, part, title, better, worse in (
+        (cosine, "cosine", "One cosine\nbeats a restart", "one cosine", "restart"),
+        (
+            tokens,
+            "tokens",
+            "Equal tokens: IDEA leads\nwith 36 or more, if not late",
+            "IDEA",
+            "small model",
+        ),
+        (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
     ):
-        lines: dict[str, list] = {}
+        names: list[str] = []
         for (compared, many, optimizer, at), e in rows:
             if part in compared:
-                n = int(re.findall(r"\d+", many)[-1])
-                name = "16 to 18" if n < 36 else "36 to 142" if n < 570 else many
-                name = f"{name},\npruned at {at}"
-                text = "on a dictionary" if "dictionary" in many else "on the speeches"
-                lines.setdefault(text if panel is cosine else name, []).append((optimizer, e))
-        for y, effects in enumerate(lines.values()):
-            draw_line(panel, y, effects, detail)
-        panel.set_yticks(range(len(lines)), lines if panel is not flops else [])
-        panel.set_xticks([-0.05, 0, 0.05], ["−0.05", "0", "+0.05"])
-        panel.set(xlim=(-EDGE, EDGE), ylim=(len(lines) - 0.5, -0.9))
+                n, late = int(re.findall(r"\d+", many)[-1]), not at.startswith("10")
+                name = "16–18" if n < 36 else "36–142" if n < 570 else "570" + ",\nlate" * late
+                if panel is cosine:
+                    name = "a dictionary" if "dictionary" in many else "speeches"
+                names += [name] * (name not in names)
+                x, color = names.index(name) + SHIFTS[optimizer], COLORS[optimizer]
+                fill = color if e.low > 0 or e.high < 0 else "white"
+                panel.vlines(x, e.low, e.high, color=color, lw=2.5)
+                panel.plot(x, e.mean, "o", ms=8, mew=2, color=fill, mec=color)
+        panel.set_xticks(range(len(names)), names)
+        panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.08, 0.04))
+        panel.axhline(0, color="0.3", lw=1)
+        panel.axhspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left")
-        panel.text(0.002, -0.7, f"{one} better →", color=GREEN, va="center")
-        panel.text(-0.002, -0.7, f"← {other} better", color="0.35", va="center", ha="right")
-        panel.axvline(0, color="0.3", lw=1)
-        panel.axvspan(0, EDGE, color=GREEN, alpha=0.06, lw=0)
-        panel.grid(visible=False, axis="y")
-        panel.tick_params(axis="y", length=0)
-        panel.spines["left"].set_visible(False)
-    for panel in (tokens, flops):
-        panel.set_xlabel("lead, nats per token")
-    tokens.set_ylabel("tokens for each final parameter")
-    key.axis("off")
+        panel.text(-0.55, 0.0375, f"{better} better", color=GREEN, va="top")
+        panel.text(0.1, -0.0785, f"{worse} better", color="0.35", va="bottom")
+        panel.grid(visible=False, axis="x")
+    cosine.set_ylabel("lead, nats per token")
     dot = {"marker": "o", "ms": 8, "mew": 2, "ls": ""}
     for optimizer, color in COLORS.items():
-        key.plot([], [], color=color, label=optimizer, **dot)
-    key.plot([], [], mec="0.35", mfc="white", label="cannot tell: the line has 0 in it", **dot)
-    if detail:
-        key.plot([], [], "o", ms=4, color=BLUE, alpha=0.4, label="a test; beside: pairs above 0")
-    key.legend(loc="center left", frameon=False, fontsize=10)
+        tokens.plot([], [], color=color, label=optimizer, **dot)
+    tokens.plot([], [], mec="0.35", mfc="white", label="we cannot tell", **dot)
+    tokens.legend(loc="lower right", frameon=False)
+    for panel in (tokens, flops):
+        panel.set_xlabel("tokens for each final parameter")
     return figure
 
 
-def draw_line(panel, y: float, effects: list, detail: bool) -> None:
-    """effects: an optimizer and what came out with it, one below the other."""
-    for i, (optimizer, e) in enumerate(effects):
-        at, color = y + 0.4 * (i - (len(effects) - 1) / 2), COLORS[optimizer]
-        word, shade = ("yes", GREEN) if e.low > 0 else ("no", RED) if e.high < 0 else UNCLEAR
-        words = word + f", {e.pairs}" * detail
-        beside = {"transform": panel.get_yaxis_transform(), "va": "center"}
-        panel.text(1.02, at, words, color=shade, fontsize=10, **beside)
-        for x in map(mean, e.tests if detail and len(e.tests) > 1 else ()):
-            panel.plot(x, at + 0.13, "o", ms=4, color=color, alpha=0.4, mew=0)
-        panel.hlines(at, e.low, e.high, color=color, lw=2.5)
-        fill = "white" if word == UNCLEAR[0] else color
-        panel.plot(e.mean, at, "o", ms=8, mew=2, color=fill, mec=color)
+def forest(rows: list):
+    """All rows, with their tests (faint dots), and of their pairs how many are above 0."""
+    figure, axes = open_figure(1, 1, figsize=(7, 5))
+    panel, labels = axes[0, 0], []
+    for (compared, *cells), e in rows:
+        if compared not in labels:
+            labels.append(compared)
+        y, color = len(labels), COLORS[cells[1]]
+        labels.append(", ".join(cells))
+        panel.text(1.02, y, e.pairs, transform=panel.get_yaxis_transform(), va="center")
+        panel.hlines(y, e.low, e.high, color=color, lw=2)
+        panel.plot(e.mean, y, "o", color=color)
+        means = [mean(d) for d in e.tests]
+        panel.plot(means, [y + 0.3] * len(means), "o", ms=4, color=color, alpha=0.4, mew=0)
+    panel.set_yticks(range(len(labels)), labels)
+    for label in panel.get_yticklabels():
+        if "against" in label.get_text():
+            label.set_fontweight("bold")
+    panel.axvline(0, color="0.3", lw=1)
+    panel.set(ylim=(len(labels), -1), xlabel="the second's loss minus the first's, nats per token")
+    panel.xaxis.set_major_formatter("{x:+.2f}")
+    panel.tick_params(axis="y", length=0)
+    panel.grid(visible=False, axis="y")
+    return figure
 
 
 def save(figure, path: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
-from docs.pictures import forest, save
+from docs.pictures import forest, leads, save
 from run import UserError
 from tools import command
 from tools.results import paired, read_csv, t_test
@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     (STUDIES / "tokens/table.md").write_text(small_model_table(found))
     made = list(rows(found))
     print(table(made), end="")
-    save(forest(made), "docs/results.png")
-    save(forest(made, detail=True), "studies/tests.png")
+    save(leads(made), "docs/results.png")
+    save(forest(made), "studies/tests.png")
 
 
 if __name__ == "__main__":

@@ -109,12 +109,10 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     said += [f"by {lead:.2f}" for lead in leads]
     section = README.partition("## Does it work?")[2].partition("\n## ")[0]
     assert re.findall(r"\d+ of \d+|by \d\.\d\d", section) == said
-    panels = pictures.forest(made, detail=True).axes
-    dots = [line.get_xdata() for x in panels for line in x.lines if line.get_markersize() == 8]
-    assert {x[0] for x in dots if len(x)} == {e.mean for _, e in made}
-    words = [text.get_text() for panel in panels for text in panel.texts]
-    counts = re.findall(r"\d+ of \d+", "\n".join(words))
-    assert sorted(counts) == sorted(e.pairs for _, e in made)
+    (forest,) = pictures.forest(made).axes
+    assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
+    dots = [line.get_ydata() for x in pictures.leads(made).axes for line in x.lines]
+    assert {e.mean for _, e in made} == {y[0] for y in dots if len(y) == 1}
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]

@@ -80,10 +80,10 @@ def draw_units(out_dir: Path):
         score.vlines([], 1, 1, color=RED, lw=4, label="goes")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set(yscale="log", ylabel="scores before the prune")
-        ticks, first = along(prunes, "width_after"), prunes[0]["width_before"]
+        ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
-            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, {first} at first")
+            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, and how many went")
     return figure
 
 
