@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-SHIFTS = {"Muon": -0.1, "AdamW": 0.1, "both": 0}
+MARKS = {"Muon": "o", "AdamW": "s", "both": "D"}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -37,7 +37,8 @@ def method():
         top.axhline(176, color="0.35", lw=1, ls=":")
         top.set(ylim=(0, 560), yticks=[176, 512])
         low.plot(steps, [s.learning_rate(step) for step in steps], color=color, lw=2)
-        low.set(ylim=(0, 1.15), yticks=[], xlim=(-10, 1040), xticks=[], xlabel="training tokens →")
+        low.set(ylim=(0, 1.15), yticks=[], xlim=(-10, 1040), xlabel="training tokens →")
+        low.set_xticks(shares := sorted({*s.window, 1001}), [f"{x // 10}%" for x in shares])
         for panel in (top, low):
             panel.spines["left"].set_visible(False)
             panel.tick_params(length=0)
@@ -51,7 +52,7 @@ def method():
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "a cubic curve, rounded up to\nmultiples of 16: the last prune waits",
+        "a cubic curve, rounded up\nto multiples of 16, so the\nlast cut comes late",
         (300, 192),
         (480, 400),
         **words,
@@ -95,10 +96,11 @@ def leads(rows: list):
                 if panel is cosine:
                     name = "a dictionary" if "dictionary" in many else "speeches"
                 names += [name] * (name not in names)
-                x, color = names.index(name) + SHIFTS[optimizer], COLORS[optimizer]
-                fill = color if e.low > 0 or e.high < 0 else "white"
+                x = names.index(name) + {"Muon": -0.1, "AdamW": 0.1, "both": 0}[optimizer]
+                color = GREEN if e.low > 0 else RED if e.high < 0 else GREY
+                fill = "white" if color == GREY else color
                 panel.vlines(x, e.low, e.high, color=color, lw=2.5)
-                panel.plot(x, e.mean, "o", ms=8, mew=2, color=fill, mec=color)
+                panel.plot(x, e.mean, MARKS[optimizer], ms=8, mew=2, color=fill, mec=color)
         panel.set_xticks(range(len(names)), names)
         panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.08, 0.04))
         panel.axhline(0, color="0.3", lw=1)
@@ -108,11 +110,14 @@ def leads(rows: list):
         panel.text(0.1, -0.0785, f"{worse} better", color="0.35", va="bottom")
         panel.grid(visible=False, axis="x")
     cosine.set_ylabel("lead, nats per token")
-    dot = {"marker": "o", "ms": 8, "mew": 2, "ls": ""}
-    for optimizer, color in COLORS.items():
-        tokens.plot([], [], color=color, label=optimizer, **dot)
-    tokens.plot([], [], mec="0.35", mfc="white", label="we cannot tell", **dot)
-    tokens.legend(loc="lower right", frameon=False)
+    style = {"ls": "", "ms": 8, "mew": 2}
+    for optimizer, mark in MARKS.items():
+        tokens.plot([], [], mark, mec="0.3", mfc="white", label=optimizer, **style)
+    for word, color in (("better", GREEN), ("worse", RED)):
+        flops.plot([], [], "h", color=color, label=word, **style)
+    flops.plot([], [], "h", mec=GREY, mfc="white", label="we cannot tell", **style)
+    for panel in (tokens, flops):
+        panel.legend(loc="lower right", frameon=False)
     for panel in (tokens, flops):
         panel.set_xlabel("tokens for each final parameter")
     return figure

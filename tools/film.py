@@ -60,10 +60,12 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
     y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    rise = sum(after) - sum(before)
-    label = f"learning: {y[-1] - y[0] - rise:+.2f}" if y else "learning"
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=label)
-    panel.vlines(x, before, after, color=RED, lw=7, zorder=3, label=f"prunes: {rise:+.2f}")
+    rise, word = sum(after) - sum(before), "validation loss"
+    if y:
+        word += f": {y[0]:.2f} − {y[0] + rise - y[-1]:.2f} + {rise:.2f} = {y[-1]:.2f} nats"
+    panel.set_title(word)
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="− learning")
+    panel.vlines(x, before, after, color=RED, lw=7, zorder=3, label="+ prunes")
     trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training loss"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
@@ -74,7 +76,6 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     panel.set_facecolor("none")
     panel.locator_params(axis="y", nbins=4)
     panel.tick_params(colors=panel.title.get_color(), labelsize=14, length=0, labelbottom=False)
-    panel.set_title("validation loss, nats" + (f": {y[0]:.2f} → {y[-1]:.2f}" if y else ""))
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
