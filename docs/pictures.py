@@ -3,7 +3,6 @@
 `python -m studies.results` draws results.png and studies/tests.png. All need matplotlib.
 """
 
-import re
 import sys
 from pathlib import Path
 from statistics import mean
@@ -17,7 +16,6 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-MARKS = {"Muon": "o", "AdamW": "s", "both": "D"}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
 
@@ -51,12 +49,7 @@ def method():
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
-    idea.annotate(
-        "a cubic curve, rounded up\nto multiples of 16, so the\nlast cut comes late",
-        (300, 192),
-        (480, 400),
-        **words,
-    )
+    idea.annotate("cuts get smaller\n(a cubic curve)", (240, 270), (480, 400), **words)
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarged", "right"),
@@ -75,8 +68,8 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. A dot is a mean, hollow if 0 is in its 95% interval."""
-    size = {"figsize": (9.6, 3.9), "width_ratios": (1, 2, 2), "sharex": False, "sharey": True}
-    figure, ((cosine, tokens, flops),) = open_figure(1, 3, **size)
+    size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.2), "sharex": False, "sharey": True}
+    figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
     for panel, part, title, better, worse in (
         (cosine, "cosine", "One cosine\nbeats a restart", "one cosine", "restart"),
         (
@@ -88,38 +81,31 @@ def leads(rows: list):
         ),
         (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
     ):
-        names: list[str] = []
-        for (compared, many, optimizer, at), e in rows:
-            if part in compared:
-                n, late = int(re.findall(r"\d+", many)[-1]), not at.startswith("10")
-                name = "16–18" if n < 36 else "36–142" if n < 570 else "570" + ",\nlate" * late
-                if panel is cosine:
-                    name = "a dictionary" if "dictionary" in many else "speeches"
-                names += [name] * (name not in names)
-                x = names.index(name) + {"Muon": -0.1, "AdamW": 0.1, "both": 0}[optimizer]
-                color = GREEN if e.low > 0 else RED if e.high < 0 else GREY
-                fill = "white" if color == GREY else color
-                panel.vlines(x, e.low, e.high, color=color, lw=2.5)
-                panel.plot(x, e.mean, MARKS[optimizer], ms=8, mew=2, color=fill, mec=color)
-        panel.set_xticks(range(len(names)), names)
-        panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.08, 0.04))
+        some = [(cells, e) for (compared, *cells), e in rows if part in compared]
+        for x, (_, e) in enumerate(some):
+            color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
+            panel.vlines(x, e.low, e.high, color=color, lw=2.5)
+            fill = "white" if color == GREY else color
+            panel.plot(x, e.mean, "o", ms=8, mew=2, color=fill, mec=color)
+        names = [
+            "\n".join(cells).replace(" to ", "–").replace(" and more", "+") for cells, _ in some
+        ]
+        if panel is cosine:
+            names = ["on the\nspeeches", "on a\ndictionary"]
+        panel.set_xticks(range(len(names)), names, fontsize=8)
+        panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.085, 0.04))
         panel.axhline(0, color="0.3", lw=1)
         panel.axhspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left")
-        panel.text(-0.55, 0.0375, f"{better} better", color=GREEN, va="top")
-        panel.text(0.1, -0.0785, f"{worse} better", color="0.35", va="bottom")
+        panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
+        panel.text(len(names) - 0.45, -0.083, f"{worse} better ↓", color=ORANGE, ha="right")
         panel.grid(visible=False, axis="x")
-    cosine.set_ylabel("lead, nats per token")
-    style = {"ls": "", "ms": 8, "mew": 2}
-    for optimizer, mark in MARKS.items():
-        tokens.plot([], [], mark, mec="0.3", mfc="white", label=optimizer, **style)
-    for word, color in (("better", GREEN), ("worse", RED)):
-        flops.plot([], [], "h", color=color, label=word, **style)
-    flops.plot([], [], "h", mec=GREY, mfc="white", label="we cannot tell", **style)
-    for panel in (tokens, flops):
-        panel.legend(loc="lower right", frameon=False)
-    for panel in (tokens, flops):
-        panel.set_xlabel("tokens for each final parameter")
+    tokens.set_ylabel("lead: the other's loss minus its own, nats")
+    heads = "tokens/parameter\noptimizer\npruned at"
+    at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
+    tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
+    flops.plot([], [], "o", ms=8, mew=2, mec=GREY, mfc="white", label="we cannot tell")
+    flops.legend(loc="upper right", frameon=False, handlelength=1)
     return figure
 
 

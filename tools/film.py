@@ -62,11 +62,12 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     rise, word = sum(after) - sum(before), "validation loss"
     if y:
-        word += f": {y[0]:.2f} − {y[0] + rise - y[-1]:.2f} + {rise:.2f} = {y[-1]:.2f} nats"
-    panel.set_title(word)
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="− learning")
-    panel.vlines(x, before, after, color=RED, lw=7, zorder=3, label="+ prunes")
-    trained, style = past["step"], {"color": "0.6", "lw": 1.5, "label": "training loss"}
+        fall = f"{y[0]:.2f} − {y[0] + rise - y[-1]:.2f} (learning)"
+        word += f": {fall} + {rise:.2f} (prunes) = {y[-1]:.2f}"
+    panel.set_title(word, fontsize=15)
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="learning")
+    panel.vlines(x, before, after, color=RED, lw=8, zorder=3, label="prunes")
+    trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training loss"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
