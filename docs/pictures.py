@@ -49,7 +49,9 @@ def method():
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
-    idea.annotate("cuts get smaller\n(a cubic curve)", (240, 270), (480, 400), **words)
+    idea.annotate(
+        "cuts get smaller (a cubic\ncurve, rounded up to 16s)", (240, 270), (480, 400), **words
+    )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
         (90, "enlarged", "right"),
@@ -70,6 +72,7 @@ def leads(rows: list):
     out. A dot is a mean, hollow if 0 is in its 95% interval."""
     size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.2), "sharex": False, "sharey": True}
     figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
+    at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8}
     for panel, part, title, better, worse in (
         (cosine, "cosine", "One cosine\nbeats a restart", "one cosine", "restart"),
         (
@@ -82,16 +85,21 @@ def leads(rows: list):
         (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
     ):
         some = [(cells, e) for (compared, *cells), e in rows if part in compared]
+        names = [
+            "\n".join(cells[:2]).replace(" to ", "–").replace(" and more", "+") for cells, _ in some
+        ]
+        if panel is cosine:
+            names = ["on the\nspeeches", "on a\ndictionary"]
+        else:  # most prune at 10 to 35%, and the last two later
+            late = [cells[2].replace(" to ", "–") for cells, _ in some[-2:]]
+            names[-2:] = [f"{name}\n{when}" for name, when in zip(names[-2:], late)]
+            panel.axvline(len(names) - 2.5, color="0.6", lw=1, ls=":")
+            panel.annotate("10–35% of the run", (1.5, 0), (0, -28), va="top", ha="center", **at)
         for x, (_, e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.vlines(x, e.low, e.high, color=color, lw=2.5)
             fill = "white" if color == GREY else color
             panel.plot(x, e.mean, "o", ms=8, mew=2, color=fill, mec=color)
-        names = [
-            "\n".join(cells).replace(" to ", "–").replace(" and more", "+") for cells, _ in some
-        ]
-        if panel is cosine:
-            names = ["on the\nspeeches", "on a\ndictionary"]
         panel.set_xticks(range(len(names)), names, fontsize=8)
         panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.085, 0.04))
         panel.axhline(0, color="0.3", lw=1)
@@ -100,12 +108,13 @@ def leads(rows: list):
         panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
         panel.text(len(names) - 0.45, -0.083, f"{worse} better ↓", color=ORANGE, ha="right")
         panel.grid(visible=False, axis="x")
-    tokens.set_ylabel("lead: the other's loss minus its own, nats")
+    tokens.set_ylabel("how much lower the loss is, nats")
     heads = "tokens/parameter\noptimizer\npruned at"
-    at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
-    tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
+    tokens.annotate(
+        heads, (0, 0), (-5, -8), va="top", ha="right", **(at | {"xycoords": "axes fraction"})
+    )
     flops.plot([], [], "o", ms=8, mew=2, mec=GREY, mfc="white", label="we cannot tell")
-    flops.legend(loc="upper right", frameon=False, handlelength=1)
+    flops.legend(loc=(0.2, 0.2), frameon=False, handlelength=1)
     return figure
 
 

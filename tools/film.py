@@ -64,9 +64,10 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     if y:
         fall = f"{y[0]:.2f} − {y[0] + rise - y[-1]:.2f} (learning)"
         word += f": {fall} + {rise:.2f} (prunes) = {y[-1]:.2f}"
+        panel.text(known[0]["tokens"], y[0], f"{y[0]:.2f} ", fontsize=15, ha="right", va="top")
     panel.set_title(word, fontsize=15)
     panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="learning")
-    panel.vlines(x, before, after, color=RED, lw=8, zorder=3, label="prunes")
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label="prunes")
     trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training loss"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))

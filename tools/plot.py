@@ -78,8 +78,8 @@ def draw_units(out_dir: Path):
             score.vlines(x, cut, highest, color=color, lw=4, label=label)
             score.vlines(x, lowest, cut, color=RED, lw=4)
         score.vlines([], 1, 1, color=RED, lw=4, label="goes")
-        score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", ylabel="scores in a layer, lowest to highest (log)")
+        score.legend(frameon=False, loc="upper left", ncols=3)
+        score.set(ymargin=0.25, ylim=(0, None), ylabel="scores in a layer, lowest to highest")
         ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
