@@ -1,7 +1,7 @@
 """A run as a film, from its log: python -m tools.plot OUT_DIR --animate"""
 
 import math
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +55,18 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """The validation loss, in evaluations and at prunes, which raise it; and the training loss.
-    past: what of the log has happened."""
+    """Losses of past, what of the log has happened: in validation, with prunes; in training."""
     known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
     y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    rise, word = sum(after) - sum(before), "validation loss"
+    rise, word = sum(after) - sum(before), "loss in nats"
     if y:
-        fall = f"{y[0]:.2f} − {y[0] + rise - y[-1]:.2f} (learning)"
-        word += f": {fall} + {rise:.2f} (prunes) = {y[-1]:.2f}"
-        panel.text(known[0]["tokens"], y[0], f"{y[0]:.2f} ", fontsize=15, ha="right", va="top")
+        word = f"loss since {compact(known[0]['tokens'])}: {y[0]:.2f} − "
+        word += f"{y[0] + rise - y[-1]:.2f} (learning) + {rise:.2f} (prunes) = {y[-1]:.2f}"
     panel.set_title(word, fontsize=15)
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="learning")
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="validation")
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label="prunes")
-    trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training loss"}
+    trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
@@ -102,6 +100,8 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
     draw_loss(loss, log, past)
+    for panel, x in product((rate, loss), prunes):
+        panel.axvline(x, color=RED, lw=1, alpha=0.6, zorder=0)
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:
