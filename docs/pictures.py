@@ -50,7 +50,7 @@ def method():
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "cuts get smaller (a cubic\ncurve, rounded up to 16s)", (240, 270), (480, 400), **words
+        "cuts get smaller (a cubic\ncurve, in multiples of 16)", (240, 270), (480, 400), **words
     )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
@@ -84,11 +84,12 @@ def leads(rows: list):
         (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
     ):
         some = [(c, e) for (compared, *c), e in rows if part in compared and "more" not in c[0]]
-        names = ["\n".join(cells).replace(" to ", "–") for cells, _ in some]
+        names = ["\n".join([*c, str(len(e.tests))]).replace(" to ", "–") for c, e in some]
         if panel is cosine:
-            names = ["on the\nspeeches", "on a\ndictionary"]
+            names = ["on the\nspeeches\n\n5", "on a\ndictionary\n\n1"]
         else:  # the last one prunes late
             panel.axvline(len(names) - 1.5, color="0.6", lw=1, ls=":")
+            panel.text(len(names) - 1.45, 0.0375, "late", color="0.35", va="top")
         for x, (_, e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.vlines(x, e.low, e.high, color=color, lw=2.5)
@@ -102,8 +103,8 @@ def leads(rows: list):
         panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
         panel.text(len(names) - 0.45, -0.083, f"{worse} better ↓", color=ORANGE, ha="right")
         panel.grid(visible=False, axis="x")
-    tokens.set_ylabel("how much lower the loss is, nats")
-    heads = "tokens/parameter\noptimizer\npruned at"
+    tokens.set_ylabel("how much lower IDEA's loss is, nats")
+    heads = "tokens/parameter\noptimizer\npruned at\ntests"
     at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
     tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
     words = "cannot tell: the line crosses 0"

@@ -50,7 +50,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = f"{groups} layers of " * (groups > 1) + NAMES.get(kind, kind)
+    where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
@@ -59,13 +59,13 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
     y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    rise, word = sum(after) - sum(before), "loss in nats"
-    if y:
-        word = f"loss since {compact(known[0]['tokens'])}: {y[0]:.2f} − "
-        word += f"{y[0] + rise - y[-1]:.2f} (learning) + {rise:.2f} (prunes) = {y[-1]:.2f}"
-    panel.set_title(word, fontsize=15)
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label="validation")
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label="prunes")
+    rise = sum(after) - sum(before)
+    fall = y[0] + rise - y[-1] if y else 0
+    first = "prune" if known and "kind" in known[0] else "evaluation"
+    ends = f"{y[0]:.2f} − {fall:.2f} + {rise:.2f} = {y[-1]:.2f}" if y else ""
+    panel.set_title(f"loss since the first {first}: {ends}", fontsize=16)
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=f"validation: −{fall:.2f}")
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: +{rise:.2f}")
     trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))

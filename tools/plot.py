@@ -65,21 +65,20 @@ def draw_units(out_dir: Path):
         name, turn = NAMES.get(kind, kind), 90 * (len(prunes) > 12)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
-        bold = {"fontweight": "bold", "loc": "left"}
-        total = f"{rises[-1]:.2f} of {sum(rises):.2f} nats"
-        cost.set_title(f"{name}: the last prune cost {total}", **bold)
-        score.set_title(f"{name}: at each prune, the lowest scores go", **bold)
+        cost.set_title(f"{name}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
-        for layer in groups:
-            x = [i for i, by_layer in enumerate(scores) if layer in by_layer]
-            lowest, cut, highest = zip(*(scores[i][layer] for i in x))
-            x = [i + 0.7 * ((groups.index(layer) + 0.5) / len(groups) - 0.5) for i in x]
-            color, label = colormaps["viridis"](layer / n_layer), f"layer {layer}: stays"
-            score.vlines(x, cut, highest, color=color, lw=4, label=label)
-            score.vlines(x, lowest, cut, color=RED, lw=4)
-        score.vlines([], 1, 1, color=RED, lw=4, label="goes")
-        score.legend(frameon=False, loc="upper left", ncols=3)
-        score.set(ymargin=0.25, ylim=(0, None), ylabel="scores in a layer, lowest to highest")
+        for g, layer in enumerate(groups):
+            dots: dict[bool, list] = {True: [], False: []}  # whether it goes -> places
+            for i, (e, by_layer) in enumerate(zip(prunes, scores)):
+                x = i + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
+                for q, y in enumerate(by_layer.get(layer, [])):  # quantiles at 0, 5, ... 100%
+                    dots[q / 20 < 1 - e["width_after"] / e["width_before"]].append((x, y))
+            color = colormaps["viridis"](layer / n_layer)
+            score.plot(*zip(*dots[False]), ".", color=color, label=f"layer {layer}: stays")
+            score.plot(*zip(*dots[True]), ".", color=RED, label="goes" * (layer == groups[-1]))
+        score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
+        score.set(yscale="log", title=f"{name}: at each prune, the lowest scores go")
+        score.set_ylabel("scores (a dot: 5% of a layer)")
         ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
