@@ -50,7 +50,10 @@ def method():
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
     words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
     idea.annotate(
-        "cuts get smaller (a cubic\ncurve, in multiples of 16)", (240, 270), (480, 400), **words
+        "a cubic curve, rounded up to\nmultiples of 16: the last cut waits",
+        (305, 193),
+        (480, 400),
+        **words,
     )
     usual_rate.text(560, 0.95, "the rate rises again", va="center")
     for x, word, side in (
@@ -73,11 +76,11 @@ def leads(rows: list):
     size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.2), "sharex": False, "sharey": True}
     figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
     for panel, part, title, better, worse in (
-        (cosine, "cosine", "One cosine\nbeats a restart", "one cosine", "restart"),
+        (cosine, "cosine", "On the speeches,\none cosine wins", "one cosine", "restart"),
         (
             tokens,
             "tokens",
-            "Equal tokens: IDEA leads\nwith 36 or more, if not late",
+            "Equal tokens: IDEA leads with\n36 or more, if pruned early",
             "IDEA",
             "small model",
         ),
@@ -103,7 +106,7 @@ def leads(rows: list):
         panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
         panel.text(len(names) - 0.45, -0.083, f"{worse} better ↓", color=ORANGE, ha="right")
         panel.grid(visible=False, axis="x")
-    tokens.set_ylabel("how much lower IDEA's loss is, nats")
+    tokens.set_ylabel("lead in nats (0.01 is 1% of perplexity)")
     heads = "tokens/parameter\noptimizer\npruned at\ntests"
     at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
     tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)

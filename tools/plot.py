@@ -78,7 +78,7 @@ def draw_units(out_dir: Path):
             score.plot(*zip(*dots[True]), ".", color=RED, label="goes" * (layer == groups[-1]))
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set(yscale="log", title=f"{name}: at each prune, the lowest scores go")
-        score.set_ylabel("scores (a dot: 5% of a layer)")
+        score.set_ylabel("scores (a dot: 5% of a layer's units)")
         ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
