@@ -15,6 +15,7 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
+TEXTS = "on the\nspeeches", "on a\ndictionary"
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
@@ -72,7 +73,7 @@ def method():
 
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
-    out. Left out: 570 tokens and more, in a window of their own. Hollow: 0 is in the interval."""
+    out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
     size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.2), "sharex": False, "sharey": True}
     figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
     for panel, part, title, better, worse in (
@@ -86,13 +87,14 @@ def leads(rows: list):
         ),
         (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
     ):
-        some = [(c, e) for (compared, *c), e in rows if part in compared and "more" not in c[0]]
-        names = ["\n".join([*c, str(len(e.tests))]).replace(" to ", "–") for c, e in some]
+        some = [(cells, e) for (compared, *cells), e in rows if part in compared]
+        names = ["\n".join([*cells, str(len(e.tests))]) for cells, e in some]
+        names = [name.replace(" to ", "–").replace(" and more", "+") for name in names]
         if panel is cosine:
-            names = ["on the\nspeeches\n\n5", "on a\ndictionary\n\n1"]
-        else:  # the last one prunes late
-            panel.axvline(len(names) - 1.5, color="0.6", lw=1, ls=":")
-            panel.text(len(names) - 1.45, 0.0375, "late", color="0.35", va="top")
+            names = [f"{text}\n\n{len(e.tests)}" for text, (_, e) in zip(TEXTS, some)]
+        else:  # the last two prune later
+            panel.axvline(len(names) - 2.5, color="0.6", lw=1, ls=":")
+            panel.text(len(names) - 2.4, 0.0375, "later", color="0.35", va="top")
         for x, (_, e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.vlines(x, e.low, e.high, color=color, lw=2.5)
@@ -135,7 +137,11 @@ def forest(rows: list):
         if "against" in label.get_text():
             label.set_fontweight("bold")
     panel.axvline(0, color="0.3", lw=1)
-    panel.set(ylim=(len(labels), -1), xlabel="the second's loss minus the first's, nats per token")
+    panel.set(ylim=(len(labels), -1), xlabel="lead of the first, nats per token →")
+    panel.set_title(
+        "tokens for each final parameter, optimizer, pruned at", loc="right", x=0, fontsize=9
+    )
+    panel.set_title("pairs above 0", loc="left", x=1, fontsize=9)
     panel.xaxis.set_major_formatter("{x:+.2f}")
     panel.tick_params(axis="y", length=0)
     panel.grid(visible=False, axis="y")

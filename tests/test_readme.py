@@ -25,6 +25,7 @@ from docs import pictures
 from run.config import load_config
 from studies.results import rows, small_model_tests, table
 from tools.compare import read_arms
+from tools.results import paired, read_csv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
@@ -105,16 +106,17 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     made = list(rows(small_model_tests()))
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [e.mean for w, e in made if "tokens" in w[0] and "10 to 35%" in w and e.low > 0]
-    said = [f"by {min(leads):.2f} to {max(leads):.2f}"]
+    said = [f"by {min(leads):.3f} to {max(leads):.3f}"]
+    arms = read_csv(ROOT / "studies/window/when/runs.csv")
+    later = [late > 0 for late in paired(arms["idea_50_75"], arms["idea_10_35"])]
+    said += [f"{sum(later)} of {len(later)}"]
     said += [e.pairs for w, e in made if "cosine" in w[0] and "dictionary" not in w[1]]
     section = README.partition("## Does it work?")[2].partition("\n## ")[0].replace("\n ", "")
     assert re.findall(r"\d+ of \d+|by 0[\d. to]+\d", section) == said
     (forest,) = pictures.forest(made).axes
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
     dots = [line.get_ydata() for x in pictures.leads(made).axes for line in x.lines]
-    assert [y[0] for y in dots if len(y) == 1] == [
-        e.mean for w, e in made[2:] + made[:2] if "more" not in w[1]
-    ]
+    assert [y[0] for y in dots if len(y) == 1] == [e.mean for _, e in made[2:] + made[:2]]
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
