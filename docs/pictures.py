@@ -94,7 +94,8 @@ def leads(rows: list):
             names = [f"{text}\n\n{len(e.tests)}" for text, (_, e) in zip(TEXTS, some)]
         else:  # the last two prune later
             panel.axvline(len(names) - 2.5, color="0.6", lw=1, ls=":")
-            panel.text(len(names) - 2.4, 0.0375, "later", color="0.35", va="top")
+            for middle, words in ((1.5, "pruned early"), (4.5, "pruned late")):
+                panel.text(middle, -0.083, words, fontsize=10, ha="center")
         for x, (_, e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.vlines(x, e.low, e.high, color=color, lw=2.5)
@@ -106,7 +107,7 @@ def leads(rows: list):
         panel.axhspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left")
         panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
-        panel.text(len(names) - 0.45, -0.083, f"{worse} better ↓", color=ORANGE, ha="right")
+        panel.text(len(names) - 0.45, -0.073, f"{worse} better ↓", color=ORANGE, ha="right")
         panel.grid(visible=False, axis="x")
     tokens.set_ylabel("lead in nats (0.01 is 1% of perplexity)")
     heads = "tokens/parameter\noptimizer\npruned at\ntests"
@@ -114,7 +115,7 @@ def leads(rows: list):
     tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
     words = "cannot tell: the line crosses 0"
     tokens.plot([], [], "o", ms=8, mew=2, mec=GREY, mfc="white", label=words)
-    tokens.legend(loc=(0, 0.08), frameon=False, handlelength=1)
+    tokens.legend(loc=(0, 0.2), frameon=False, handlelength=1)
     return figure
 
 
