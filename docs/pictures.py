@@ -81,7 +81,7 @@ def leads(rows: list):
         (
             tokens,
             "tokens",
-            "Equal tokens: IDEA leads with\n36 or more, if pruned early",
+            "Equal tokens: IDEA leads from\n36 per parameter, if early",
             "IDEA",
             "small model",
         ),
