@@ -15,7 +15,6 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
-TEXTS = "on the\nspeeches", "on a\ndictionary"
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 
@@ -74,7 +73,7 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
-    size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.2), "sharex": False, "sharey": True}
+    size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.5), "sharex": False, "sharey": True}
     figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
     for panel, part, title, better, worse in (
         (cosine, "cosine", "On the speeches,\none cosine wins", "one cosine", "restart"),
@@ -89,13 +88,14 @@ def leads(rows: list):
     ):
         some = [(cells, e) for (compared, *cells), e in rows if part in compared]
         names = ["\n".join([*cells, str(len(e.tests))]) for cells, e in some]
-        names = [name.replace(" to ", "–").replace(" and more", "+") for name in names]
-        if panel is cosine:
-            names = [f"{text}\n\n{len(e.tests)}" for text, (_, e) in zip(TEXTS, some)]
-        else:  # the last two prune later
+        for old, new in {" to ": "–", " and more": "+", ", a dictionary": "", "once, ": ""}.items():
+            names = [name.replace(old, new) for name in names]
+        groups = {0: "speeches", 1: "dictionary"}  # place -> what stands there
+        if panel is not cosine:  # the last two prune late
+            groups = {1.5: "pruned early", 4.5: "pruned late"}
             panel.axvline(len(names) - 2.5, color="0.6", lw=1, ls=":")
-            for middle, words in ((1.5, "pruned early"), (4.5, "pruned late")):
-                panel.text(middle, -0.083, words, fontsize=10, ha="center")
+        for x, words in groups.items():
+            panel.text(x, -0.083, words, fontsize=10, ha="center")
         for x, (_, e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.vlines(x, e.low, e.high, color=color, lw=2.5)

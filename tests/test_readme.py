@@ -23,7 +23,7 @@ import schedule
 import train
 from docs import pictures
 from run.config import load_config
-from studies.results import rows, small_model_tests, table
+from studies.results import effect, rows, small_model_tests, table
 from tools.compare import read_arms
 from tools.results import paired, read_csv
 
@@ -108,8 +108,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     leads = [e.mean for w, e in made if "tokens" in w[0] and "10 to 35%" in w and e.low > 0]
     said = [f"by {min(leads):.3f} to {max(leads):.3f}"]
     arms = read_csv(ROOT / "studies/window/when/runs.csv")
-    later = [late > 0 for late in paired(arms["idea_50_75"], arms["idea_10_35"])]
-    said += [f"{sum(later)} of {len(later)}"]
+    said += [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
     said += [e.pairs for w, e in made if "cosine" in w[0] and "dictionary" not in w[1]]
     section = README.partition("## Does it work?")[2].partition("\n## ")[0].replace("\n ", "")
     assert re.findall(r"\d+ of \d+|by 0[\d. to]+\d", section) == said
@@ -148,14 +147,14 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
         out = re.search(r"--out_dir=(\S+)", command)[1]
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
-    enlarged, *criteria, base, exercise, oneshot, naive, taught = RUNS
+    enlarged, *criteria, base, exercise, oneshot, naive, tokens, flops, taught = RUNS
     monkeypatch.chdir(tmp_path)
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
     assert [re.search(r"criterion=(\w+)", c)[1] for c in criteria] == [*prune.CRITERIA]
     for a, _, b in zip(*map(run, criteria)):
         assert (a == b) == (a[0] == wide[0][0])  # until the prune
-    assert len(DIFFS) == 7
+    assert len(DIFFS) == 5
     for file, diff in DIFFS:
         text, command = changed(file, diff), exercise
         if file.startswith("configs"):
@@ -171,6 +170,8 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     restarts, goes_on = run(naive), run(oneshot)
     assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
     assert restarts != goes_on and run(taught) != unchanged
+    small, longer = run(tokens), run(flops)
+    assert {width for width, _ in small + longer} == {unchanged[-1][0]} and len(small) < len(longer)
 
 
 def test_the_cells_of_the_notebook_run():
