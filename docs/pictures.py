@@ -55,7 +55,7 @@ def method():
         (480, 400),
         **words,
     )
-    usual_rate.text(560, 0.95, "the rate rises again", va="center")
+    usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
     for x, word, side in (
         (90, "enlarged", "right"),
         (226, "prune:\n10 to 35%", "center"),
