@@ -76,7 +76,7 @@ def leads(rows: list):
     size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.5), "sharex": False, "sharey": True}
     figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
     for panel, part, title, better, worse in (
-        (cosine, "cosine", "On the speeches,\none cosine wins", "one cosine", "restart"),
+        (cosine, "cosine", "On the speeches,\none cosine wins", "one shot", "naive"),
         (
             tokens,
             "tokens",
@@ -113,7 +113,7 @@ def leads(rows: list):
     heads = "tokens/parameter\noptimizer\npruned at\ntests"
     at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
     tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
-    words = "cannot tell: the line crosses 0"
+    words = "cannot tell: 0 is in the 95% interval"
     tokens.plot([], [], "o", ms=8, mew=2, mec=GREY, mfc="white", label=words)
     tokens.legend(loc=(0, 0.2), frameon=False, handlelength=1)
     return figure

@@ -105,9 +105,8 @@ def restarts(folder: str) -> list[float]:
     flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
     naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
     pairs = [(a, b) for a in naive for b in once if flops[a] == flops[b] and a != "naive_gentle"]
-    return [
-        mean(places) for places in zip(*(paired(arms[a], arms[b]) for a, b in pairs), strict=True)
-    ]
+    places = [paired(arms[a], arms[b]) for a, b in pairs]
+    return [mean(of_seed) for of_seed in zip(*places, strict=True)]
 
 
 def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:

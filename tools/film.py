@@ -64,8 +64,8 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     first = "prune" if known and "kind" in known[0] else "evaluation"
     ends = f"{y[0]:.2f} → {y[-1]:.2f}" if y else ""
     panel.set_title(f"validation loss since the first {first}: {ends}", fontsize=16)
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=f"by training: −{fall:.2f}")
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"by prunes: +{rise:.2f}")
+    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=f"by training: {-fall:+.2f}")
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"by prunes: {rise:+.2f}")
     trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training loss"}
     panel.plot(along(trained), along(trained, "loss"), **style)
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))

@@ -71,8 +71,9 @@ def draw_units(out_dir: Path):
             dots: dict[bool, list] = {True: [], False: []}  # whether it goes -> places
             for i, (e, by_layer) in enumerate(zip(prunes, scores)):
                 x = i + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
+                stays = e["width_after"] / e["width_before"]
                 for q, y in enumerate(by_layer.get(layer, [])):  # quantiles at 0, 5, ... 100%
-                    dots[q / 20 < 1 - e["width_after"] / e["width_before"]].append((x, y))
+                    dots[q / (len(by_layer[layer]) - 1) < 1 - stays].append((x, y))
             color = colormaps["viridis"](layer / n_layer)
             score.plot(*zip(*dots[False]), ".", color=color, label=f"layer {layer}: stays")
             score.plot(*zip(*dots[True]), ".", color=RED, label="goes" * (layer == groups[-1]))
