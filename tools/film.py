@@ -55,19 +55,17 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """Losses of past, what of the log has happened: in validation, with prunes; in training."""
-    known = sorted(past["eval"] + past["prune"], key=lambda e: e["tokens"])
-    y = [e.get(key, e.get("val_loss")) for e in known for key in ("loss_before", "loss_after")]
+    """Losses of past, what of the log has happened. Prunes and evaluations have other batches."""
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    rise = sum(after) - sum(before)
-    fall = y[0] + rise - y[-1] if y else 0
-    first = "prune" if known and "kind" in known[0] else "evaluation"
-    ends = f"{y[0]:.2f} → {y[-1]:.2f}" if y else ""
-    panel.set_title(f"validation loss since the first {first}: {ends}", fontsize=16)
-    panel.plot(np.repeat(along(known), 2), y, color=BLUE, label=f"by training: {-fall:+.2f}")
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"by prunes: {rise:+.2f}")
-    trained, style = past["step"], {"color": "0.6", "lw": 1, "label": "training loss"}
-    panel.plot(along(trained), along(trained, "loss"), **style)
+    y, rise = [loss for prune in zip(before, after) for loss in prune], sum(after) - sum(before)
+    fall = round(sum(before[1:]) - sum(after[:-1]), 2) + 0.0  # no -0
+    ends = f": {y[0]:.2f} → {y[-1]:.2f}" if y else ""
+    panel.set_title(f"validation loss at prunes{ends}", fontsize=16)
+    panel.plot(np.repeat(x, 2), y, color=BLUE, label=f"training between: {fall:+.2f}")
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: {rise:+.2f}")
+    steps, evals = past["step"], past["eval"]
+    panel.plot(along(evals), along(evals, "val_loss"), "o", color=BLUE, label="all validation text")
+    panel.plot(along(steps), along(steps, "loss"), color="0.6", lw=1, label="training loss")
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
@@ -87,7 +85,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     for panel, (kind, units) in zip(kinds, states.items()):
         draw_units(panel, kind, units)
     past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
-    x, y, lr = (along(log["step"], key) for key in ("tokens", "loss", "lr"))
+    x, lr = (along(log["step"], key) for key in ("tokens", "lr"))
     n, prunes = max(1, len(past["step"])), along(past["prune"])
     phase = "prune" if now in prunes else log["step"][n - 1]["phase"]
     title.set_title(CAPTIONS.get(phase, phase), fontsize=24, weight="bold")
@@ -100,8 +98,8 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
     draw_loss(loss, log, past)
-    for panel, x in product((rate, loss), prunes):
-        panel.axvline(x, color=RED, lw=1, alpha=0.6, zorder=0)
+    for panel, prune in product((rate, loss), prunes):
+        panel.axvline(prune, color=RED, lw=1, alpha=0.6, zorder=0)
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:

@@ -61,25 +61,26 @@ def draw_units(out_dir: Path):
         own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
         prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
-        bars = cost.bar(range(len(prunes)), rises, 0.5, color=RED)
-        name, turn = NAMES.get(kind, kind), 90 * (len(prunes) > 12)
+        bars, turn = cost.bar(range(len(prunes)), rises, 0.5, color=RED), 90 * (len(prunes) > 12)
+        name = NAMES.get(kind, kind)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
         cost.set_title(f"{name}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
             dots: dict[bool, list] = {True: [], False: []}  # whether it goes -> places
+            shift = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
             for i, (e, by_layer) in enumerate(zip(prunes, scores)):
-                x = i + 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
-                stays = e["width_after"] / e["width_before"]
+                stay = e["width_after"] / e["width_before"]
                 for q, y in enumerate(by_layer.get(layer, [])):  # quantiles at 0, 5, ... 100%
-                    dots[q / (len(by_layer[layer]) - 1) < 1 - stays].append((x, y))
-            color = colormaps["viridis"](layer / n_layer)
-            score.plot(*zip(*dots[False]), ".", color=color, label=f"layer {layer}: stays")
+                    dots[q / (len(by_layer[layer]) - 1) < 1 - stay].append((i + shift, y))
+            color, many = colormaps["viridis"](layer / n_layer), len(groups) > 1
+            label = f"layer {layer}: " * many + "stays"
+            score.plot(*zip(*dots[False]), ".", color=color, label=label)
             score.plot(*zip(*dots[True]), ".", color=RED, label="goes" * (layer == groups[-1]))
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", title=f"{name}: at each prune, the lowest scores go")
-        score.set_ylabel("scores (a dot: 5% of a layer's units)")
+        score.set(yscale="log", ylabel="scores, 21 quantiles")
+        score.set_title(f"{name}: at each prune, the lowest scores go")
         ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
