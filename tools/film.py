@@ -64,7 +64,8 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     panel.plot(np.repeat(x, 2), y, color=BLUE, label=f"training between: {fall:+.2f}")
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: {rise:+.2f}")
     steps, evals = past["step"], past["eval"]
-    panel.plot(along(evals), along(evals, "val_loss"), "o", color=BLUE, label="all validation text")
+    label = "all validation text" + "".join(f": {e['val_loss']:.2f}" for e in evals[-1:])
+    panel.plot(along(evals), along(evals, "val_loss"), "o", color=BLUE, clip_on=False, label=label)
     panel.plot(along(steps), along(steps, "loss"), color="0.6", lw=1, label="training loss")
     low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
