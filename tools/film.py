@@ -1,7 +1,7 @@
 """A run as a film, from its log: python -m tools.plot OUT_DIR --animate"""
 
 import math
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +55,19 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """Losses of past, what of the log has happened. Prunes and evaluations have other batches."""
+    """How each past prune raises the loss of its batches (red), and how it falls until the next."""
+    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    y, rise = [loss for prune in zip(before, after) for loss in prune], sum(after) - sum(before)
-    fall = round(sum(before[1:]) - sum(after[:-1]), 2) + 0.0  # no -0
-    ends = f": {y[0]:.2f} → {y[-1]:.2f}" if y else ""
-    panel.set_title(f"validation loss at prunes{ends}", fontsize=16)
-    panel.plot(np.repeat(x, 2), y, color=BLUE, label=f"training between: {fall:+.2f}")
+    rise, fall = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
+    ends = f": {before[0]:.2f} → {after[-1]:.2f}" if x else ""
+    panel.set_title(f"validation loss at prunes, nats{ends}")
+    path, fall = (np.repeat(x, 2), losses[: 2 * len(x)]), round(fall, 2) + 0.0  # no -0
+    panel.plot(*path, color=BLUE, label=f"training between: {fall:+.2f}")
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: {rise:+.2f}")
-    steps, evals = past["step"], past["eval"]
-    label = "all validation text" + "".join(f": {e['val_loss']:.2f}" for e in evals[-1:])
-    panel.plot(along(evals), along(evals, "val_loss"), "o", color=BLUE, clip_on=False, label=label)
-    panel.plot(along(steps), along(steps, "loss"), color="0.6", lw=1, label="training loss")
-    low, high = min(along(log["step"], "loss")), max(along(log["prune"], "loss_after"))
-    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.1, high + 0.3))
-    panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
+    margin = (last - first or log["step"][-1]["tokens"]) / 20
+    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.03, max(losses) + 0.03))
+    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
     panel.axis("on")
     panel.spines[:].set_visible(False)
     panel.set_facecolor("none")
@@ -99,15 +97,17 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
     draw_loss(loss, log, past)
-    for panel, prune in product((rate, loss), prunes):
-        panel.axvline(prune, color=RED, lw=1, alpha=0.6, zorder=0)
+    for x in prunes:
+        rate.axvline(x, color=RED, lw=1.5, zorder=0)
+    for e in past["eval"][-1:]:
+        rate.set_title(f"loss, all validation text: {e['val_loss']:.2f}", loc="right")
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     states = unit_states(log)
-    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.5, 2.6]
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.6, 2.4]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
