@@ -15,8 +15,8 @@ BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1
 # configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
 IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
-COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
+COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 
 
 def method():
@@ -36,7 +36,8 @@ def method():
         top.set(ylim=(0, 560), yticks=[176, 512])
         low.plot(steps, [s.learning_rate(step) for step in steps], color=color, lw=2)
         low.set(ylim=(0, 1.15), yticks=[], xlim=(-10, 1040), xlabel="training tokens →")
-        low.set_xticks(shares := sorted({*s.window, 1001}), [f"{x // 10}%" for x in shares])
+        ends = sorted({*s.window, 1001})  # the first steps of what follows
+        low.set_xticks(ends, [f"{step // 10}%" for step in ends])
         for panel in (top, low):
             panel.spines["left"].set_visible(False)
             panel.tick_params(length=0)
@@ -44,7 +45,7 @@ def method():
     (usual, idea), (usual_rate, idea_rate) = axes
     for x, word in ((175, "train"), (365, "prune"), (675, "train again")):
         side, color = ("left", RED) if word == "prune" else ("center", "0.15")
-        usual.text(x, 590 - 60, word, color=color, ha=side, va="bottom")
+        usual.text(x, 530, word, color=color, ha=side, va="bottom")
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)

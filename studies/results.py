@@ -31,10 +31,10 @@ for path in (STUDIES / "tokens").glob("*/runs.csv"):
     text = "dictionary" if path.parent.name.startswith("dictionary") else "speeches"
     FOLDERS[f"tokens/{path.parent.name}"] = text
 ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
+SPEECHES = ["default", "lab", "limited/float32", "first_edition/main", "window"]
 # Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
-MUON, ADAMW = ["default", "lab", "limited/float32"], ["first_edition/main", "window"]
 RESTARTS = [
-    ("16 to 570", "both", "once, 10 to 50%", MUON + ADAMW),
+    ("16 to 570", "both", "once, 10 to 50%", SPEECHES),
     ("142, a dictionary", "Muon", "once, 10 or 25%", ["tokens/dictionary_142"]),
 ]
 SMALL_MODELS = [  # with Muon: all that have so many tokens

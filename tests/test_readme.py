@@ -106,13 +106,15 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     made = list(rows(small_model_tests()))
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [e.mean for w, e in made if "tokens" in w[0] and "10 to 35%" in w and e.low > 0]
-    said = [f"by {min(leads):.3f} to {max(leads):.3f}"]
+    said = [f"{min(leads):.3f}", f"{max(leads):.3f}"]
     arms = read_csv(ROOT / "studies/window/when/runs.csv")
     said += [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
     said += [e.pairs for w, e in made if "cosine" in w[0] and "dictionary" not in w[1]]
-    section = README.partition("## Does it work?")[2].partition("\n## ")[0].replace("\n ", "")
-    assert re.findall(r"\d+ of \d+|by 0[\d. to]+\d", section) == said
+    section = README.partition("## Does it work?")[2].partition("\n## ")[0]
+    assert re.findall(r"\d+ of \d+|\d\.\d{3}|\d+ tests", section) == said
     (forest,) = pictures.forest(made).axes
+    labels = {label.get_text() for label in forest.get_yticklabels()}
+    assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
     dots = [line.get_ydata() for x in pictures.leads(made).axes for line in x.lines]
     assert [y[0] for y in dots if len(y) == 1] == [e.mean for _, e in made[2:] + made[:2]]

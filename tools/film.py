@@ -61,8 +61,8 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     rise, fall = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
     ends = f": {before[0]:.2f} → {after[-1]:.2f}" if x else ""
     panel.set_title(f"validation loss at prunes, nats{ends}")
-    path, fall = (np.repeat(x, 2), losses[: 2 * len(x)]), round(fall, 2) + 0.0  # no -0
-    panel.plot(*path, color=BLUE, label=f"training between: {fall:+.2f}")
+    label = f"training between: {round(fall, 2) + 0.0:+.2f}"  # + 0.0: no -0
+    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label=label)
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: {rise:+.2f}")
     first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
     margin = (last - first or log["step"][-1]["tokens"]) / 20
