@@ -43,26 +43,23 @@ def method():
             panel.tick_params(length=0)
             panel.grid(False)
     (usual, idea), (usual_rate, idea_rate) = axes
-    for x, word in ((175, "train"), (365, "prune"), (675, "train again")):
-        side, color = ("left", RED) if word == "prune" else ("center", "0.15")
-        usual.text(x, 530, word, color=color, ha=side, va="bottom")
+    for panel, x, word in (
+        (usual, 175, "train"),
+        (usual, 420, "prune"),
+        (usual, 760, "train again"),
+        (idea, 50, "wide"),
+        (idea, 226, "prune"),
+        (idea, 675, "recover"),
+    ):
+        color = RED if word == "prune" else "0.15"
+        panel.text(x, 540, word, color=color, ha="center", va="bottom")
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
-    words = {"color": "0.35", "arrowprops": {"arrowstyle": "->", "color": "0.35"}, "va": "center"}
-    idea.annotate(
-        "a cubic curve, rounded up to\nmultiples of 16: the last cut waits",
-        (305, 193),
-        (480, 400),
-        **words,
-    )
+    idea.text(390, 400, "a cubic curve,\nin multiples of 16", color="0.35", va="center")
     usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
-    for x, word, side in (
-        (90, "enlarged", "right"),
-        (226, "prune:\n10 to 35%", "center"),
-        (675, "recover", "center"),
-    ):
-        idea.text(x, 590, word, ha=side, va="top", color=RED if x == 226 else "0.15")
+    idea_rate.text(600, 0.95, "it rises once,\nthe optimizer is kept", va="center")
+
     for panel in (idea, idea_rate):
         for x in s.window:
             panel.axvline(x, color="0.75", lw=0.8, zorder=0)
@@ -74,49 +71,57 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
-    size = {"figsize": (9.6, 4), "width_ratios": (3, 3, 1.5), "sharex": False, "sharey": True}
-    figure, ((tokens, flops, cosine),) = open_figure(1, 3, **size)
+    size = {"figsize": (9.6, 4.8), "height_ratios": (6, 2), "sharex": False, "sharey": "row"}
+    figure, ((tokens, flops), (cosine, key)) = open_figure(2, 2, **size)
+    columns = {-0.96: "pruned at", -0.67: "tokens per final\nparameter", -0.25: "optimizer"}
     for panel, part, title, better, worse in (
-        (cosine, "cosine", "On the speeches,\none cosine wins", "one shot", "naive"),
         (
             tokens,
             "tokens",
-            "Equal tokens: IDEA leads from\n36 per parameter, if early",
+            "Same tokens: pruned early,\nIDEA leads, but not at 16–18",
             "IDEA",
             "small model",
         ),
-        (flops, "FLOPs", "Equal FLOPs: mostly,\nwe cannot tell", "IDEA", "small model"),
+        (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", "IDEA", "small model"),
+        (cosine, "cosine", "One cosine leads on the speeches", "one cosine", "restart"),
     ):
         some = [(cells, e) for (compared, *cells), e in rows if part in compared]
-        names = ["\n".join([*cells, str(len(e.tests))]) for cells, e in some]
-        for old, new in {" to ": "–", " and more": "+", ", a dictionary": "", "once, ": ""}.items():
-            names = [name.replace(old, new) for name in names]
-        groups = {0: "speeches", 1: "dictionary"}  # place -> what stands there
-        if panel is not cosine:  # the last two prune late
-            groups = {1.5: "pruned early", 4.5: "pruned late"}
-            panel.axvline(len(names) - 2.5, color="0.6", lw=1, ls=":")
-        for x, words in groups.items():
-            panel.text(x, -0.083, words, fontsize=10, ha="center")
-        for x, (_, e) in enumerate(some):
+        for y, ((ratio, optimizer, place), e) in enumerate(some):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
-            panel.vlines(x, e.low, e.high, color=color, lw=2.5)
+            panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             fill = "white" if color == GREY else color
-            panel.plot(x, e.mean, "o", ms=8, mew=2, color=fill, mec=color)
-        panel.set_xticks(range(len(names)), names, fontsize=8)
-        panel.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.085, 0.04))
-        panel.axhline(0, color="0.3", lw=1)
-        panel.axhspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
-        panel.set_title(title, fontsize=11, fontweight="bold", loc="left")
-        panel.text(-0.55, 0.0375, f"{better} better ↑", color=GREEN, va="top")
-        panel.text(len(names) - 0.45, -0.073, f"{worse} better ↓", color=ORANGE, ha="right")
-        panel.grid(visible=False, axis="x")
-    tokens.set_ylabel("lead in nats (0.01 is 1% of perplexity)")
-    heads = "tokens/parameter\noptimizer\npruned at\ntests"
-    at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
-    tokens.annotate(heads, (0, 0), (-5, -8), fontsize=8, **at)
-    words = "cannot tell: 0 is in the 95% interval"
-    tokens.plot([], [], "o", ms=8, mew=2, mec=GREY, mfc="white", label=words)
-    tokens.legend(loc=(0, 0.2), frameon=False, handlelength=1)
+            panel.plot(e.mean, y, "o", ms=8, mew=2, color=fill, mec=color)
+            right = panel.get_yaxis_transform()
+            mean_of = f"{e.mean:+.3f} ({len(e.tests)})"
+            panel.text(1.03, y, mean_of, transform=right, va="center", color=color)
+            words = f"{place}|{ratio}|{optimizer}".replace(" to ", "–").replace(" and more", "+")
+            for x, word in zip(columns, words.split("|")) if panel is not flops else ():
+                panel.text(x, y, word, transform=right, va="center")
+        panel.set(xlim=(-0.08, 0.035), ylim=(len(some) - 0.4, -0.6), yticks=[])
+        panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
+        panel.axvline(0, color="0.3", lw=1)
+        panel.axvspan(0, 0.035, color=GREEN, alpha=0.06, lw=0)
+        panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
+        panel.text(0.035, -0.75, f"{better} better →", color=GREEN, ha="right")
+        panel.text(-0.08, -0.75, f"← {worse} better", color=ORANGE)
+        panel.spines["left"].set_visible(False)
+        panel.grid(visible=False, axis="y")
+        panel.set_xlabel("lead in nats per token")
+        panel.text(1.03, -0.75, "mean (tests)", transform=right, color="0.35")
+    for panel, heads in ((tokens, columns), (cosine, columns | {-0.67: "tokens, text"})):
+        for x, head in heads.items():
+            panel.text(x, -0.75, head, transform=panel.get_yaxis_transform(), color="0.35")
+    for panel in (tokens, flops):
+        panel.axhline(3.5, color="0.6", lw=1, ls=":")
+    key.axis("off")
+    for fill, words in (
+        (GREY, "0 is outside of the 95% interval"),
+        ("white", "inside: we cannot tell"),
+    ):
+        key.plot([], [], "o", ms=8, mew=2, color=fill, mec=GREY, label=words)
+    key.legend(
+        loc="center", frameon=False, title="0.01 nats are 1% of perplexity", alignment="left"
+    )
     return figure
 
 

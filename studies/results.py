@@ -34,16 +34,16 @@ ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
 SPEECHES = ["default", "lab", "limited/float32", "first_edition/main", "window"]
 # Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
 RESTARTS = [
-    ("16 to 570", "both", "once, 10 to 50%", SPEECHES),
-    ("142, a dictionary", "Muon", "once, 10 or 25%", ["tokens/dictionary_142"]),
+    ("16 to 570, speeches", "both", "10 to 50%", SPEECHES),
+    ("142, dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
 ]
 SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("16 to 18", "Muon", "10 to 35%", range(30)),
     ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
-    ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
     ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
+    ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
 ]
 
 

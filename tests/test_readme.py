@@ -35,7 +35,7 @@ SCRIPTS = sorted(ROOT.glob("studies/**/*.py"))
 ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(encoding="utf-8"), re.M)]
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
-SHORTER |= {"configs/smollm2.py": ["--d_ff_target=128", "--prune_start=0.5"]}
+SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=128", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
@@ -116,8 +116,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    dots = [line.get_ydata() for x in pictures.leads(made).axes for line in x.lines]
-    assert [y[0] for y in dots if len(y) == 1] == [e.mean for _, e in made[2:] + made[:2]]
+    dots = [line.get_xdata() for panel in pictures.leads(made).axes for line in panel.lines]
+    assert [x[0] for x in dots if len(x) == 1] == [e.mean for _, e in made[2:] + made[:2]]
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]

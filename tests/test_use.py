@@ -101,10 +101,10 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     units, log = picture(undisturbed, "--units"), events(undisturbed, "prune")
     for kind in KINDS:
         rises = [e["loss_after"] - e["loss_before"] for e in log if e["kind"] == kind]
-        said = f"{film.NAMES[kind]}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
-        assert f">{said}<" in units
+        cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
+        assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    assert [x.get_label() for x in n_layer.lines] == ["stays", "goes"]  # one group
+    assert [x.get_text() for x in n_layer.get_legend().texts] == ["stays", "goes"]  # one group
     drawn = {x.get_label(): len({*x.get_xdata()}) for x in d_ff.lines if "layer" in x.get_label()}
     first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
     assert drawn == {f"layer {i}: stays": 2 if i == first else 4 for i in range(4)}

@@ -10,7 +10,7 @@ from run.report import compact
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
 
 CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
-CAPTIONS["recover"] = "The small model recovers"
+CAPTIONS["recover"] = "What is left recovers"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
 GREY, BLUE, RED = (0.5, 0.5, 0.5, 0.25), "#4c8cd9", "#e54c4c"
@@ -50,24 +50,24 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
+    where = f"{groups} layers of " * (groups > 1) + NAMES.get(kind, kind)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """How each past prune raises the loss of its batches (red), and how it falls until the next."""
+    """The losses before and after each past prune (red: its rise); then, on all validation text."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    rise, fall = sum(after) - sum(before), sum(before[1:]) - sum(after[:-1])
-    ends = f": {before[0]:.2f} → {after[-1]:.2f}" if x else ""
-    panel.set_title(f"validation loss at prunes, nats{ends}")
-    label = f"training between: {round(fall, 2) + 0.0:+.2f}"  # + 0.0: no -0
-    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label=label)
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=f"prunes: {rise:+.2f}")
-    first, last = log["prune"][0]["tokens"], log["prune"][-1]["tokens"]
-    margin = (last - first or log["step"][-1]["tokens"]) / 20
-    panel.set(xlim=(first - margin, last + margin), ylim=(min(losses) - 0.03, max(losses) + 0.03))
-    panel.legend(frameon=False, loc="lower left", handlelength=1, fontsize=15)
+    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="on a part of the text")
+    evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
+    later = along(evals), along(evals, "val_loss")
+    panel.plot(*later, "o:", color=BLUE, clip_on=False, label="on all of it")
+    label = f"prunes, together: {sum(after) - sum(before):+.2f}"
+    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
+    low = min(losses + along(log["eval"], "val_loss"))
+    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.05))
+    panel.set_title("validation loss, nats")
+    panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
     panel.axis("on")
     panel.spines[:].set_visible(False)
     panel.set_facecolor("none")
@@ -100,7 +100,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     for x in prunes:
         rate.axvline(x, color=RED, lw=1.5, zorder=0)
     for e in past["eval"][-1:]:
-        rate.set_title(f"loss, all validation text: {e['val_loss']:.2f}", loc="right")
+        loss.set_title(f"{e['val_loss']:.2f}", loc="right")
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:

@@ -53,19 +53,18 @@ def draw_units(out_dir: Path):
     chosen by. Layers keep the numbers that they had at first. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
-    kinds = dict.fromkeys(along(log["prune"], "kind"))
+    kinds = {kind: NAMES.get(kind, kind) for kind in along(log["prune"], "kind")}
     figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)), sharex=False)
     from matplotlib import colormaps
 
-    for kind, (cost, score) in zip(kinds, axes):
+    for (kind, name), (cost, score) in zip(kinds.items(), axes):
         own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
         prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
         rises = [e["loss_after"] - e["loss_before"] for e in prunes]
         bars, turn = cost.bar(range(len(prunes)), rises, 0.5, color=RED), 90 * (len(prunes) > 12)
-        name = NAMES.get(kind, kind)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
-        cost.set_title(f"{name}: the last prune cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
+        cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
             dots: dict[bool, list] = {True: [], False: []}  # whether it goes -> places
@@ -74,17 +73,18 @@ def draw_units(out_dir: Path):
                 stay = e["width_after"] / e["width_before"]
                 for q, y in enumerate(by_layer.get(layer, [])):  # quantiles at 0, 5, ... 100%
                     dots[q / (len(by_layer[layer]) - 1) < 1 - stay].append((i + shift, y))
-            color, many = colormaps["viridis"](layer / n_layer), len(groups) > 1
-            label = f"layer {layer}: " * many + "stays"
+            color = colormaps["viridis"](layer / n_layer)
+            label = f"layer {layer}: " * (len(groups) > 1) + "stays"
             score.plot(*zip(*dots[False]), ".", color=color, label=label)
-            score.plot(*zip(*dots[True]), ".", color=RED, label="goes" * (layer == groups[-1]))
+            score.plot(*zip(*dots[True]), ".", color=color, mfc="white")
+        score.plot([], [], ".", color="0.5", mfc="white", label="goes")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", ylabel="scores, 21 quantiles")
-        score.set_title(f"{name}: at each prune, the lowest scores go")
-        ticks = [f"{w}\n−{e['width_before'] - w}" for e in prunes for w in [e["width_after"]]]
+        score.set(yscale="log", ylabel=f"score (a dot for each 5% of the {name})")
+        score.set_title(f"The {name} with the lowest scores go")
+        ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
         for panel in (cost, score):
             panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
-            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} after each prune, and how many went")
+            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
     return figure
 
 

@@ -1,0 +1,10 @@
+# A quarter of SmolLM2's neurons go after 6 steps, at once. The unpruned model teaches what is left.
+from configs.smollm2 import *
+
+teacher = init_from
+d_ff_target = 1152  # of 1536
+
+max_steps = 480  # half an hour on a CPU core
+warmup_steps = 6
+prune_schedule = "oneshot"
+prune_start = 0.0125  # of 480 steps
