@@ -55,14 +55,13 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """The losses before and after each past prune (red: its rise); then, on all validation text."""
+    """The losses before and after each past prune (red: its rise), then those on all the text."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
-    panel.plot(np.repeat(x, 2), losses[: 2 * len(x)], color=BLUE, label="on a part of the text")
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
-    later = along(evals), along(evals, "val_loss")
-    panel.plot(*later, "o:", color=BLUE, clip_on=False, label="on all of it")
-    label = f"prunes, together: {sum(after) - sum(before):+.2f}"
+    y = losses[: 2 * len(x)] + along(evals, "val_loss")
+    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, clip_on=False)
+    label = f"prunes (on a part of the text): {sum(after) - sum(before):+.2f}"
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
     low = min(losses + along(log["eval"], "val_loss"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.05))
