@@ -71,9 +71,9 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
-    size = {"figsize": (9.6, 4.8), "height_ratios": (6, 2), "sharex": False, "sharey": "row"}
+    size = {"figsize": (10, 4.8), "height_ratios": (6, 2), "sharex": False, "sharey": "row"}
     figure, ((tokens, flops), (cosine, key)) = open_figure(2, 2, **size)
-    columns = {-1.04: "pruned at", -0.7: "tokens per final\nparameter", -0.25: "optimizer"}
+    columns = {-1.1: "pruned at", -0.72: "tokens per final\nparameter", -0.26: "optimizer"}
     for panel, part, title, better, worse in (
         (
             tokens,
@@ -90,7 +90,7 @@ def leads(rows: list):
             color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             fill = "white" if color == GREY else color
-            panel.plot(e.mean, y, "o", ms=8, mew=2, color=fill, mec=color)
+            panel.plot(e.mean, y, "o", ms=8 if e.tests[1:] else 6, mew=2, color=fill, mec=color)
             right = panel.get_yaxis_transform()
             mean_of = f"{e.mean:+.3f} ({len(e.tests)})"
             panel.text(1.03, y, mean_of, transform=right, va="center", color=color)
@@ -110,7 +110,7 @@ def leads(rows: list):
         panel.grid(visible=False, axis="y")
         panel.set_xlabel("lead in nats per token")
         panel.text(1.03, -0.75, "mean (tests)", transform=right, color="0.35")
-    for panel, heads in ((tokens, columns), (cosine, columns | {-0.7: "tokens, text"})):
+    for panel, heads in ((tokens, columns), (cosine, columns | {-0.72: "tokens, text"})):
         for x, head in heads.items():
             panel.text(x, -0.75, head, transform=panel.get_yaxis_transform(), color="0.35")
     for panel in (tokens, flops):
@@ -122,7 +122,10 @@ def leads(rows: list):
     ):
         key.plot([], [], "o", ms=8, mew=2, color=fill, mec=GREY, label=words)
     key.legend(
-        loc="center", frameon=False, title="0.01 nats are 1% of perplexity", alignment="left"
+        loc="center",
+        frameon=False,
+        title="Small: one test. 0.01 nats are 1% of perplexity",
+        alignment="left",
     )
     return figure
 

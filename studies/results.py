@@ -42,8 +42,8 @@ SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
-    ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
     ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
+    ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
 ]
 
 
