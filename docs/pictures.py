@@ -73,17 +73,17 @@ def leads(rows: list):
     out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
     size = {"figsize": (10, 4.8), "height_ratios": (6, 2), "sharex": False, "sharey": "row"}
     figure, ((tokens, flops), (cosine, key)) = open_figure(2, 2, **size)
-    columns = {-1.1: "pruned at", -0.72: "tokens per final\nparameter", -0.26: "optimizer"}
+    columns = {-1.1: "pruned at", -0.72: "tokens per\nparameter", -0.26: "optimizer"}
     for panel, part, title, better, worse in (
         (
             tokens,
             "tokens",
-            "Same tokens: IDEA leads,\nif early, from 36 tokens on",
+            "Same tokens: IDEA leads, if\nearly, from 36 per parameter on",
             "IDEA",
             "small model",
         ),
         (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", "IDEA", "small model"),
-        (cosine, "cosine", "One cosine leads on the speeches", "one cosine", "restart"),
+        (cosine, "cosine", "One cosine leads on the speeches", "oneshot", "naive (restart)"),
     ):
         some = [(cells, e) for (compared, *cells), e in rows if part in compared]
         for y, ((ratio, optimizer, place), e) in enumerate(some):
@@ -108,7 +108,7 @@ def leads(rows: list):
         panel.text(-0.08, -0.75, f"← {worse} better", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel("lead in nats per token")
+        panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
         panel.text(1.03, -0.75, "mean (tests)", transform=right, color="0.35")
     for panel, heads in ((tokens, columns), (cosine, columns | {-0.72: "tokens, text"})):
         for x, head in heads.items():
@@ -124,7 +124,7 @@ def leads(rows: list):
     key.legend(
         loc="center",
         frameon=False,
-        title="Small: one test. 0.01 nats are 1% of perplexity",
+        title="Small dot: one test",
         alignment="left",
     )
     return figure

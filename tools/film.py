@@ -59,13 +59,14 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
-    y = losses[: 2 * len(x)] + along(evals, "val_loss")
-    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, clip_on=False)
-    label = f"prunes (on a part of the text): {sum(after) - sum(before):+.2f}"
+    later, y = along(evals), along(evals, "val_loss")
+    panel.plot([*np.repeat(x, 2), *later], losses[: 2 * len(x)] + y, color=BLUE)
+    panel.plot(later, y, "o", color=BLUE, clip_on=False, label="all validation text")
+    label = f"{len(x)} prunes: {sum(after) - sum(before):+.2f} (a part of it)"
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
     low = min(losses + along(log["eval"], "val_loss"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.05))
-    panel.set_title("validation loss, nats")
+    panel.set(title="validation loss, nats", xlabel="training tokens →")
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
     panel.axis("on")
     panel.spines[:].set_visible(False)
@@ -114,8 +115,8 @@ def draw_film(out_dir: Path, moving: bool) -> list:
     from PIL import Image
 
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    style = {"text.color": ink, "axes.titlesize": 18, "axes.titlelocation": "left"}
-    style |= {"lines.linewidth": 2.5, "lines.markersize": 8}
+    style = {"text.color": ink, "axes.labelcolor": ink, "axes.titlesize": 18, "axes.labelsize": 14}
+    style |= {"axes.titlelocation": "left", "lines.linewidth": 2.5, "lines.markersize": 8}
     steps = along(log["step"])
     few = {(tokens, 9) for tokens in steps[-1 :: -math.ceil(len(steps) / 60)]}  # 9: all stages over
     moments, images = sorted(few | states.keys(), reverse=True), []
