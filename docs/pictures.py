@@ -110,23 +110,22 @@ def leads(rows: list):
         panel.grid(visible=False, axis="y")
         panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
         panel.text(1.03, -0.75, "mean (tests)", transform=right, color="0.35")
-    for panel, heads in ((tokens, columns), (cosine, columns | {-0.72: "tokens, text"})):
+    for panel, heads in (
+        (tokens, columns),
+        (cosine, columns | {-0.72: "tokens per\nparameter, text"}),
+    ):
         for x, head in heads.items():
             panel.text(x, -0.75, head, transform=panel.get_yaxis_transform(), color="0.35")
     for panel in (tokens, flops):
         panel.axhline(3.5, color="0.6", lw=1, ls=":")
     key.axis("off")
-    for fill, words in (
-        (GREY, "0 is outside of the 95% interval"),
-        ("white", "inside: we cannot tell"),
+    for fill, size, words in (
+        (GREY, 8, "clear"),
+        ("white", 8, "cannot tell"),
+        (GREY, 6, "small: one test"),
     ):
-        key.plot([], [], "o", ms=8, mew=2, color=fill, mec=GREY, label=words)
-    key.legend(
-        loc="center",
-        frameon=False,
-        title="Small dot: one test",
-        alignment="left",
-    )
+        tokens.plot([], [], "o", ms=size, mew=2, color=fill, mec=GREY, label=words)
+    tokens.legend(loc=(0, 0.36), frameon=False, title="bar: 95% interval", alignment="left")
     return figure
 
 

@@ -149,7 +149,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
         out = re.search(r"--out_dir=(\S+)", command)[1]
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
-    enlarged, *criteria, base, exercise, oneshot, naive, best, tokens, flops, taught = RUNS
+    enlarged, *criteria, base, exercise, oneshot, naive, taught, best, tokens, flops = RUNS
     monkeypatch.chdir(tmp_path)
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
