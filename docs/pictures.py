@@ -68,64 +68,53 @@ def method():
     return figure
 
 
+# Rows of studies/results.py that the README shows: tokens, optimizer, pruned at -> in words
+ROWS = {
+    ("16 to 18", "Muon", "10 to 35%"): "few tokens: 16 to 18 per parameter",
+    ("36 to 142", "Muon", "10 to 35%"): "enough: 36 to 142",
+    ("570", "AdamW", "10 to 35%"): "many: 570 (AdamW)",
+    ("570", "AdamW", "50 to 75%"): "many, pruned late: at 50 to 75%",
+    ("16 to 570, speeches", "both", "10 to 50%"): "speeches",
+    ("142, dictionary", "Muon", "10 or 25%"): "dictionary",
+}
+
+
 def leads(rows: list):
-    """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
-    out. A dot is a mean with its 95% interval, hollow if 0 is in it."""
-    size = {"figsize": (10, 4.8), "height_ratios": (6, 2), "sharex": False, "sharey": "row"}
-    figure, ((tokens, flops), (cosine, key)) = open_figure(2, 2, **size)
-    columns = {-1.1: "pruned at", -0.72: "tokens per\nparameter", -0.26: "optimizer"}
-    for panel, part, title, better, worse in (
-        (
-            tokens,
-            "tokens",
-            "Same tokens: IDEA leads, if\nearly, from 36 per parameter on",
-            "IDEA",
-            "small model",
-        ),
-        (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", "IDEA", "small model"),
-        (cosine, "cosine", "One cosine leads on the speeches", "oneshot", "naive (restart)"),
+    """Of rows (what is compared, tokens, optimizer, pruned at; and what came out) those of ROWS: a
+    mean with its 95% interval, and who leads, if 0 is not in it."""
+    size = {"figsize": (10, 3.8), "height_ratios": (4, 2), "sharex": False, "sharey": "row"}
+    figure, ((tokens, flops), (cosine, empty)) = open_figure(2, 2, **size)
+    pair = "IDEA", "small model"
+    for panel, part, title, (better, worse) in (
+        (tokens, "tokens", "Same tokens: IDEA leads, if\nearly, from 36 per parameter on", pair),
+        (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", pair),
+        (cosine, "cosine", "One cosine leads on the speeches", ("one cosine", "restart")),
     ):
-        some = [(cells, e) for (compared, *cells), e in rows if part in compared]
-        for y, ((ratio, optimizer, place), e) in enumerate(some):
-            color = GREEN if e.low > 0 else ORANGE if e.high < 0 else GREY
+        some = [(ROWS.get((*cells,)), e) for (compared, *cells), e in rows if part in compared]
+        some = [(words, e) for words, e in some if words]
+        where = panel.get_yaxis_transform()
+        for y, (words, e) in enumerate(some):
+            color, verdict = GREY, "cannot tell"
+            if not e.low < 0 < e.high:
+                color, leader = (GREEN, better) if e.mean > 0 else (ORANGE, worse)
+                verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            fill = "white" if color == GREY else color
-            panel.plot(e.mean, y, "o", ms=8 if e.tests[1:] else 6, mew=2, color=fill, mec=color)
-            right = panel.get_yaxis_transform()
-            mean_of = f"{e.mean:+.3f} ({len(e.tests)})"
-            panel.text(1.03, y, mean_of, transform=right, va="center", color=color)
-            if panel is tokens:
-                place = ("early, " if y < 4 else "later, ") + place
-            words = f"{place}|{ratio}|{optimizer}".replace(" to ", "–").replace(" and more", "+")
-            for x, word in zip(columns, words.split("|")) if panel is not flops else ():
-                panel.text(x, y, word, transform=right, va="center")
+            panel.plot(e.mean, y, "o", ms=8, color=color)
+            panel.text(1.02, y, verdict, transform=where, va="center", color=color)
+            if panel is not flops:
+                panel.text(-0.05, y, words, transform=where, va="center", ha="right")
         panel.set(xlim=(-0.08, 0.035), ylim=(len(some) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.035, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.035, -0.75, f"{better} better →", color=GREEN, ha="right")
-        panel.text(-0.08, -0.75, f"← {worse} better", color=ORANGE)
+        panel.text(0.035, -0.75, f"{better} →", color=GREEN, ha="right")
+        panel.text(-0.08, -0.75, f"← {worse}", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
+    for panel in (flops, cosine):
         panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
-        panel.text(1.03, -0.75, "mean (tests)", transform=right, color="0.35")
-    for panel, heads in (
-        (tokens, columns),
-        (cosine, columns | {-0.72: "tokens per\nparameter, text"}),
-    ):
-        for x, head in heads.items():
-            panel.text(x, -0.75, head, transform=panel.get_yaxis_transform(), color="0.35")
-    for panel in (tokens, flops):
-        panel.axhline(3.5, color="0.6", lw=1, ls=":")
-    key.axis("off")
-    for fill, size, words in (
-        (GREY, 8, "clear"),
-        ("white", 8, "cannot tell"),
-        (GREY, 6, "small: one test"),
-    ):
-        tokens.plot([], [], "o", ms=size, mew=2, color=fill, mec=GREY, label=words)
-    tokens.legend(loc=(0, 0.36), frameon=False, title="bar: 95% interval", alignment="left")
+    empty.axis("off")
     return figure
 
 
