@@ -56,7 +56,7 @@ def method():
     usual.text(1000, 190, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
-    idea.text(390, 400, "a cubic curve,\nin multiples of 16", color="0.35", va="center")
+    idea.text(390, 400, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
     usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
     idea_rate.text(600, 0.95, "it rises once,\nthe optimizer is kept", va="center")
 
@@ -70,10 +70,11 @@ def method():
 
 # Rows of studies/results.py that the README shows: tokens, optimizer, pruned at -> in words
 ROWS = {
-    ("16 to 18", "Muon", "10 to 35%"): "few tokens: 16 to 18 per parameter",
-    ("36 to 142", "Muon", "10 to 35%"): "enough: 36 to 142",
-    ("570", "AdamW", "10 to 35%"): "many: 570 (AdamW)",
-    ("570", "AdamW", "50 to 75%"): "many, pruned late: at 50 to 75%",
+    ("16 to 18", "Muon", "10 to 35%"): "16 to 18 tokens per parameter",
+    ("36 to 142", "Muon", "10 to 35%"): "36 to 142",
+    ("142", "AdamW", "10 to 35%"): "142, AdamW",
+    ("570", "AdamW", "10 to 35%"): "570, AdamW",
+    ("570", "AdamW", "50 to 75%"): "570, AdamW, pruned late",
     ("16 to 570, speeches", "both", "10 to 50%"): "speeches",
     ("142, dictionary", "Muon", "10 or 25%"): "dictionary",
 }
@@ -82,7 +83,7 @@ ROWS = {
 def leads(rows: list):
     """Of rows (what is compared, tokens, optimizer, pruned at; and what came out) those of ROWS: a
     mean with its 95% interval, and who leads, if 0 is not in it."""
-    size = {"figsize": (10, 3.8), "height_ratios": (4, 2), "sharex": False, "sharey": "row"}
+    size = {"figsize": (10, 4.2), "height_ratios": (5, 2), "sharex": False, "sharey": "row"}
     figure, ((tokens, flops), (cosine, empty)) = open_figure(2, 2, **size)
     pair = "IDEA", "small model"
     for panel, part, title, (better, worse) in (

@@ -118,7 +118,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
     dots = [line.get_xdata() for panel in pictures.leads(made).axes for line in panel.lines]
     shown = [e.mean for words, e in made[2:] + made[:2] if (*words[1:],) in pictures.ROWS]
-    assert [x[0] for x in dots if len(x) == 1] == shown and len(made) == len(shown) + 4
+    assert [x[0] for x in dots if len(x) == 1] == shown and len(made) == len(shown) + 2
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]

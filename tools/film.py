@@ -61,8 +61,7 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
     later, y = along(evals), along(evals, "val_loss")
     panel.plot([*np.repeat(x, 2), *later], losses[: 2 * len(x)] + y, color=BLUE)
-    panel.plot(later, y, "o", color=BLUE, clip_on=False, label="all validation text")
-    label = f"{len(x)} prunes: {sum(after) - sum(before):+.2f} on a part of the text"
+    label = f"{len(x)} prunes add {sum(after) - sum(before):.2f} in all"
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
     low = min(losses + along(log["eval"], "val_loss"))
     panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.05))

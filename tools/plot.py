@@ -79,7 +79,7 @@ def draw_units(out_dir: Path):
             score.plot(*zip(*dots[True]), ".", color=color, mfc="white")
         score.plot([], [], ".", color="0.5", mfc="white", label="goes")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", ylabel=f"score (a dot for each 5% of the {name})")
+        score.set(yscale="log", ylabel=f"score (a dot is 5% of the {name})")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
         for panel in (cost, score):
