@@ -70,8 +70,8 @@ def method():
 
 # Rows of studies/results.py that the README shows: tokens, optimizer, pruned at -> in words
 ROWS = {
-    ("16 to 18", "Muon", "10 to 35%"): "16 to 18 tokens per parameter",
-    ("36 to 142", "Muon", "10 to 35%"): "36 to 142",
+    ("16 to 18", "Muon", "10 to 35%"): "16 to 18 tokens per parameter, Muon",
+    ("36 to 142", "Muon", "10 to 35%"): "36 to 142, Muon",
     ("142", "AdamW", "10 to 35%"): "142, AdamW",
     ("570", "AdamW", "10 to 35%"): "570, AdamW",
     ("570", "AdamW", "50 to 75%"): "570, AdamW, pruned late",

@@ -55,17 +55,18 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """The losses before and after each past prune (red: its rise), then those on all the text."""
+    """Of the past: losses of training, before and after each prune, and then on the whole split."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
-    later, y = along(evals), along(evals, "val_loss")
-    panel.plot([*np.repeat(x, 2), *later], losses[: 2 * len(x)] + y, color=BLUE)
+    panel.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
+    y = losses[: 2 * len(x)] + along(evals, "val_loss")
+    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label="validation")
     label = f"{len(x)} prunes add {sum(after) - sum(before):.2f} in all"
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
     low = min(losses + along(log["eval"], "val_loss"))
-    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.05))
-    panel.set(title="validation loss, nats", xlabel="training tokens →")
+    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.35))
+    panel.set(title="loss, nats", xlabel="training tokens →")
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
     panel.axis("on")
     panel.spines[:].set_visible(False)
