@@ -70,7 +70,7 @@ def method():
 
 # Rows of studies/results.py that the README shows: tokens, optimizer, pruned at -> in words
 ROWS = {
-    ("16 to 18", "Muon", "10 to 35%"): "16 to 18 tokens per parameter, Muon",
+    ("16 to 18", "Muon", "10 to 35%"): "16 to 18, Muon",
     ("36 to 142", "Muon", "10 to 35%"): "36 to 142, Muon",
     ("142", "AdamW", "10 to 35%"): "142, AdamW",
     ("570", "AdamW", "10 to 35%"): "570, AdamW",
@@ -83,7 +83,7 @@ ROWS = {
 def leads(rows: list):
     """Of rows (what is compared, tokens, optimizer, pruned at; and what came out) those of ROWS: a
     mean with its 95% interval, and who leads, if 0 is not in it."""
-    size = {"figsize": (10, 4.2), "height_ratios": (5, 2), "sharex": False, "sharey": "row"}
+    size = {"figsize": (10.6, 4.4), "height_ratios": (5, 2), "sharex": False, "sharey": "row"}
     figure, ((tokens, flops), (cosine, empty)) = open_figure(2, 2, **size)
     pair = "IDEA", "small model"
     for panel, part, title, (better, worse) in (
@@ -101,6 +101,7 @@ def leads(rows: list):
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", ms=8, color=color)
+            verdict += f" ({len(e.tests)} test{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
             if panel is not flops:
                 panel.text(-0.05, y, words, transform=where, va="center", ha="right")
@@ -113,8 +114,10 @@ def leads(rows: list):
         panel.text(-0.08, -0.75, f"← {worse}", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-    for panel in (flops, cosine):
         panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
+    head = {"transform": tokens.get_yaxis_transform(), "color": "0.35", "ha": "right"}
+    tokens.text(-0.05, -0.75, "tokens per parameter, optimizer", **head)
+
     empty.axis("off")
     return figure
 
