@@ -12,7 +12,7 @@ from tools.figures import open_figure
 from tools.results import paired, read_csv
 
 
-class Plateau(Schedule):  # with the change of exercise 6 of docs/course.md
+class Plateau(Schedule):  # with the change of exercise 7 of docs/course.md
     def warmup_then_cosine(self, step: int, steps: int) -> float:
         peak, floor = self.c.learning_rate, self.c.min_lr_fraction * self.c.learning_rate
         falling = floor + (peak - floor) * min(1, (1 - step / steps) / 0.2)
