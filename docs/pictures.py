@@ -101,7 +101,7 @@ def leads(rows: list):
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", ms=8, color=color)
-            verdict += f" ({len(e.tests)} test{'s' * (len(e.tests) > 1)})"
+            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
             if panel is not flops:
                 panel.text(-0.05, y, words, transform=where, va="center", ha="right")

@@ -128,7 +128,7 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
 
 
 def table(made: list[tuple[list[str], Effect]]) -> str:
-    heads = "compared|tokens for each|optimizer|pruned at|tests|pairs above 0|mean|95%|p"
+    heads = "compared|tokens for each|optimizer|pruned at|settings|pairs above 0|mean|95%|p"
     text = f"|{heads}|\n{'|---' * 9}|\n"
     for (compared, *words), e in made:
         text += f"|{'' if compared in text else compared}|{'|'.join(words)}|{len(e.tests)}"

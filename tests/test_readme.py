@@ -108,14 +108,15 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [e.mean for w, e in made if "tokens" in w[0] and "10 to 35%" in w and e.low > 0]
     lab = read_csv(ROOT / "studies/lab/runs.csv")
-    said = [f"{mean(run['val_loss'] for run in lab[a].values()):.3f}" for a in ("scratch", "idea")]
+    said = [mean(run["val_loss"] for run in lab[arm].values()) for arm in ("scratch", "idea")]
+    said = [f"{loss:.4f}" for loss in [*said, said[0] - said[1]]]
     said += [f"{min(leads):.3f}", f"{max(leads):.3f}"]
 
     arms = read_csv(ROOT / "studies/window/when/runs.csv")
     said += [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
     said += [e.pairs for w, e in made if "cosine" in w[0] and "dictionary" not in w[1]]
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
-    assert re.findall(r"\d+ of \d+|\d\.\d{3}|\d+ tests", section) == said
+    assert re.findall(r"\d+ of \d+|\d\.\d{3,}|\d+ settings", section) == said
     (forest,) = pictures.forest(made).axes
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}

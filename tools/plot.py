@@ -5,6 +5,8 @@ units.png or run.gif, unless --to names another file. With --animate, a .png sho
 
 from pathlib import Path
 
+import numpy as np
+
 from run import UserError
 from tools import ArgumentParser, expanded, program
 from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
@@ -67,17 +69,15 @@ def draw_units(out_dir: Path):
         cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
         for g, layer in enumerate(groups):
-            dots: dict[bool, list] = {True: [], False: []}  # whether it goes -> places
-            shift = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # side by side
-            for i, (e, by_layer) in enumerate(zip(prunes, scores)):
-                stay = e["width_after"] / e["width_before"]
-                for q, y in enumerate(by_layer.get(layer, [])):  # quantiles at 0, 5, ... 100%
-                    dots[q / (len(by_layer[layer]) - 1) < 1 - stay].append((i + shift, y))
             color = colormaps["viridis"](layer / n_layer)
-            label = f"layer {layer}: " * (len(groups) > 1) + "stays"
-            score.plot(*zip(*dots[False]), ".", color=color, label=label)
-            score.plot(*zip(*dots[True]), ".", color=color, mfc="white")
-        score.plot([], [], ".", color="0.5", mfc="white", label="goes")
+            score.plot([], [], ".", color=color, label=f"layer {layer}" if groups[1:] else name)
+            x = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # groups stand side by side
+            for i, (e, by_layer) in enumerate(zip(prunes, scores)):
+                if y := by_layer.get(layer):  # quantiles at 0, 5, ... 100%
+                    cut = np.quantile(y, 1 - e["width_after"] / e["width_before"])
+                    score.plot([i + x] * len(y), y, ".", color=color)
+                    score.plot(i + x, cut, "_", ms=24 / len(groups), mew=2, color=RED, zorder=3)
+        score.plot([], [], "_", ms=12, mew=2, color=RED, label="below: they go")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         score.set(yscale="log", ylabel=f"score (a dot is 5% of the {name})")
         score.set_title(f"The {name} with the lowest scores go")
