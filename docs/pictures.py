@@ -87,7 +87,12 @@ def leads(rows: list):
     figure, ((tokens, flops), (cosine, empty)) = open_figure(2, 2, **size)
     pair = "IDEA", "small model"
     for panel, part, title, (better, worse) in (
-        (tokens, "tokens", "Same tokens: IDEA leads, if\nearly, from 36 per parameter on", pair),
+        (
+            tokens,
+            "tokens",
+            "Same tokens: IDEA leads, pruned\nearly, from 36 per parameter on",
+            pair,
+        ),
         (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", pair),
         (cosine, "cosine", "One cosine leads on the speeches", ("one cosine", "restart")),
     ):
@@ -118,6 +123,8 @@ def leads(rows: list):
     head = {"transform": tokens.get_yaxis_transform(), "color": "0.35", "ha": "right"}
     tokens.text(-0.05, -0.75, "tokens per parameter, optimizer", **head)
 
+    words = "setting: a text, a shape,\na number of tokens\nbar: 95% interval"
+    empty.text(0.5, 0.5, words, transform=empty.transAxes, va="center", color="0.35")
     empty.axis("off")
     return figure
 
