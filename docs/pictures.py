@@ -123,8 +123,9 @@ def leads(rows: list):
     head = {"transform": tokens.get_yaxis_transform(), "color": "0.35", "ha": "right"}
     tokens.text(-0.05, -0.75, "tokens per parameter, optimizer", **head)
 
-    words = "setting: a text, a shape,\na number of tokens\nbar: 95% interval"
-    empty.text(0.5, 0.5, words, transform=empty.transAxes, va="center", color="0.35")
+    words = "bar: 95% interval; grey: 0 is in it\nsetting: a text, a shape,\na number of tokens"
+    tokens.text(-0.05, 1.4, words, transform=tokens.transAxes, va="top", color="0.35", ha="right")
+
     empty.axis("off")
     return figure
 
