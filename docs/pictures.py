@@ -68,65 +68,44 @@ def method():
     return figure
 
 
-# Rows of studies/results.py that the README shows: tokens, optimizer, pruned at -> in words
-ROWS = {
-    ("16 to 18", "Muon", "10 to 35%"): "16 to 18, Muon",
-    ("36 to 142", "Muon", "10 to 35%"): "36 to 142, Muon",
-    ("142", "AdamW", "10 to 35%"): "142, AdamW",
-    ("570", "AdamW", "10 to 35%"): "570, AdamW",
-    ("570", "AdamW", "50 to 75%"): "570, AdamW, pruned late",
-    ("16 to 570, speeches", "both", "10 to 50%"): "speeches",
-    ("142, dictionary", "Muon", "10 or 25%"): "dictionary",
-}
-
-
 def leads(rows: list):
-    """Of rows (what is compared, tokens, optimizer, pruned at; and what came out) those of ROWS: a
-    mean with its 95% interval, and who leads, if 0 is not in it."""
-    size = {"figsize": (10.6, 4.4), "height_ratios": (5, 2), "sharex": False, "sharey": "row"}
-    figure, ((tokens, flops), (cosine, empty)) = open_figure(2, 2, **size)
-    pair = "IDEA", "small model"
-    for panel, part, title, (better, worse) in (
-        (
-            tokens,
-            "tokens",
-            "Same tokens: IDEA leads, pruned\nearly, from 36 per parameter on",
-            pair,
-        ),
-        (flops, "FLOPs", "Same FLOPs:\nmostly, we cannot tell", pair),
-        (cosine, "cosine", "One cosine leads on the speeches", ("one cosine", "restart")),
+    """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
+    out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.2), sharey=True)
+    for panel, part, title in (
+        (tokens, "same tokens", "Same tokens: IDEA leads, pruned\nearly, from 36 per parameter on"),
+        (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
-        some = [(ROWS.get((*cells,)), e) for (compared, *cells), e in rows if part in compared]
-        some = [(words, e) for words, e in some if words]
+        some = [(cells, e) for (compared, *cells), e in rows if part in compared]
         where = panel.get_yaxis_transform()
-        for y, (words, e) in enumerate(some):
+        for y, ((ratio, optimizer, place), e) in enumerate(some):
             color, verdict = GREY, "cannot tell"
             if not e.low < 0 < e.high:
-                color, leader = (GREEN, better) if e.mean > 0 else (ORANGE, worse)
+                color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            panel.plot(e.mean, y, "o", ms=8, color=color)
+            panel.plot(e.mean, y, "o", color=color)
             verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
-            if panel is not flops:
+            late = f", pruned at {place}" * (place != "10 to 35%")
+            if panel is tokens:
+                words = f"{ratio}, {optimizer}{late}"
                 panel.text(-0.05, y, words, transform=where, va="center", ha="right")
         panel.set(xlim=(-0.08, 0.035), ylim=(len(some) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
+        panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.035, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.035, -0.75, f"{better} →", color=GREEN, ha="right")
-        panel.text(-0.08, -0.75, f"← {worse}", color=ORANGE)
+        panel.text(0.035, -0.75, "IDEA →", color=GREEN, ha="right")
+        panel.text(-0.08, -0.75, "← small model", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-        panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
-    head = {"transform": tokens.get_yaxis_transform(), "color": "0.35", "ha": "right"}
-    tokens.text(-0.05, -0.75, "tokens per parameter, optimizer", **head)
-
-    words = "bar: 95% interval; grey: 0 is in it\nsetting: a text, a shape,\na number of tokens"
-    tokens.text(-0.05, 1.4, words, transform=tokens.transAxes, va="top", color="0.35", ha="right")
-
-    empty.axis("off")
+    for y, words in (
+        (1.02, "tokens per parameter, optimizer"),
+        (-0.09, "bar: 95% interval; grey: 0 is in it"),
+    ):
+        tokens.text(-0.05, y, words, transform=tokens.transAxes, ha="right", color="0.35")
     return figure
 
 
