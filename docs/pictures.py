@@ -87,9 +87,8 @@ def leads(rows: list):
             panel.plot(e.mean, y, "o", color=color)
             verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
-            late = f", pruned at {place}" * (place != "10 to 35%")
             if panel is tokens:
-                words = f"{ratio}, {optimizer}{late}"
+                words = f"{ratio}, {optimizer}, {place}"
                 panel.text(-0.05, y, words, transform=where, va="center", ha="right")
         panel.set(xlim=(-0.08, 0.035), ylim=(len(some) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
@@ -102,7 +101,7 @@ def leads(rows: list):
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
     for y, words in (
-        (1.02, "tokens per parameter, optimizer"),
+        (1.02, "tokens per parameter, optimizer, pruned at"),
         (-0.09, "bar: 95% interval; grey: 0 is in it"),
     ):
         tokens.text(-0.05, y, words, transform=tokens.transAxes, ha="right", color="0.35")
