@@ -1,6 +1,6 @@
 """Pictures of the README. method.png comes from schedule.py alone: python -m docs.pictures
 
-`python -m studies.results` draws results.png and studies/tests.png. All need matplotlib.
+`python -m studies.results` draws results.png and studies/settings.png. All need matplotlib.
 """
 
 import sys
@@ -71,15 +71,21 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.2), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.5), sharey=True)
+    names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
     for panel, part, title in (
-        (tokens, "same tokens", "Same tokens: IDEA leads, pruned\nearly, from 36 per parameter on"),
+        (tokens, "same tokens", "Same tokens: pruned early,\nIDEA leads on 36 to 142"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
-        some = [(cells, e) for (compared, *cells), e in rows if part in compared]
+        found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         where = panel.get_yaxis_transform()
-        for y, ((ratio, optimizer, place), e) in enumerate(some):
-            color, verdict = GREY, "cannot tell"
+        for y, name in enumerate(names):
+            if panel is tokens:
+                panel.text(-0.05, y, ", ".join(name), transform=where, va="center", ha="right")
+            if name not in found:
+                panel.text(1.02, y, "not run", transform=where, va="center", color=GREY)
+                continue
+            e, color, verdict = found[name], GREY, "cannot tell"
             if not e.low < 0 < e.high:
                 color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
@@ -87,10 +93,7 @@ def leads(rows: list):
             panel.plot(e.mean, y, "o", color=color)
             verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
-            if panel is tokens:
-                words = f"{ratio}, {optimizer}, {place}"
-                panel.text(-0.05, y, words, transform=where, va="center", ha="right")
-        panel.set(xlim=(-0.08, 0.035), ylim=(len(some) - 0.4, -0.6), yticks=[])
+        panel.set(xlim=(-0.08, 0.035), ylim=(len(names) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
         panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
         panel.axvline(0, color="0.3", lw=1)
@@ -109,7 +112,7 @@ def leads(rows: list):
 
 
 def forest(rows: list):
-    """All rows, with their tests (faint dots), and of their pairs how many are above 0."""
+    """All rows, with their settings (faint dots), and of their pairs how many are above 0."""
     figure, axes = open_figure(1, 1, figsize=(7, 5))
     panel, labels = axes[0, 0], []
     for (compared, *cells), e in rows:

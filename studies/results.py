@@ -1,13 +1,13 @@
 """All comparisons together: python -m studies.results (needs requirements-extra.txt)
 
 Prints their table (studies/README.md), writes tokens/table.md, and draws docs/results.png and, with
-its tests, tests.png. A test is a difference of two arms on two seeds or more; a text, shape and
-number of tokens is one test. All weigh the same in a mean. Its 95% interval comes from how seeds
-spread within tests (Satterthwaite's degrees of freedom), or of three tests or more, from Student's
-t over their means, if that is wider.
+its settings, settings.png. A setting is a text, a shape and a number of tokens, with two seeds or
+more of two arms. All weigh the same in a mean. Its 95% interval comes from how seeds spread within
+settings (Satterthwaite's degrees of freedom), or of three or more, from Student's t over their
+means, if that is wider.
 
 Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose its
-rate); other methods and enlarged widths; runs of one of these tests again; window/muon, /plateau.
+rate); other methods and enlarged widths; runs of a setting again; window/plateau.
 """
 
 import math
@@ -40,6 +40,7 @@ RESTARTS = [
 SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("16 to 18", "Muon", "10 to 35%", range(30)),
     ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
     ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
@@ -121,6 +122,8 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
                 tests = [d[arm] for *_, d in some if arm in d]
             else:
                 folders, idea, *small = runs.split()
+                if i == len(small):
+                    continue  # not run
                 every = [read_csv(STUDIES / f / "runs.csv") for f in folders.split(",")]
                 pairs = [paired(arms.get(small[i], {}), arms[idea]) for arms in every]
                 tests = [sum(pairs, [])]  # one test, of all seeds
@@ -144,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     made = list(rows(found))
     print(table(made), end="")
     save(leads(made), "docs/results.png")
-    save(forest(made), "studies/tests.png")
+    save(forest(made), "studies/settings.png")
 
 
 if __name__ == "__main__":

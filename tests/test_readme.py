@@ -25,8 +25,8 @@ import train
 from docs import pictures
 from run.config import load_config
 from studies.results import effect, rows, small_model_tests, table
-from tools.compare import read_arms
-from tools.results import paired, read_csv
+from tools.compare import load_arms, read_arms
+from tools.results import paired, read_csv, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
@@ -40,7 +40,7 @@ SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=128", "--prune_start=0.
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
-RUNS = re.findall(r"^ *python train\.py (.*)$", COURSE, re.M)
+RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
 # 20 steps of 4 x 16 tokens; the base prunes four times in steps 4 to 8
 SHORT = " --shorter=200 --batch_size=4 --context_length=16 --eval_tokens=500 --device=cpu"
 NOTEBOOK = (ROOT / "docs/by_hand.ipynb").read_text(encoding="utf-8")
@@ -123,7 +123,18 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    dots = [line.get_xdata() for panel in pictures.leads(made).axes for line in panel.lines]
+    for *_, folder, pairs in small_model_tests():  # exercise 9
+        for d in pairs.values() if folder in ("tokens/lab_36", "lab") else ():
+            how = "worse" if mean(d) > 0 else "better"
+            assert f"|{abs(mean(d)):.3f} {how} ({t_test(d):.2f})|" in COURSE
+    words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
+    paths, knobs = ([x for x in words if x.startswith("--") == is_knob] for is_knob in (0, 1))
+    assert len(load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")) == 3
+    panels = pictures.leads(made).axes
+    verdicts = [text.get_text() for panel in panels for text in panel.texts]
+    for lead in (f"IDEA by {said[4]} (", "small model by 0.023 (", "cannot tell (10 settings)"):
+        assert len([words for words in verdicts if words.startswith(lead)]) == 1
+    dots = [line.get_xdata() for panel in panels for line in panel.lines]
     assert [x[0] for x in dots if len(x) == 1] == [e.mean for _, e in made[2:]]
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))

@@ -106,7 +106,12 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
     assert [x.get_text() for x in n_layer.get_legend().texts] == ["layers", "below: they go"]
-    drawn = Counter(x.get_color() for x in d_ff.lines if len(x.get_xdata()) > 1)
+    bars = [x for x in d_ff.lines if x.get_marker() == "_" and len(x.get_xdata())]
+    dots = [x for x in d_ff.lines if len(x.get_xdata()) > 1]
+    for prune, group, bar in zip([e for e in log if e["kind"] == "d_ff"] * 4, dots, bars):
+        below = sum(group.get_ydata() < bar.get_ydata()[0]) / len(group.get_ydata())
+        assert below == pytest.approx(1 - prune["width_after"] / prune["width_before"], abs=0.06)
+    drawn = Counter(x.get_color() for x in dots)
     first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
     assert list(drawn.values()) == [2 if i == first else 4 for i in range(4)]
 
@@ -138,6 +143,11 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
         assert counts == [str(step[kind]) for kind in units]
         assert f"{compact(step['params'])} parameters" in said
+        validation = [x for x in panels[-1].lines if "validation" in x.get_label()]
+        late = [
+            e["val_loss"] for e in log["eval"] if log["prune"][-1]["tokens"] < e["tokens"] <= now
+        ]
+        assert all(x.get_ydata()[-len(late) :] == late for x in validation if late)
         (red,) = panels[-1].collections
         seen = [e for e in log["prune"] if e["tokens"] <= now]
         jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in seen]

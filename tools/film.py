@@ -50,7 +50,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = f"{groups} layers of " * (groups > 1) + NAMES.get(kind, kind)
+    where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
@@ -61,12 +61,12 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
     panel.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
     y = losses[: 2 * len(x)] + along(evals, "val_loss")
-    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label="validation")
-    label = f"{len(x)} prunes add {sum(after) - sum(before):.2f} in all"
+    last = "".join(f": {loss:.2f}" for loss in y[-1:])
+    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=f"validation{last}")
+    label = f"prunes: {round(sum(after) - sum(before), 2) + 0.0:+.2f} in all"  # + 0.0: no -0
     panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
-    low = min(losses + along(log["eval"], "val_loss"))
-    panel.set(xlim=(0, log["step"][-1]["tokens"]), ylim=(low - 0.05, max(losses) + 0.35))
-    panel.set(title="loss, nats", xlabel="training tokens →")
+    panel.set_ylim(min(losses + along(log["step"], "loss")) - 0.05, max(losses) + 0.35)
+    panel.set(title="loss, nats", xlabel="training tokens →", xlim=(0, log["step"][-1]["tokens"]))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
     panel.axis("on")
     panel.spines[:].set_visible(False)
@@ -97,10 +97,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
     draw_loss(loss, log, past)
-    for x in prunes:
-        rate.axvline(x, color=RED, lw=1.5, zorder=0)
-    for e in past["eval"][-1:]:
-        loss.set_title(f"{e['val_loss']:.2f}", loc="right")
+    rate.vlines(prunes, 0, 1, color=RED, lw=1.5, zorder=0, transform=rate.get_xaxis_transform())
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:

@@ -51,8 +51,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
 
 
 def draw_units(out_dir: Path):
-    """A figure, for each kind of unit, of what each prune cost, and of the scores that units were
-    chosen by. Layers keep the numbers that they had at first. Raises UserError."""
+    """A figure: what the prunes of a kind cost, and the scores that chose. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     n_layer = widths(log, "n_layer")[1][0]
     kinds = {kind: NAMES.get(kind, kind) for kind in along(log["prune"], "kind")}
@@ -68,18 +67,22 @@ def draw_units(out_dir: Path):
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
         cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
+        bar = {"ms": max(4, 24 / len(groups)), "mew": 2, "color": RED, "zorder": 3}
         for g, layer in enumerate(groups):
             color = colormaps["viridis"](layer / n_layer)
-            score.plot([], [], ".", color=color, label=f"layer {layer}" if groups[1:] else name)
+            label = f"layer {layer}" * (len(groups) < 9 or layer in (groups[0], groups[-1]))
+            score.plot([], [], ".", color=color, label=label if groups[1:] else name)
             x = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # groups stand side by side
             for i, (e, by_layer) in enumerate(zip(prunes, scores)):
                 if y := by_layer.get(layer):  # quantiles at 0, 5, ... 100%
                     cut = np.quantile(y, 1 - e["width_after"] / e["width_before"])
+                    y = np.quantile(y, np.linspace(0, 1, min(21, e["width_before"])))
                     score.plot([i + x] * len(y), y, ".", color=color)
-                    score.plot(i + x, cut, "_", ms=24 / len(groups), mew=2, color=RED, zorder=3)
-        score.plot([], [], "_", ms=12, mew=2, color=RED, label="below: they go")
+                    score.plot(i + x, cut, "_", **bar)
+        score.plot([], [], "_", label="below: they go", **bar)
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.set(yscale="log", ylabel=f"score (a dot is 5% of the {name})")
+        share = "5%" if prunes[0]["width_before"] > 21 else "one"
+        score.set(yscale="log", ylabel=f"score (a dot is {share} of the {name})")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
         for panel in (cost, score):
