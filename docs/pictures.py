@@ -71,7 +71,7 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.5), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.8), sharey=True)
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
     for panel, part, title in (
         (tokens, "same tokens", "Same tokens: pruned early,\nIDEA leads on 36 to 142"),
@@ -79,9 +79,13 @@ def leads(rows: list):
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         where = panel.get_yaxis_transform()
-        for y, name in enumerate(names):
+        for i, name in enumerate(names):
+            ratio, optimizer, place = name
+            late = place != "10 to 35%"
+            y = i + late  # a row between
             if panel is tokens:
-                panel.text(-0.05, y, ", ".join(name), transform=where, va="center", ha="right")
+                words = f"{ratio}, {optimizer}" + f", at {place}" * late
+                panel.text(-0.05, y, words, transform=where, va="center", ha="right")
             if name not in found:
                 panel.text(1.02, y, "not run", transform=where, va="center", color=GREY)
                 continue
@@ -93,21 +97,25 @@ def leads(rows: list):
             panel.plot(e.mean, y, "o", color=color)
             verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, transform=where, va="center", color=color)
-        panel.set(xlim=(-0.08, 0.035), ylim=(len(names) - 0.4, -0.6), yticks=[])
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) + 0.6, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
         panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
         panel.axvline(0, color="0.3", lw=1)
-        panel.axvspan(0, 0.035, color=GREEN, alpha=0.06, lw=0)
+        panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.035, -0.75, "IDEA →", color=GREEN, ha="right")
+        panel.text(0.04, -0.75, "IDEA →", color=GREEN, ha="right")
         panel.text(-0.08, -0.75, "← small model", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
+    early = sum(place == "10 to 35%" for *_, place in names)
     for y, words in (
-        (1.02, "tokens per parameter, optimizer, pruned at"),
-        (-0.09, "bar: 95% interval; grey: 0 is in it"),
+        (-0.75, "pruned early, at 10 to 35%"),
+        (early + 0.1, "pruned later"),
+        (len(names) + 1.5, "tokens per parameter, optimizer\nbar: 95% interval; grey: 0 is in it"),
     ):
-        tokens.text(-0.05, y, words, transform=tokens.transAxes, ha="right", color="0.35")
+        tokens.text(
+            -0.05, y, words, transform=tokens.get_yaxis_transform(), ha="right", color="0.35"
+        )
     return figure
 
 

@@ -11,6 +11,10 @@ done
 python -m tools.compare studies/window/arms.py:{idea_10_35,idea_50_75,oneshot_50,scratch} --optimizer=muon \
     --learning_rate=1.13e-2 --reference=idea_10_35 --seeds=31-33 --jobs=2 --compile=on --out=studies/window/muon
 
+# At this rate, which is the best of three on seeds 11 and 12 (muon/sweep.csv), more seeds
+python -m tools.compare studies/window/arms.py:{idea_10_35,scratch} --optimizer=muon --learning_rate=1.13e-2 \
+    --reference=idea_10_35 --seeds=34-37 --jobs=2 --compile=on --out=studies/window/muon
+
 # Exploratory, on a plateau: in a clone with the change of exercise 7 (docs/course.md), and another rate
 sed -i 's/1.13e-2/5.6e-3/' studies/window/arms.py
 for seed in {31..33}; do
