@@ -74,7 +74,7 @@ def leads(rows: list):
     figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.8), sharey=True)
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
     for panel, part, title in (
-        (tokens, "same tokens", "Same tokens: pruned early,\nIDEA leads on 36 to 142"),
+        (tokens, "same tokens", "Same tokens: early, IDEA leads\non 36 to 142 per parameter"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
@@ -109,9 +109,9 @@ def leads(rows: list):
         panel.grid(visible=False, axis="y")
     early = sum(place == "10 to 35%" for *_, place in names)
     for y, words in (
-        (-0.75, "pruned early, at 10 to 35%"),
+        (-0.75, "tokens per parameter, optimizer\npruned early, at 10 to 35%"),
         (early + 0.1, "pruned later"),
-        (len(names) + 1.5, "tokens per parameter, optimizer\nbar: 95% interval; grey: 0 is in it"),
+        (len(names) + 1.2, "bar: 95% interval; grey: 0 is in it"),
     ):
         tokens.text(
             -0.05, y, words, transform=tokens.get_yaxis_transform(), ha="right", color="0.35"
