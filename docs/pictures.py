@@ -17,6 +17,7 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
+EARLY = "10 to 35%"  # pruned at, as studies/results.py has it
 
 
 def method():
@@ -59,7 +60,6 @@ def method():
     idea.text(390, 400, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
     usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
     idea_rate.text(600, 0.95, "it rises once,\nthe optimizer is kept", va="center")
-
     for panel in (idea, idea_rate):
         for x in s.window:
             panel.axvline(x, color="0.75", lw=0.8, zorder=0)
@@ -81,7 +81,7 @@ def leads(rows: list):
         where = panel.get_yaxis_transform()
         for i, name in enumerate(names):
             ratio, optimizer, place = name
-            late = place != "10 to 35%"
+            late = place != EARLY
             y = i + late  # a row between
             if panel is tokens:
                 words = f"{ratio}, {optimizer}" + f", at {place}" * late
@@ -107,15 +107,11 @@ def leads(rows: list):
         panel.text(-0.08, -0.75, "← small model", color=ORANGE)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-    early = sum(place == "10 to 35%" for *_, place in names)
-    for y, words in (
-        (-0.75, "tokens per parameter, optimizer\npruned early, at 10 to 35%"),
-        (early + 0.1, "pruned later"),
-        (len(names) + 1.2, "bar: 95% interval; grey: 0 is in it"),
-    ):
-        tokens.text(
-            -0.05, y, words, transform=tokens.get_yaxis_transform(), ha="right", color="0.35"
-        )
+    early = sum(place == EARLY for *_, place in names)
+    words = {"transform": tokens.get_yaxis_transform(), "ha": "right", "color": "0.35"}
+    tokens.text(-0.05, -0.75, f"tokens per parameter, optimizer\npruned early, at {EARLY}", **words)
+    tokens.text(-0.05, early + 0.1, "pruned later", **words)
+    tokens.text(-0.05, len(names) + 1.2, "bar: 95% interval; grey: 0 is in it", **words)
     return figure
 
 

@@ -129,7 +129,9 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
             assert f"|{abs(mean(d)):.3f} {how} ({t_test(d):.2f})|" in COURSE
     words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
     paths, knobs = ([x for x in words if x.startswith("--") == is_knob] for is_knob in (0, 1))
-    assert len(load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")) == 3
+    idea, small, longer = load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")
+    assert idea.plan.final == small.plan.final == longer.plan.final
+    assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
     panels = pictures.leads(made).axes
     verdicts = [text.get_text() for panel in panels for text in panel.texts]
     for lead in (f"IDEA by {said[3]} (", "small model by 0.023 (", "cannot tell (10 settings)"):
