@@ -71,23 +71,24 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.8), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.6), sharey=True)
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
+    columns = dict(zip((-0.82, -0.55, -0.05), ("tokens per parameter", "optimizer", "pruned at")))
     for panel, part, title in (
-        (tokens, "same tokens", "Same tokens: early, IDEA leads\non 36 to 142 per parameter"),
+        (tokens, "same tokens", "Same tokens: pruned early,\nIDEA mostly leads on 36 and more"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
-        where = panel.get_yaxis_transform()
+        style = {"transform": panel.get_yaxis_transform(), "va": "center"}
         for i, name in enumerate(names):
             ratio, optimizer, place = name
-            late = place != EARLY
-            y = i + late  # a row between
+            when = "early" if place == EARLY else "late"
+            y = i + 0.5 * (when == "late")  # a gap before these
             if panel is tokens:
-                words = f"{ratio}, {optimizer}" + f", at {place}" * late
-                panel.text(-0.05, y, words, transform=where, va="center", ha="right")
+                for x, cell in zip(columns, (ratio, optimizer, f"{when}: {place}")):
+                    panel.text(x, y, cell, ha="right", **style)
             if name not in found:
-                panel.text(1.02, y, "not run", transform=where, va="center", color=GREY)
+                panel.text(1.02, y, "not run", color=GREY, **style)
                 continue
             e, color, verdict = found[name], GREY, "cannot tell"
             if not e.low < 0 < e.high:
@@ -95,23 +96,21 @@ def leads(rows: list):
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", color=color)
-            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
-            panel.text(1.02, y, verdict, transform=where, va="center", color=color)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) + 0.6, -0.6), yticks=[])
+            panel.text(1.02, y, f"{verdict} ({len(e.tests)})", color=color, **style)
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) + 0.1, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("lead in nats (0.01 is 1% of perplexity)")
+        panel.set_xlabel("the small model's loss minus IDEA's, nats\nmean and 95% interval")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.04, -0.75, "IDEA →", color=GREEN, ha="right")
-        panel.text(-0.08, -0.75, "← small model", color=ORANGE)
+        panel.text(0.04, -0.9, "IDEA leads →", color=GREEN, ha="right", va="center")
+        panel.text(-0.08, -0.9, "← small model leads", color=ORANGE, va="center")
+        panel.text(1.02, -0.9, "(number of settings)", color="0.35", **style)
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-    early = sum(place == EARLY for *_, place in names)
-    words = {"transform": tokens.get_yaxis_transform(), "ha": "right", "color": "0.35"}
-    tokens.text(-0.05, -0.75, f"tokens per parameter, optimizer\npruned early, at {EARLY}", **words)
-    tokens.text(-0.05, early + 0.1, "pruned later", **words)
-    tokens.text(-0.05, len(names) + 1.2, "bar: 95% interval; grey: 0 is in it", **words)
+    for x, head in columns.items():
+        where = tokens.get_yaxis_transform()
+        tokens.text(x, -0.9, head, color="0.35", transform=where, va="center", ha="right")
     return figure
 
 

@@ -97,9 +97,11 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
     two = picture(undisturbed, undisturbed)
     assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
-    assert two.count(">run ends at ") == 2
+    log, end = events(undisturbed, "prune"), events(undisturbed, "eval")[-1]["val_loss"]
+    cost = sum(e["loss_after"] - e["loss_before"] for e in log)
+    assert two.count(f">run ends at {end:.3f}, prunes cost {cost:.2f}<") == 2
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
-    units, log = picture(undisturbed, "--units"), events(undisturbed, "prune")
+    units = picture(undisturbed, "--units")
     for kind in KINDS:
         rises = [e["loss_after"] - e["loss_before"] for e in log if e["kind"] == kind]
         cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"

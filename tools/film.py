@@ -50,7 +50,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = NAMES.get(kind, kind) + " per layer" * (groups > 1)
+    where = NAMES.get(kind, kind) + f", {groups} layers" * (groups > 1)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 

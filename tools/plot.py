@@ -27,22 +27,22 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
         evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
         style = {"color": color, "ls": LINES[i % len(LINES)]}
+        rises = [e["loss_after"] - e["loss_before"] for e in log["prune"]]
         label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f}"
+        label += f", prunes cost {sum(rises):.2f}" if rises else ""
         loss.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3, label=label, **style)
         loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
-        dots = 2 * i, (1, 2 * len(logs) - 1)  # in turn, where two runs prune at one step
-        for prune in along(log["prune"], x):
-            loss.axvline(prune, color=color, alpha=0.8, lw=0.8, ls=dots)
+        for prune in along(log["prune"], x):  # dots in turn, where two runs prune at one step
+            loss.axvline(prune, color=color, lw=0.8, ls=(2 * i, (1, 2 * len(logs) - 1)))
         for panel, kind in zip(rest, kinds):
             panel.plot(*widths(log, kind, x), drawstyle="steps-post", **style)
         lr.plot(steps, along(log["step"], "lr"), **style)
     final = min(e["val_loss"] for log in logs for e in log["eval"])
     loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
-    color = "C0" if len(logs) == 1 else "grey"
-    loss.plot([], [], "o-", color=color, ms=3, label="validation")
-    loss.plot([], [], color=color, alpha=0.35, lw=0.8, label="training")
+    loss.plot([], [], "o-", color="grey", ms=3, label="validation")
+    loss.plot([], [], color="grey", alpha=0.35, lw=0.8, label="training")
     if kinds:
-        loss.plot([], [], ":", color=color, label="prune")
+        loss.plot([], [], ":", color="grey", label="prune")
     loss.legend(frameon=False, loc="upper right")
     for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
         panel.set(ylim=(0, None), ylabel=name)
@@ -82,7 +82,7 @@ def draw_units(out_dir: Path):
         score.plot([], [], "_", label="below: they go", **bar)
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         share = "5%" if prunes[0]["width_before"] > 21 else "one"
-        score.set(yscale="log", ylabel=f"score (a dot is {share} of the {name})")
+        score.set(yscale="log", ylabel=f"score (each dot: {share} of the {name})")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
         for panel in (cost, score):
