@@ -17,7 +17,7 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-EARLY = "10 to 35%"  # pruned at, as studies/results.py has it
+WINDOWS = {"10 to 35%": "early", "50 to 75%": "late"}  # as studies/results.py has them
 
 
 def method():
@@ -71,20 +71,21 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.6), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11, 3.4), sharey=True)
+    columns = dict(zip((-0.61, -0.31, -0.05), ("tokens per parameter", "optimizer", "pruned")))
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
-    columns = dict(zip((-0.64, -0.36, -0.05), ("tokens per parameter", "optimizer", "pruned at")))
+    names = sorted(
+        [name for name in names if name[2] in WINDOWS], key=lambda n: int(n[0].split()[0])
+    )
     for panel, part, title in (
-        (tokens, "same tokens", "Same tokens: pruned early, IDEA leads\non 36 to 142 and, with AdamW, on 570"),
+        (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
-        for i, name in enumerate(names):
-            *_, place = name
-            y = i + 0.5 * (place != EARLY)  # a gap before what is pruned later
+        for y, name in enumerate(names):
             if panel is tokens:
-                for x, cell in zip(columns, name):
+                for x, cell in zip(columns, (*name[:2], WINDOWS[name[2]])):
                     panel.text(x, y, cell, ha="right", **style)
             if name not in found:
                 panel.text(1.02, y, "not run", color=GREY, **style)
@@ -93,24 +94,25 @@ def leads(rows: list):
             if not e.low < 0 < e.high:
                 color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
-            n = len(e.tests)
-            panel.hlines(y, e.low, e.high, color=color, lw=4 if n > 1 else 1.5)
+            panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", color=color)
-            panel.text(1.02, y, f"{verdict} ({n})", color=color, **style)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) + 0.1, -0.6), yticks=[])
+            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
+            panel.text(1.02, y, verdict, color=color, **style)
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("the small model's loss minus IDEA's, nats\nmean and 95% interval")
+        panel.set_xlabel("small model's loss minus IDEA's, nats\n(mean, 95% interval)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.04, -0.9, "IDEA leads →", color=GREEN, ha="right", va="center")
-        panel.text(-0.08, -0.9, "← small model leads", color=ORANGE, va="center")
-        panel.text(1.02, -0.9, "(number of settings)", color="0.35", **style)
+        panel.text(0.04, -0.85, "IDEA leads →", color=GREEN, ha="right", va="center")
+        panel.text(-0.08, -0.85, "← small model leads", color=ORANGE, va="center")
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
+    style = {"transform": tokens.get_yaxis_transform(), "ha": "right", "color": "0.35"}
     for x, head in columns.items():
-        where = tokens.get_yaxis_transform()
-        tokens.text(x, -0.9, head, color="0.35", transform=where, va="center", ha="right")
+        tokens.text(x, -0.85, head, va="center", **style)
+    words = "\n".join(f"{when}: at {place}" for place, when in WINDOWS.items())
+    tokens.text(-0.05, len(names) + 0.2, words, va="center", **style)
     return figure
 
 

@@ -130,10 +130,11 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
     panels = pictures.leads(made).axes
     verdicts = [text.get_text() for panel in panels for text in panel.texts]
-    for lead in ("IDEA by 0.019 (8)", "small model by 0.023 (1)", "cannot tell (10)", "not run"):
-        assert verdicts.count(lead) == 1
+    for lead in ("IDEA by 0.019 (8 ", "small model by 0.023 (1 ", "cannot tell (10 ", "not run"):
+        assert len([words for words in verdicts if words.startswith(lead)]) == 1
     dots = [line.get_xdata() for panel in panels for line in panel.lines]
-    assert [x[0] for x in dots if len(x) == 1] == [e.mean for _, e in made[2:]]
+    drawn = [e.mean for w, e in made[2:] if w[3] in pictures.WINDOWS]
+    assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]

@@ -145,10 +145,11 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
         assert counts == [str(step[kind]) for kind in units]
         assert f"{compact(step['params'])} parameters" in said
-        (red,) = panels[-1].collections
+        _, line, dots = panels[-1].lines
         seen = [e for e in log["prune"] if e["tokens"] <= now]
-        jumps = [[[e["tokens"], e[key]] for key in ("loss_before", "loss_after")] for e in seen]
-        assert [line.tolist() for line in red.get_segments()] == jumps
+        jumps = [e[key] for e in seen for key in ("loss_before", "loss_after")]
+        assert [*line.get_ydata()][: len(jumps)] == jumps
+        assert [*zip(*dots.get_data())] == [(e["tokens"], e["loss_after"]) for e in seen]
     film.draw_moment(panels, log, units, log["eval"][-1]["tokens"])
     (validation,) = [x for x in panels[-1].lines if "validation" in x.get_label()]
     assert validation.get_ydata()[-1] == log["eval"][-1]["val_loss"]

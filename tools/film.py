@@ -64,7 +64,7 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     last = "".join(f": {loss:.2f}" for loss in y[-1:])
     panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=f"validation{last}")
     label = f"prunes: {round(sum(after) - sum(before), 2) + 0.0:+.2f} in all"  # + 0.0: no -0
-    panel.vlines(x, before, after, color=RED, lw=5, zorder=3, label=label)
+    panel.plot(x, after, "o", color=RED, label=label)
     panel.set_ylim(min(losses + along(log["step"], "loss")) - 0.05, max(losses) + 0.35)
     panel.set(title="loss, nats", xlabel="training tokens →", xlim=(0, log["step"][-1]["tokens"]))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
