@@ -17,7 +17,8 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-WINDOWS = {"10 to 35%": "early", "50 to 75%": "late"}  # as studies/results.py has them
+LATE = "50 to 75%"  # of the run, as studies/results.py has it
+WINDOWS = {"10 to 35%": "early", LATE: "late"}
 
 
 def method():
@@ -83,7 +84,8 @@ def leads(rows: list):
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
-        for y, name in enumerate(names):
+        for i, name in enumerate(names):
+            y = i + 0.4 * (name[2] == LATE)
             if panel is tokens:
                 for x, cell in zip(columns, (*name[:2], WINDOWS[name[2]])):
                     panel.text(x, y, cell, ha="right", **style)
@@ -94,13 +96,14 @@ def leads(rows: list):
             if not e.low < 0 < e.high:
                 color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
+            fill = color if e.tests[1:] else "white"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            panel.plot(e.mean, y, "o", color=color)
+            panel.plot(e.mean, y, "o", color=color, mfc=fill, mew=1.5)
             verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, color=color, **style)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(names) - 0.4, -0.6), yticks=[])
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(names), -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats\n(mean, 95% interval)")
+        panel.set_xlabel("IDEA ends lower by ... nats\n(95% interval; hollow: one setting)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
@@ -112,7 +115,7 @@ def leads(rows: list):
     for x, head in columns.items():
         tokens.text(x, -0.85, head, va="center", **style)
     words = "\n".join(f"{when}: at {place}" for place, when in WINDOWS.items())
-    tokens.text(-0.05, len(names) + 0.2, words, va="center", **style)
+    tokens.text(-0.05, len(names) + 0.6, words, va="center", **style)
     return figure
 
 

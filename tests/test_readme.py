@@ -175,7 +175,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     sensitivity, _, random = map(run, criteria)
     for a, b in zip(sensitivity, random):
         assert (a == b) == (a[0] == wide[0][0])  # until the prune
-    others = unchanged, unchanged, sensitivity
+    others = unchanged, sensitivity
     for (file, diff), exercise, other in zip(DIFFS, exercises, others, strict=True):
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
@@ -186,6 +186,15 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     restarts, goes_on = run(naive), run(oneshot)
     assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
     assert restarts != goes_on and unchanged not in map(run, (chance, late, taught, sized))
+    s = schedule.Schedule(load_config(f"{ROOT}/configs/lab/idea.py", ["--shorter=4"]))
+    assert [s.width(i, "d_ff") for i in (200, 201, 250, 251, 350, 351)] == [
+        160,
+        144,
+        128,
+        112,
+        112,
+        96,
+    ]
 
 
 def test_the_cells_of_the_notebook_run():

@@ -107,13 +107,14 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
         assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    assert [x.get_text() for x in n_layer.get_legend().texts] == ["layers", "below: they go"]
-    bars = [x for x in d_ff.lines if x.get_marker() == "_" and len(x.get_xdata())]
-    dots = [x for x in d_ff.lines if len(x.get_xdata()) > 1]
-    for prune, group, bar in zip([e for e in log if e["kind"] == "d_ff"] * 4, dots, bars):
-        below = sum(group.get_ydata() < bar.get_ydata()[0]) / len(group.get_ydata())
-        assert below == pytest.approx(1 - prune["width_after"] / prune["width_before"], abs=0.06)
-    drawn = Counter(x.get_color() for x in dots)
+    assert [x.get_text() for x in n_layer.get_legend().texts] == ["layers", "these go"]
+    dots = [x for x in d_ff.lines if len(x.get_xdata())]
+    for prune, stay, go in zip([e for e in log if e["kind"] == "d_ff"] * 4, dots[::2], dots[1::2]):
+        assert stay.get_color() != go.get_color() == film.RED
+        assert min(stay.get_ydata()) > max(go.get_ydata())
+        share = len(go.get_ydata()) / len([*stay.get_ydata(), *go.get_ydata()])
+        assert share == pytest.approx(1 - prune["width_after"] / prune["width_before"], abs=0.06)
+    drawn = Counter(x.get_color() for x in dots[::2])
     first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
     assert list(drawn.values()) == [2 if i == first else 4 for i in range(4)]
 

@@ -67,7 +67,6 @@ def draw_units(out_dir: Path):
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
         cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         groups = sorted(set().union(*scores))
-        bar = {"ms": max(4, 24 / len(groups)), "mew": 2, "color": RED, "zorder": 3}
         for g, layer in enumerate(groups):
             color = colormaps["viridis"](layer / n_layer)
             label = f"layer {layer}" * (len(groups) < 9 or layer in (groups[0], groups[-1]))
@@ -77,9 +76,9 @@ def draw_units(out_dir: Path):
                 if y := by_layer.get(layer):  # quantiles at 0, 5, ... 100%
                     cut = np.quantile(y, 1 - e["width_after"] / e["width_before"])
                     y = np.quantile(y, np.linspace(0, 1, min(21, e["width_before"])))
-                    score.plot([i + x] * len(y), y, ".", color=color)
-                    score.plot(i + x, cut, "_", **bar)
-        score.plot([], [], "_", label="below: they go", **bar)
+                    for some, its_color in ((y[y >= cut], color), (y[y < cut], RED)):
+                        score.plot([i + x] * len(some), some, ".", color=its_color)
+        score.plot([], [], ".", color=RED, label="these go")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
         share = "5%" if prunes[0]["width_before"] > 21 else "one"
         score.set(yscale="log", ylabel=f"score (each dot: {share} of the {name})")
