@@ -17,8 +17,7 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-LATE = "50 to 75%"  # of the run, as studies/results.py has it
-WINDOWS = {"10 to 35%": "early", LATE: "late"}
+WINDOWS = {"10 to 35%": "", "50 to 75%": ", pruned late"}  # as studies/results.py has them
 
 
 def method():
@@ -72,50 +71,45 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11, 3.4), sharey=True)
-    columns = dict(zip((-0.61, -0.31, -0.05), ("tokens per parameter", "optimizer", "pruned")))
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.7), sharey=True)
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
-    names = sorted(
-        [name for name in names if name[2] in WINDOWS], key=lambda n: int(n[0].split()[0])
-    )
+    heads = {"Muon": "Muon, our optimizer", "AdamW": "AdamW"}
+    lines: list = []  # from the top: a head, or what is compared
+    for optimizer, head in heads.items():
+        lines += [head, *(x for x in names if x[1] == optimizer and x[2] in WINDOWS)]
     for panel, part, title in (
         (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
-        for i, name in enumerate(names):
-            y = i + 0.4 * (name[2] == LATE)
+        for y, line in enumerate(lines):
+            is_head = line in heads.values()
             if panel is tokens:
-                for x, cell in zip(columns, (*name[:2], WINDOWS[name[2]])):
-                    panel.text(x, y, cell, ha="right", **style)
-            if name not in found:
-                panel.text(1.02, y, "not run", color=GREY, **style)
+                words = line if is_head else line[0] + WINDOWS[line[2]]
+                panel.text(-0.05, y, words, weight="bold" if is_head else None, ha="right", **style)
+            if line not in found:
+                panel.text(1.02, y, "" if is_head else "not run", color=GREY, **style)
                 continue
-            e, color, verdict = found[name], GREY, "cannot tell"
+            e, color, verdict = found[line], GREY, "cannot tell"
             if not e.low < 0 < e.high:
                 color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
-            fill = color if e.tests[1:] else "white"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            panel.plot(e.mean, y, "o", color=color, mfc=fill, mew=1.5)
-            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
+            panel.plot(e.mean, y, "o", color=color, mew=1.5, mfc=color if e.tests[1:] else "white")
             panel.text(1.02, y, verdict, color=color, **style)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(names), -0.6), yticks=[])
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
         panel.set_xlabel("IDEA ends lower by ... nats\n(95% interval; hollow: one setting)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.04, -0.85, "IDEA leads →", color=GREEN, ha="right", va="center")
-        panel.text(-0.08, -0.85, "← small model leads", color=ORANGE, va="center")
+        panel.text(0.04, -0.9, "IDEA leads →", color=GREEN, ha="right", va="center")
+        panel.text(-0.08, -0.9, "← small model leads", color=ORANGE, va="center")
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-    style = {"transform": tokens.get_yaxis_transform(), "ha": "right", "color": "0.35"}
-    for x, head in columns.items():
-        tokens.text(x, -0.85, head, va="center", **style)
-    words = "\n".join(f"{when}: at {place}" for place, when in WINDOWS.items())
-    tokens.text(-0.05, len(names) + 0.6, words, va="center", **style)
+    style = {"transform": tokens.get_yaxis_transform(), "va": "center", "ha": "right"}
+    tokens.text(-0.05, -0.9, "tokens per parameter", color="0.35", **style)
     return figure
 
 

@@ -87,6 +87,7 @@ def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
+    from matplotlib.colors import to_rgba
 
     def picture(*arguments, to="picture.svg", made="picture.svg") -> str:
         assert plot.main([*map(str, arguments), f"--to={tmp_path / to}"]) == 0
@@ -108,15 +109,20 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
     assert [x.get_text() for x in n_layer.get_legend().texts] == ["layers", "these go"]
-    dots = [x for x in d_ff.lines if len(x.get_xdata())]
-    for prune, stay, go in zip([e for e in log if e["kind"] == "d_ff"] * 4, dots[::2], dots[1::2]):
-        assert stay.get_color() != go.get_color() == film.RED
-        assert min(stay.get_ydata()) > max(go.get_ydata())
-        share = len(go.get_ydata()) / len([*stay.get_ydata(), *go.get_ydata()])
-        assert share == pytest.approx(1 - prune["width_after"] / prune["width_before"], abs=0.06)
-    drawn = Counter(x.get_color() for x in dots[::2])
+    groups = [*zip(d_ff.patches[::2], d_ff.patches[1::2])]  # of each layer in turn: stay, go
+    cuts = [(e, q) for e in log if e["kind"] == "d_ff" for q in e["scores"]]
+    drawn = {go.get_y(): (stay, go) for stay, go in groups}
+    assert len(drawn) == len(cuts)
+    for e, q in cuts:
+        stay, go = drawn[q[0]]
+        cut = go.get_y() + go.get_height()
+        assert go.get_facecolor() == to_rgba(film.RED) and cut == pytest.approx(stay.get_y())
+        assert stay.get_y() + stay.get_height() == pytest.approx(q[-1])
+        share = 1 - e["width_after"] / e["width_before"]
+        assert sum(x < cut for x in q) / len(q) == pytest.approx(share, abs=0.06)
     first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
-    assert list(drawn.values()) == [2 if i == first else 4 for i in range(4)]
+    colors = Counter(stay.get_facecolor() for stay, _ in groups)
+    assert list(colors.values()) == [2 if i == first else 4 for i in range(4)]
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):

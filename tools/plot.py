@@ -70,18 +70,17 @@ def draw_units(out_dir: Path):
         for g, layer in enumerate(groups):
             color = colormaps["viridis"](layer / n_layer)
             label = f"layer {layer}" * (len(groups) < 9 or layer in (groups[0], groups[-1]))
-            score.plot([], [], ".", color=color, label=label if groups[1:] else name)
+            score.plot([], [], "s", color=color, label=label if groups[1:] else name)
             x = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # groups stand side by side
             for i, (e, by_layer) in enumerate(zip(prunes, scores)):
                 if y := by_layer.get(layer):  # quantiles at 0, 5, ... 100%
                     cut = np.quantile(y, 1 - e["width_after"] / e["width_before"])
-                    y = np.quantile(y, np.linspace(0, 1, min(21, e["width_before"])))
-                    for some, its_color in ((y[y >= cut], color), (y[y < cut], RED)):
-                        score.plot([i + x] * len(some), some, ".", color=its_color)
-        score.plot([], [], ".", color=RED, label="these go")
+                    score.bar(i + x, max(y) - cut, 0.6 / len(groups), cut, color=color)
+                    score.bar(i + x, cut - min(y), 0.6 / len(groups), min(y), color=RED)
+        score.plot([], [], "s", color=RED, label="these go")
         score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        share = "5%" if prunes[0]["width_before"] > 21 else "one"
-        score.set(yscale="log", ylabel=f"score (each dot: {share} of the {name})")
+        score.use_sticky_edges = False  # no bar ends on the axis
+        score.set(yscale="log", ylabel=f"scores of the {name}, lowest to highest")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
         for panel in (cost, score):
