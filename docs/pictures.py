@@ -71,7 +71,7 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(10.6, 3.7), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11.2, 3.6), sharey=True)
     names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
     heads = {"Muon": "Muon, our optimizer", "AdamW": "AdamW"}
     lines: list = []  # from the top: a head, or what is compared
@@ -96,11 +96,12 @@ def leads(rows: list):
                 color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            panel.plot(e.mean, y, "o", color=color, mew=1.5, mfc=color if e.tests[1:] else "white")
+            panel.plot(e.mean, y, "o", color=color)
+            verdict += ", one setting" * (len(e.tests) == 1)
             panel.text(1.02, y, verdict, color=color, **style)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats\n(95% interval; hollow: one setting)")
+        panel.set_xlabel("IDEA ends lower by ... nats (95% interval)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)

@@ -112,6 +112,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     said = [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
     (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[1]]
     said += [f"{speeches.mean:.3f}", speeches.pairs]
+    lab, arms = read_csv(ROOT / "studies/lab/runs.csv"), re.findall(r"^\|`(\w+)\.py`", README, re.M)
+    said += [f"{mean(run['val_loss'] for run in lab[arm].values()):.4f}" for arm in arms]
 
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
     assert re.findall(r"\d+ of \d+|\d\.\d{3,}|\d+ settings", section) == said
@@ -130,7 +132,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
     panels = pictures.leads(made).axes
     verdicts = [text.get_text() for panel in panels for text in panel.texts]
-    for lead in ("IDEA by 0.019", "small model by 0.023", "not run", "570, pruned late"):
+    one = ", one setting"
+    for lead in ("IDEA by 0.019", f"small model by 0.023{one}", "not run", "570, pruned late"):
         assert verdicts.count(lead) == 1
     dots = [line.get_xdata() for panel in panels for line in panel.lines]
     drawn = [e.mean for w, e in made[2:] if w[3] in pictures.WINDOWS]

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -87,7 +86,6 @@ def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # words stay text
-    from matplotlib.colors import to_rgba
 
     def picture(*arguments, to="picture.svg", made="picture.svg") -> str:
         assert plot.main([*map(str, arguments), f"--to={tmp_path / to}"]) == 0
@@ -108,21 +106,22 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
         assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    assert [x.get_text() for x in n_layer.get_legend().texts] == ["layers", "these go"]
-    groups = [*zip(d_ff.patches[::2], d_ff.patches[1::2])]  # of each layer in turn: stay, go
-    cuts = [(e, q) for e in log if e["kind"] == "d_ff" for q in e["scores"]]
-    drawn = {go.get_y(): (stay, go) for stay, go in groups}
-    assert len(drawn) == len(cuts)
-    for e, q in cuts:
-        stay, go = drawn[q[0]]
-        cut = go.get_y() + go.get_height()
-        assert go.get_facecolor() == to_rgba(film.RED) and cut == pytest.approx(stay.get_y())
-        assert stay.get_y() + stay.get_height() == pytest.approx(q[-1])
-        share = 1 - e["width_after"] / e["width_before"]
-        assert sum(x < cut for x in q) / len(q) == pytest.approx(share, abs=0.06)
-    first, _ = [e["removed"][0][0] for e in log if e["kind"] == "n_layer"]
-    colors = Counter(stay.get_facecolor() for stay, _ in groups)
-    assert list(colors.values()) == [2 if i == first else 4 for i in range(4)]
+    assert [x.get_text() for x in n_layer.get_legend().texts] == [
+        "first prune",
+        "last prune",
+        "these go",
+    ]
+    ends = [[e for e in log if e["kind"] == "d_ff"][i] for i in (0, -1)]
+    lines = [
+        x for x in d_ff.lines if len(x.get_xdata())
+    ]  # of each layer in turn: all, those that go
+    quantiles = [(e, q) for e in ends for q in e["scores"]]
+    assert len(lines) == 2 * len(quantiles)
+    for (e, q), every, go in zip(quantiles, lines[::2], lines[1::2]):
+        assert go.get_color() == film.RED != every.get_color()
+        assert [*every.get_ydata()] == q and [*go.get_ydata()] == q[: len(go.get_ydata())]
+        share = 100 * (1 - e["width_after"] / e["width_before"])
+        assert go.get_xdata()[-1] == pytest.approx(share, abs=2.5)
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
@@ -142,7 +141,7 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
 def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = figures.by_name(undisturbed)
-    panels, states, first = figure.subplots(3 + len(KINDS)), film.unit_states(log), log["prune"][0]
+    panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
     chosen = states[first["tokens"], 0][first["kind"]] == film.CHOSEN
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
     for (now, _), units in states.items():
@@ -152,11 +151,12 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
         counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
         assert counts == [str(step[kind]) for kind in units]
         assert f"{compact(step['params'])} parameters" in said
-        _, line, dots = panels[-1].lines
+        (bars,), (_, line) = panels[-1].collections, panels[-2].lines
         seen = [e for e in log["prune"] if e["tokens"] <= now]
         jumps = [e[key] for e in seen for key in ("loss_before", "loss_after")]
         assert [*line.get_ydata()][: len(jumps)] == jumps
-        assert [*zip(*dots.get_data())] == [(e["tokens"], e["loss_after"]) for e in seen]
+        rises = [(e["tokens"], e["loss_after"] - e["loss_before"]) for e in seen]
+        assert [tuple(top) for _, top in bars.get_segments()] == rises
     film.draw_moment(panels, log, units, log["eval"][-1]["tokens"])
-    (validation,) = [x for x in panels[-1].lines if "validation" in x.get_label()]
+    (validation,) = [x for x in panels[-2].lines if "validation" in x.get_label()]
     assert validation.get_ydata()[-1] == log["eval"][-1]["val_loss"]

@@ -54,8 +54,9 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
-def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """Of the past: losses of training, before and after each prune, and then on the whole split."""
+def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
+    """Of the past: losses of training, before and after each prune, and then on the whole split;
+    in a panel of their own, the rises."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
@@ -63,21 +64,24 @@ def draw_loss(panel, log: dict[str, list[dict]], past: dict[str, list[dict]]) ->
     y = losses[: 2 * len(x)] + along(evals, "val_loss")
     last = "".join(f": {loss:.2f}" for loss in y[-1:])
     panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=f"validation{last}")
-    label = f"prunes: {round(sum(after) - sum(before), 2) + 0.0:+.2f} in all"  # + 0.0: no -0
-    panel.plot(x, after, "o", color=RED, label=label)
     panel.set_ylim(min(losses + along(log["step"], "loss")) - 0.05, max(losses) + 0.35)
-    panel.set(title="loss, nats", xlabel="training tokens →", xlim=(0, log["step"][-1]["tokens"]))
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
-    panel.axis("on")
-    panel.spines[:].set_visible(False)
-    panel.set_facecolor("none")
-    panel.locator_params(axis="y", nbins=4)
-    panel.tick_params(colors=panel.title.get_color(), labelsize=14, length=0, labelbottom=False)
+    cost.vlines(x, 0, np.subtract(after, before), color=RED, lw=5)
+    cost.set(ylim=(0, 1.1 * max(0.01, *np.diff(losses)[::2])), xlabel="training tokens →")
+    total = round(sum(after) - sum(before), 2) + 0.0  # + 0.0: no -0
+    words = f"prunes raise it: {total:+.2f} in all"
+    for p, title, n in ((panel, "loss, nats", 4), (cost, words, 2)):
+        p.set(title=title, xlim=(0, log["step"][-1]["tokens"]))
+        p.axis("on")
+        p.spines[:].set_visible(False)
+        p.set_facecolor("none")
+        p.locator_params(axis="y", nbins=n)
+        p.tick_params(colors=p.title.get_color(), labelsize=14, length=0, labelbottom=False)
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
     """Draw what a run is after `now` tokens. panels: a title, each kind of unit, rate and loss."""
-    title, *kinds, rate, loss = panels
+    title, *kinds, rate, loss, cost = panels
     for panel in panels:
         panel.clear()
         panel.axis("off")
@@ -96,7 +100,7 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     rate.plot(x, lr, color=GREY)
     rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
     rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
-    draw_loss(loss, log, past)
+    draw_loss(loss, cost, log, past)
     rate.vlines(prunes, 0, 1, color=RED, lw=1.5, zorder=0, transform=rate.get_xaxis_transform())
 
 
@@ -104,7 +108,7 @@ def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     states = unit_states(log)
-    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.6, 2.4]
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.6, 1.8, 0.8]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)

@@ -66,26 +66,23 @@ def draw_units(out_dir: Path):
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
         cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
-        groups = sorted(set().union(*scores))
-        for g, layer in enumerate(groups):
-            color = colormaps["viridis"](layer / n_layer)
-            label = f"layer {layer}" * (len(groups) < 9 or layer in (groups[0], groups[-1]))
-            score.plot([], [], "s", color=color, label=label if groups[1:] else name)
-            x = 0.7 * ((g + 0.5) / len(groups) - 0.5)  # groups stand side by side
-            for i, (e, by_layer) in enumerate(zip(prunes, scores)):
-                if y := by_layer.get(layer):  # quantiles at 0, 5, ... 100%
-                    cut = np.quantile(y, 1 - e["width_after"] / e["width_before"])
-                    score.bar(i + x, max(y) - cut, 0.6 / len(groups), cut, color=color)
-                    score.bar(i + x, cut - min(y), 0.6 / len(groups), min(y), color=RED)
-        score.plot([], [], "s", color=RED, label="these go")
-        score.legend(frameon=False, loc="lower right", ncols=1 + len(groups) // 8)
-        score.use_sticky_edges = False  # no bar ends on the axis
-        score.set(yscale="log", ylabel=f"scores of the {name}, lowest to highest")
+        ends = {"first": 0, "last": len(prunes) - 1} if prunes[1:] else {"": 0}
+        for (when, i), line in zip(ends.items(), ("-", "--")):
+            gone = 1 - prunes[i]["width_after"] / prunes[i]["width_before"]
+            for layer, y in scores[i].items():  # quantiles at 0, 5, ... 100%
+                x, n = np.linspace(0, 100, len(y)), 1 + round(gone * (len(y) - 1))
+                color = colormaps["viridis"](layer / n_layer)
+                few = len(scores[i]) < 9 or layer in (min(scores[i]), max(scores[i]))
+                words = f"{when} prune" + f", layer {layer}" * (len(scores[i]) > 1)
+                score.plot(x, y, line, color=color, label=words.strip() if few else None)
+                score.plot(x[:n], y[:n], color=RED, lw=3)
+        score.plot([], [], color=RED, lw=3, label="these go")
+        score.legend(frameon=False, loc="lower right")
+        score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
-        for panel in (cost, score):
-            panel.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
-            panel.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
+        cost.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
+        cost.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
     return figure
 
 
