@@ -72,7 +72,8 @@ def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
     figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11.2, 3.6), sharey=True)
-    names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
+    small = [(words, e) for words, e in rows if "against the small model" in words[0]]
+    names = [tuple(cells) for (compared, *cells), _ in small if "same tokens" in compared]
     heads = {"Muon": "Muon, our optimizer", "AdamW": "AdamW"}
     lines: list = []  # from the top: a head, or what is compared
     for optimizer, head in heads.items():
@@ -81,12 +82,17 @@ def leads(rows: list):
         (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
-        found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
+        found = {tuple(cells): e for (compared, *cells), e in small if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
         for y, line in enumerate(lines):
             is_head = line in heads.values()
             if panel is tokens:
-                words = line if is_head else line[0] + WINDOWS[line[2]]
+                if is_head:
+                    words = line
+                else:  # some settings have no small model on the same tokens
+                    counts = {len(e.tests) for (_, *cells), e in small if tuple(cells) == line}
+                    n = " to ".join(map(str, sorted(counts)))
+                    words = f"{line[0]}{WINDOWS[line[2]]}, {n} setting" + "s" * (counts != {1})
                 panel.text(-0.05, y, words, weight="bold" if is_head else None, ha="right", **style)
             if line not in found:
                 panel.text(1.02, y, "" if is_head else "not run", color=GREY, **style)
@@ -97,7 +103,6 @@ def leads(rows: list):
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", color=color)
-            verdict += ", one setting" * (len(e.tests) == 1)
             panel.text(1.02, y, verdict, color=color, **style)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
