@@ -121,7 +121,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    for *_, folder, pairs in small_model_tests():  # exercise 9
+    for *_, folder, pairs in small_model_tests():  # exercise 8
         for d in pairs.values() if folder in ("tokens/lab_36", "lab") else ():
             leader = "IDEA" if mean(d) > 0 else "small model"
             assert f"|{leader} by {abs(mean(d)):.3f} ({t_test(d):.2f})|" in COURSE
@@ -170,7 +170,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
     enlarged, *criteria = RUNS[:4]
-    base, chance, late, oneshot, naive, taught, sized, *exercises = RUNS[4:]
+    base, chance, late, oneshot, naive, sized, *exercises = RUNS[4:]
     monkeypatch.chdir(tmp_path)
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
@@ -178,26 +178,29 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     sensitivity, _, random = map(run, criteria)
     for a, b in zip(sensitivity, random):
         assert (a == b) == (a[0] == wide[0][0])  # until the prune
-    others = unchanged, sensitivity
-    for (file, diff), exercise, other in zip(DIFFS, exercises, others, strict=True):
+    restarts, goes_on = run(naive), run(oneshot)
+    assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
+    assert restarts != goes_on and unchanged not in map(run, (chance, late, sized))
+    others = restarts, unchanged, sensitivity
+    for (file, diff), exercise, other in zip(DIFFS, (naive, *exercises), others, strict=True):
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
             exec(changed(file, diff), vars(module))
             patched.setattr("run.cost.Schedule", schedule.Schedule)
             assert run(exercise) != other, f"changes nothing: {diff}"
     assert run(base) == unchanged
-    restarts, goes_on = run(naive), run(oneshot)
-    assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
-    assert restarts != goes_on and unchanged not in map(run, (chance, late, taught, sized))
-    s = schedule.Schedule(load_config(f"{ROOT}/configs/lab/idea.py", ["--shorter=4"]))
-    assert [s.width(i, "d_ff") for i in (200, 201, 250, 251, 350, 351)] == [
-        160,
-        144,
-        128,
-        112,
-        112,
-        96,
-    ]
+
+
+def test_what_the_course_works_out_by_hand_is_so():
+    late = ["--prune_start=0.5", "--prune_end=0.75"]
+    plans = [load_config("configs/lab/idea.py", ["--shorter=4", *knobs]) for knobs in ([], late)]
+    early, late = map(schedule.Schedule, plans)
+    widths = [early.width(step, "d_ff") for step in (200, 201, 250, 251, 350, 351)]
+    assert widths == [160, 144, 128, 112, 112, 96]
+    for s, last, share in ((early, 351, "39%"), (late, 751, "3%")):
+        assert [*s.prune_steps()][-1] == last
+        rates = [s.learning_rate(step) for step in range(1, 1001)]
+        assert f"{sum(rates[last - 1 :]) / sum(rates):.0%}" == share and share in COURSE
 
 
 def test_the_cells_of_the_notebook_run():

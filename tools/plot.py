@@ -72,12 +72,12 @@ def draw_units(out_dir: Path):
             for layer, y in scores[i].items():  # quantiles at 0, 5, ... 100%
                 x, n = np.linspace(0, 100, len(y)), 1 + round(gone * (len(y) - 1))
                 color = colormaps["viridis"](layer / n_layer)
-                few = len(scores[i]) < 9 or layer in (min(scores[i]), max(scores[i]))
                 words = f"{when} prune" + f", layer {layer}" * (len(scores[i]) > 1)
-                score.plot(x, y, line, color=color, label=words.strip() if few else None)
+                named = layer in (min(scores[i]), max(scores[i]))
+                score.plot(x, y, line, color=color, label=words.strip() if named else None)
                 score.plot(x[:n], y[:n], color=RED, lw=3)
         score.plot([], [], color=RED, lw=3, label="these go")
-        score.legend(frameon=False, loc="lower right")
+        score.legend(frameon=False)
         score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
         score.set_title(f"The {name} with the lowest scores go")
         ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
