@@ -91,7 +91,7 @@ def leads(rows: list):
                     words = line
                 else:  # some settings have no small model on the same tokens
                     counts = {len(e.tests) for (_, *cells), e in small if tuple(cells) == line}
-                    n = " to ".join(map(str, sorted(counts)))
+                    n = " and ".join(map(str, sorted(counts)))
                     words = f"{line[0]}{WINDOWS[line[2]]}, {n} setting" + "s" * (counts != {1})
                 panel.text(-0.05, y, words, weight="bold" if is_head else None, ha="right", **style)
             if line not in found:
@@ -106,7 +106,7 @@ def leads(rows: list):
             panel.text(1.02, y, verdict, color=color, **style)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats (95% interval)")
+        panel.set_xlabel("IDEA ends lower by ... nats\n(95% interval over settings; of one: seeds)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)

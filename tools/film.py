@@ -69,7 +69,7 @@ def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict
     cost.vlines(x, 0, np.subtract(after, before), color=RED, lw=5)
     cost.set(ylim=(0, 1.1 * max(0.01, *np.diff(losses)[::2])), xlabel="training tokens →")
     total = round(sum(after) - sum(before), 2) + 0.0  # + 0.0: no -0
-    words = f"prunes raise it: {total:+.2f} in all"
+    words = f"prunes raise the loss: {total:+.2f}"
     for p, title, n in ((panel, "loss, nats", 4), (cost, words, 2)):
         p.set(title=title, xlim=(0, log["step"][-1]["tokens"]))
         p.axis("on")
