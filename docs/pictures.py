@@ -17,7 +17,8 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-WINDOWS = {"10 to 35%": "", "50 to 75%": ", pruned late"}  # as studies/results.py has them
+GROUPS = [("Muon, our optimizer", "Muon", "10 to 35%"), ("AdamW", "AdamW", "10 to 35%")]
+GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]  # optimizer, pruned at: of studies/results
 
 
 def method():
@@ -71,29 +72,22 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11.2, 3.6), sharey=True)
-    small = [(words, e) for words, e in rows if "against the small model" in words[0]]
-    names = [tuple(cells) for (compared, *cells), _ in small if "same tokens" in compared]
-    heads = {"Muon": "Muon, our optimizer", "AdamW": "AdamW"}
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11, 3.9), sharey=True)
+    names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
     lines: list = []  # from the top: a head, or what is compared
-    for optimizer, head in heads.items():
-        lines += [head, *(x for x in names if x[1] == optimizer and x[2] in WINDOWS)]
+    for head, *group in GROUPS:
+        lines += [head, *(name for name in names if [*name[1:]] == group)]
     for panel, part, title in (
         (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
     ):
-        found = {tuple(cells): e for (compared, *cells), e in small if part in compared}
+        found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
         for y, line in enumerate(lines):
-            is_head = line in heads.values()
+            is_head = isinstance(line, str)
             if panel is tokens:
-                if is_head:
-                    words = line
-                else:  # some settings have no small model on the same tokens
-                    counts = {len(e.tests) for (_, *cells), e in small if tuple(cells) == line}
-                    n = " and ".join(map(str, sorted(counts)))
-                    words = f"{line[0]}{WINDOWS[line[2]]}, {n} setting" + "s" * (counts != {1})
-                panel.text(-0.05, y, words, weight="bold" if is_head else None, ha="right", **style)
+                weight, words = ("bold", line) if is_head else (None, line[0])
+                panel.text(-0.05, y, words, weight=weight, ha="right", **style)
             if line not in found:
                 panel.text(1.02, y, "" if is_head else "not run", color=GREY, **style)
                 continue
@@ -103,10 +97,11 @@ def leads(rows: list):
                 verdict = f"{leader} by {abs(e.mean):.3f}"
             panel.hlines(y, e.low, e.high, color=color, lw=2.5)
             panel.plot(e.mean, y, "o", color=color)
+            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
             panel.text(1.02, y, verdict, color=color, **style)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats\n(95% interval over settings; of one: seeds)")
+        panel.set_xlabel("IDEA ends lower by ... nats (95% interval)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)

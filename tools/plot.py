@@ -68,14 +68,15 @@ def draw_units(out_dir: Path):
         cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
         ends = {"first": 0, "last": len(prunes) - 1} if prunes[1:] else {"": 0}
         for (when, i), line in zip(ends.items(), ("-", "--")):
-            gone = 1 - prunes[i]["width_after"] / prunes[i]["width_before"]
+            gone = 100 * (1 - prunes[i]["width_after"] / prunes[i]["width_before"])
             for layer, y in scores[i].items():  # quantiles at 0, 5, ... 100%
-                x, n = np.linspace(0, 100, len(y)), 1 + round(gone * (len(y) - 1))
+                x = np.linspace(0, 100, len(y))
                 color = colormaps["viridis"](layer / n_layer)
                 words = f"{when} prune" + f", layer {layer}" * (len(scores[i]) > 1)
                 named = layer in (min(scores[i]), max(scores[i]))
                 score.plot(x, y, line, color=color, label=words.strip() if named else None)
-                score.plot(x[:n], y[:n], color=RED, lw=3)
+                go = np.append(x[x < gone], gone)
+                score.plot(go, np.interp(go, x, y), color=RED, lw=3)
         score.plot([], [], color=RED, lw=3, label="these go")
         score.legend(frameon=False)
         score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
