@@ -101,7 +101,7 @@ def leads(rows: list):
             panel.text(1.02, y, verdict, color=color, **style)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats (95% interval)")
+        panel.set_xlabel("IDEA ends lower by ... nats\n(bar: 95% interval; grey: it holds 0)")
         panel.axvline(0, color="0.3", lw=1)
         panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
         panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
