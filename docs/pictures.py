@@ -18,7 +18,7 @@ IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 GROUPS = [("Muon, our optimizer", "Muon", "10 to 35%"), ("AdamW", "AdamW", "10 to 35%")]
-GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]  # optimizer, pruned at: of studies/results
+GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]  # of studies/results.py, but one row
 
 
 def method():
@@ -89,7 +89,7 @@ def leads(rows: list):
                 weight, words = ("bold", line) if is_head else (None, line[0])
                 panel.text(-0.05, y, words, weight=weight, ha="right", **style)
             if line not in found:
-                panel.text(1.02, y, "" if is_head else "not run", color=GREY, **style)
+                panel.text(1.02, y, "not run" * (not is_head), color=GREY, **style)
                 continue
             e, color, verdict = found[line], GREY, "cannot tell"
             if not e.low < 0 < e.high:

@@ -133,7 +133,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     for lead in ("IDEA by 0.019 (8 ", "small model by 0.023 (1 ", "cannot tell (10 ", "not run"):
         assert len([words for words in verdicts if words.startswith(lead)]) == 1
     dots = [line.get_xdata() for panel in panels for line in panel.lines]
-    drawn = [e.mean for w, e in made[2:] if (*w[2:],) in [g[1:] for g in pictures.GROUPS]]
+    drawn = [e.mean for w, e in made[2:] if w[2:] != ["Muon", "25 to 50%"]]  # as README says
     assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
@@ -167,7 +167,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
     enlarged, *criteria = RUNS[:4]
-    base, chance, late, oneshot, naive, sized, *exercises = RUNS[4:]
+    base, chance, late, oneshot, naive, kept, sized, *exercises = RUNS[4:]
     monkeypatch.chdir(tmp_path)
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
@@ -179,7 +179,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
     assert restarts != goes_on and unchanged not in map(run, (chance, late, sized))
     others = restarts, unchanged, sensitivity
-    for (file, diff), exercise, other in zip(DIFFS, (naive, *exercises), others, strict=True):
+    for (file, diff), exercise, other in zip(DIFFS, (kept, *exercises), others, strict=True):
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
             exec(changed(file, diff), vars(module))
@@ -194,10 +194,42 @@ def test_what_the_course_works_out_by_hand_is_so():
     early, late = map(schedule.Schedule, plans)
     widths = [early.width(step, "d_ff") for step in (200, 201, 250, 251, 350, 351)]
     assert widths == [160, 144, 128, 112, 112, 96]
+    assert "**144**, at step 201" in COURSE and "**at step 351**" in COURSE
     for s, last, share in ((early, 351, "39%"), (late, 751, "3%")):
         assert [*s.prune_steps()][-1] == last
-        rates = [s.learning_rate(step) for step in range(1, 1001)]
-        assert f"{sum(rates[last - 1 :]) / sum(rates):.0%}" == share and share in COURSE
+        assert f"{s.rate_share(last, 1000):.0%}" == share and share in COURSE
+
+
+def test_the_tables_of_the_course_are_of_its_runs():
+    pytest.importorskip("scipy")
+    runs = read_csv(ROOT / "studies/lab/course_short/runs.csv")
+    for arm, base, shows in (
+        ("paper", "idea", "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"),
+        ("magnitude", "idea", "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"),
+        ("plateau", "idea", "|final loss|{0:+.3f} (p < 0.001)|"),
+        ("naive_50", "oneshot_50", "|naive|{0:+.3f} (p < 0.001)|"),
+        ("naive_50_kept", "oneshot_50", "|naive with its old optimizer|{0:+.3f} (p < 0.001)|"),
+        (
+            "oneshot_50_fresh",
+            "oneshot_50",
+            "|one shot with a fresh optimizer|{0:+.3f} (p = {3:.3f})|",
+        ),
+        ("gradient_size", "idea", "we cannot tell ({0:+.3f})"),
+    ):
+        d = paired(runs[arm], runs[base])
+        p = t_test(d)
+        assert shows.format(mean(d), min(d), max(d), p) in COURSE, arm
+        assert "<" not in shows or p < 0.001
+    lines = (ROOT / "studies/lab/course_short/pruned.csv").read_text().split()[1:]
+    after: dict = {}
+    for arm, width, _, _, loss in (line.split(",") for line in lines):
+        after.setdefault((arm, width), []).append(float(loss))
+    criteria = [after[arm, "96"] for arm in ("sensitivity", "magnitude", "random")]
+    cells = [f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in criteria]
+    assert f"|{'|'.join(cells)}|" in COURSE
+    best, own = after["sensitivity", "96"], after["gradient_size", "96"]
+    assert sum(a > b for a, b in zip(best, own)) == 9
+    assert f"|{mean(best):.2f}|{mean(own):.2f}, lower in nine (p = 0.008)|" in COURSE
 
 
 def test_the_cells_of_the_notebook_run():

@@ -112,9 +112,7 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         "these go",
     ]
     ends = [[e for e in log if e["kind"] == "d_ff"][i] for i in (0, -1)]
-    lines = [
-        x for x in d_ff.lines if len(x.get_xdata())
-    ]  # of each layer in turn: all, those that go
+    lines = [x for x in d_ff.lines if len(x.get_xdata())]  # of each layer: all, and what goes
     quantiles = [(e, q) for e in ends for q in e["scores"]]
     assert len(lines) == 2 * len(quantiles)
     for (e, q), every, go in zip(quantiles, lines[::2], lines[1::2]):
@@ -158,6 +156,7 @@ def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbe
         assert [*line.get_ydata()][: len(jumps)] == jumps
         rises = [(e["tokens"], e["loss_after"] - e["loss_before"]) for e in seen]
         assert [tuple(top) for _, top in bars.get_segments()] == rises
+        assert panels[-1].get_ylim()[0] <= min([0, *(rise for _, rise in rises)])
     film.draw_moment(panels, log, units, log["eval"][-1]["tokens"])
     (validation,) = [x for x in panels[-2].lines if "validation" in x.get_label()]
     assert validation.get_ydata()[-1] == log["eval"][-1]["val_loss"]

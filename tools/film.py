@@ -50,7 +50,7 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
     edges = min(0.8, 60 / len(x), 25 / len(y))  # points: a small part of a cell
     panel.pcolormesh(x, y, colors, edgecolors=panel.figure.get_facecolor(), lw=edges)
     panel.set_ylim(y[-2], 0)
-    where = NAMES.get(kind, kind) + f", {groups} layers" * (groups > 1)
+    where = NAMES.get(kind, kind) + f", {(units == USED).any(1).sum()} layers" * (groups > 1)
     panel.set_title(f"{where}: {(units == USED).sum(1).max()} of {width}")
 
 
@@ -58,7 +58,7 @@ def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict
     """Of the past: losses of training, before and after each prune, and then on the whole split;
     in a panel of their own, the rises."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    x, before, after = (along(past["prune"], k) for k in ("tokens", "loss_before", "loss_after"))
+    x, rises = along(past["prune"]), np.diff(losses)[::2]
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
     panel.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
     y = losses[: 2 * len(x)] + along(evals, "val_loss")
@@ -66,10 +66,9 @@ def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict
     panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=f"validation{last}")
     panel.set_ylim(min(losses + along(log["step"], "loss")) - 0.05, max(losses) + 0.35)
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
-    cost.vlines(x, 0, np.subtract(after, before), color=RED, lw=5)
-    cost.set(ylim=(0, 1.1 * max(0.01, *np.diff(losses)[::2])), xlabel="training tokens →")
-    total = round(sum(after) - sum(before), 2) + 0.0  # + 0.0: no -0
-    words = f"prunes raise the loss: {total:+.2f}"
+    cost.vlines(x, 0, rises[: len(x)], color=RED, lw=5)
+    cost.set(ylim=(min(0, *rises), 1.1 * max(0.01, *rises)), xlabel="training tokens →")
+    words = f"prunes change the loss: {round(sum(rises[: len(x)]), 2) + 0.0:+.2f}"  # no -0
     for p, title, n in ((panel, "loss, nats", 4), (cost, words, 2)):
         p.set(title=title, xlim=(0, log["step"][-1]["tokens"]))
         p.axis("on")
@@ -80,7 +79,7 @@ def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict
 
 
 def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
-    """Draw what a run is after `now` tokens. panels: a title, each kind of unit, rate and loss."""
+    """Draw a run after `now` tokens. panels: a title, each kind of unit, rate, loss and rises."""
     title, *kinds, rate, loss, cost = panels
     for panel in panels:
         panel.clear()

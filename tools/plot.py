@@ -29,7 +29,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         style = {"color": color, "ls": LINES[i % len(LINES)]}
         rises = [e["loss_after"] - e["loss_before"] for e in log["prune"]]
         label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f}"
-        label += f", prunes cost {sum(rises):.2f}" if rises else ""
+        label += f", prunes cost {round(sum(rises), 2) + 0.0:.2f}" if rises else ""
         loss.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3, label=label, **style)
         loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
         for prune in along(log["prune"], x):  # dots in turn, where two runs prune at one step
