@@ -212,7 +212,7 @@ def test_the_tables_of_the_course_are_of_its_runs():
         (
             "oneshot_50_fresh",
             "oneshot_50",
-            "|one shot with a fresh optimizer|{0:+.3f} (p = {3:.3f})|",
+            "clear, but small {0:.3f} (p = {3:.3f})",
         ),
         ("gradient_size", "idea", "we cannot tell ({0:+.3f})"),
     ):
