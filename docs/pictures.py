@@ -110,7 +110,7 @@ def leads(rows: list):
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
     style = {"transform": tokens.get_yaxis_transform(), "va": "center", "ha": "right"}
-    tokens.text(-0.05, -0.9, "tokens per parameter", color="0.35", **style)
+    tokens.text(-0.05, -0.9, "tokens per final parameter", color="0.35", **style)
     return figure
 
 
