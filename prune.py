@@ -220,7 +220,7 @@ class Pruner:
             n, width = len(self.scores.get(group.name, ())), group.width
             if not n == width >= new_width > 0:
                 what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
-                raise ValueError(f"{what}; call score() first, or load them")
+                raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]

@@ -5,7 +5,7 @@
 #SBATCH --requeue --open-mode=append --signal=TERM@300
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280  # seconds to save after a signal; torchrun's default is 30
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 \
+srun --cpus-per-task=64 torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 \
     --rdzv_backend=c10d --rdzv_endpoint="$first:29500" --rdzv_id="$SLURM_JOB_ID" \
     train.py configs/idea_2.8b.py --resume --out_dir=/shared/idea_2.8b --data_dir=/shared/fineweb ||
     { [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ] && scontrol requeue "$SLURM_JOB_ID"; }
