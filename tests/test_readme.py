@@ -203,17 +203,14 @@ def test_what_the_course_works_out_by_hand_is_so():
 def test_the_tables_of_the_course_are_of_its_runs():
     pytest.importorskip("scipy")
     runs = read_csv(ROOT / "studies/lab/course_short/runs.csv")
+    spread = "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"
     for arm, base, shows in (
-        ("paper", "idea", "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"),
-        ("magnitude", "idea", "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"),
+        ("paper", "idea", spread),
+        ("magnitude", "idea", spread),
         ("plateau", "idea", "|final loss|{0:+.3f} (p < 0.001)|"),
         ("naive_50", "oneshot_50", "|naive|{0:+.3f} (p < 0.001)|"),
         ("naive_50_kept", "oneshot_50", "|naive with its old optimizer|{0:+.3f} (p < 0.001)|"),
-        (
-            "oneshot_50_fresh",
-            "oneshot_50",
-            "clear, but small {0:.3f} (p = {3:.3f})",
-        ),
+        ("oneshot_50_fresh", "oneshot_50", "clear, but small {0:.3f} (p = {3:.3f})"),
         ("gradient_size", "idea", "we cannot tell ({0:+.3f})"),
     ):
         d = paired(runs[arm], runs[base])

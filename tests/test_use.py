@@ -106,11 +106,8 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
         cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
         assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
     _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    assert [x.get_text() for x in n_layer.get_legend().texts] == [
-        "first prune",
-        "last prune",
-        "these go",
-    ]
+    legend = [x.get_text() for x in n_layer.get_legend().texts]
+    assert legend == ["first prune", "last prune", "these go"]
     ends = [[e for e in log if e["kind"] == "d_ff"][i] for i in (0, -1)]
     lines = [x for x in d_ff.lines if len(x.get_xdata())]  # of each layer: all, and what goes
     quantiles = [(e, q) for e in ends for q in e["scores"]]
