@@ -17,8 +17,9 @@ IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
+# In results.png: a head, and which rows of studies/results.py stand under it (optimizer, pruned at)
 GROUPS = [("Muon, our optimizer", "Muon", "10 to 35%"), ("AdamW", "AdamW", "10 to 35%")]
-GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]  # of studies/results.py, but one row
+GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]
 
 
 def method():
@@ -77,6 +78,11 @@ def leads(rows: list):
     lines: list = []  # from the top: a head, or what is compared
     for head, *group in GROUPS:
         lines += [head, *(name for name in names if [*name[1:]] == group)]
+    left = {"transform": tokens.get_yaxis_transform(), "va": "center", "ha": "right"}
+    tokens.text(-0.05, -0.9, "tokens per final parameter", color="0.35", **left)
+    for y, line in enumerate(lines):
+        weight, words = ("bold", line) if line not in names else (None, line[0])
+        tokens.text(-0.05, y, words, weight=weight, **left)
     for panel, part, title in (
         (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
         (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
@@ -84,12 +90,9 @@ def leads(rows: list):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         style = {"transform": panel.get_yaxis_transform(), "va": "center"}
         for y, line in enumerate(lines):
-            is_head = isinstance(line, str)
-            if panel is tokens:
-                weight, words = ("bold", line) if is_head else (None, line[0])
-                panel.text(-0.05, y, words, weight=weight, ha="right", **style)
             if line not in found:
-                panel.text(1.02, y, "not run" * (not is_head), color=GREY, **style)
+                if line in names:
+                    panel.text(1.02, y, "not run", color=GREY, **style)
                 continue
             e, color, verdict = found[line], GREY, "cannot tell"
             if not e.low < 0 < e.high:
@@ -109,8 +112,6 @@ def leads(rows: list):
         panel.text(-0.08, -0.9, "← small model leads", color=ORANGE, va="center")
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
-    style = {"transform": tokens.get_yaxis_transform(), "va": "center", "ha": "right"}
-    tokens.text(-0.05, -0.9, "tokens per final parameter", color="0.35", **style)
     return figure
 
 

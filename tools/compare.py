@@ -20,6 +20,7 @@ from run.cost import Plan
 from run.folder import read_log
 from run.stop import SIGNALS
 from tools import ArgumentParser, expanded, positive, program, seed_range
+from tools.figures import rises
 from tools.load import load_plan
 from tools.results import COLUMNS, Arms, read_results, report, write
 
@@ -154,8 +155,8 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
                 what = f"does not compare: dtype, eval_tokens and data are {here}, elsewhere {same}"
                 raise UserError(f"{out_dir}: {what}")
             try:
-                rises = [e["loss_after"] - e["loss_before"] for e in log if e["event"] == "prune"]
-                row = {"arm": arm.name, "seed": seed, "prune_cost": sum(rises)}
+                cost = sum(rises([e for e in log if e["event"] == "prune"]))
+                row = {"arm": arm.name, "seed": seed, "prune_cost": cost}
                 row |= {key: log[-1][key] for key in list(COLUMNS)[2:-1]}
             except (KeyError, TypeError) as error:
                 raise UserError(f"{out_dir}: an event of its log is damaged: {error}") from error

@@ -20,6 +20,11 @@ def along(events: list[dict], key: str = "tokens") -> list:
     return [e[key] for e in events]
 
 
+def rises(prunes: list[dict]) -> list[float]:
+    """What each prune added to the loss, in nats per token."""
+    return [e["loss_after"] - e["loss_before"] for e in prunes]
+
+
 def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
     """The tokens (or FLOPs) from which each width of a kind holds, and the width; the end last."""
     prunes = [e for e in log["prune"] if e["kind"] == kind]

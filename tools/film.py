@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from run.report import compact
-from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
+from tools.figures import along, by_name, open_figure, prunes_by_layer, rises, widths
 
 CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
 CAPTIONS["recover"] = "What is left recovers"
@@ -55,20 +55,19 @@ def draw_units(panel, kind: str, units: np.ndarray) -> None:
 
 
 def draw_loss(panel, cost, log: dict[str, list[dict]], past: dict[str, list[dict]]) -> None:
-    """Of the past: losses of training, before and after each prune, and then on the whole split;
-    in a panel of their own, the rises."""
+    """Of the past: losses of training, at prunes, and then on the whole split; below, the rises."""
     losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    x, rises = along(past["prune"]), np.diff(losses)[::2]
+    x, added, so_far = along(past["prune"]), rises(log["prune"]), rises(past["prune"])
     evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
     panel.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
     y = losses[: 2 * len(x)] + along(evals, "val_loss")
-    last = "".join(f": {loss:.2f}" for loss in y[-1:])
-    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=f"validation{last}")
+    label = f"validation: {y[-1]:.2f}" if y else "validation"
+    panel.plot([*np.repeat(x, 2), *along(evals)], y, color=BLUE, label=label)
     panel.set_ylim(min(losses + along(log["step"], "loss")) - 0.05, max(losses) + 0.35)
     panel.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
-    cost.vlines(x, 0, rises[: len(x)], color=RED, lw=5)
-    cost.set(ylim=(min(0, *rises), 1.1 * max(0.01, *rises)), xlabel="training tokens →")
-    words = f"prunes change the loss: {round(sum(rises[: len(x)]), 2) + 0.0:+.2f}"  # no -0
+    cost.vlines(x, 0, so_far, color=RED, lw=5)
+    cost.set(ylim=(min(0, *added), 1.1 * max(0.01, *added)), xlabel="training tokens →")
+    words = f"prunes change the loss: {round(sum(so_far), 2) + 0.0:+.2f}"  # no -0
     for p, title, n in ((panel, "loss, nats", 4), (cost, words, 2)):
         p.set(title=title, xlim=(0, log["step"][-1]["tokens"]))
         p.axis("on")

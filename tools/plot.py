@@ -9,7 +9,7 @@ import numpy as np
 
 from run import UserError
 from tools import ArgumentParser, expanded, program
-from tools.figures import along, by_name, open_figure, prunes_by_layer, widths
+from tools.figures import along, by_name, open_figure, prunes_by_layer, rises, widths
 from tools.film import NAMES, RED, draw_film
 
 # Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
@@ -27,9 +27,9 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
         evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
         style = {"color": color, "ls": LINES[i % len(LINES)]}
-        rises = [e["loss_after"] - e["loss_before"] for e in log["prune"]]
         label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f}"
-        label += f", prunes cost {round(sum(rises), 2) + 0.0:.2f}" if rises else ""
+        if log["prune"]:
+            label += f", prunes cost {round(sum(rises(log['prune'])), 2) + 0.0:.2f}"  # no -0
         loss.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3, label=label, **style)
         loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
         for prune in along(log["prune"], x):  # dots in turn, where two runs prune at one step
@@ -41,8 +41,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
     loss.plot([], [], "o-", color="grey", ms=3, label="validation")
     loss.plot([], [], color="grey", alpha=0.35, lw=0.8, label="training")
-    if kinds:
-        loss.plot([], [], ":", color="grey", label="prune")
+    loss.plot([], [], ":", color="grey", label="prune" if kinds else None)
     loss.legend(frameon=False, loc="upper right")
     for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
         panel.set(ylim=(0, None), ylabel=name)
@@ -61,20 +60,20 @@ def draw_units(out_dir: Path):
     for (kind, name), (cost, score) in zip(kinds.items(), axes):
         own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
         prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
-        rises = [e["loss_after"] - e["loss_before"] for e in prunes]
-        bars, turn = cost.bar(range(len(prunes)), rises, 0.5, color=RED), 90 * (len(prunes) > 12)
+        added, turn = rises(prunes), 90 * (len(prunes) > 12)
+        bars = cost.bar(range(len(prunes)), added, 0.5, color=RED)
         cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
         cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
-        cost.set_title(f"The last prune of {name} cost {rises[-1]:.2f} of {sum(rises):.2f} nats")
-        ends = {"first": 0, "last": len(prunes) - 1} if prunes[1:] else {"": 0}
+        cost.set_title(f"The last prune of {name} cost {added[-1]:.2f} of {sum(added):.2f} nats")
+        ends = {"first prune": 0, "last prune": len(prunes) - 1} if prunes[1:] else {"prune": 0}
         for (when, i), line in zip(ends.items(), ("-", "--")):
             gone = 100 * (1 - prunes[i]["width_after"] / prunes[i]["width_before"])
             for layer, y in scores[i].items():  # quantiles at 0, 5, ... 100%
                 x = np.linspace(0, 100, len(y))
                 color = colormaps["viridis"](layer / n_layer)
-                words = f"{when} prune" + f", layer {layer}" * (len(scores[i]) > 1)
+                words = when + f", layer {layer}" * (len(scores[i]) > 1)
                 named = layer in (min(scores[i]), max(scores[i]))
-                score.plot(x, y, line, color=color, label=words.strip() if named else None)
+                score.plot(x, y, line, color=color, label=words if named else None)
                 go = np.append(x[x < gone], gone)
                 score.plot(go, np.interp(go, x, y), color=RED, lw=3)
         score.plot([], [], color=RED, lw=3, label="these go")
