@@ -17,7 +17,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
-from run.machine import Machine, check_memory  # isort: skip  (before torch: see run/__init__.py)
+from run.machine import Machine, Stop, check_memory, print_error  # isort: skip  (before torch)
 
 import torch
 from torch import Tensor
@@ -27,16 +27,13 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
+from run import UserError
 from run.checkpoint import load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
-from run.errors import print_error
-from run.folder import Folder
 from run.forward import Forward
 from run.optimizer import make_optimizers
-from run.ranks import Ranks
-from run.report import Report
-from run.stop import Stop
+from run.out_dir import OutDir
 from run.teacher import Teacher
 
 
@@ -64,17 +61,17 @@ def forward_and_backward(
 @torch.no_grad()
 def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
-    model, machine, ranks = forward.model, forward.machine, forward.ranks
+    model, machine = forward.model, forward.machine
     model.eval()
     losses = []  # of a batch, and how many tokens it has
     for i, (x, y) in enumerate(val.in_order(forward.micro_batch_size, max_tokens)):
-        if i % ranks.size == ranks.rank:  # the ranks share the batches out
+        if i % machine.ranks == machine.rank:  # the ranks share the batches out
             with machine.autocast():
                 loss = model(machine.send(x), machine.send(y))
             losses.append((loss, y.numel()))
     model.train()
     nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
-    nats, tokens = ranks.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
+    nats, tokens = machine.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
     return nats / tokens
 
 
@@ -85,8 +82,7 @@ def train(asked: Config, files: ExitStack) -> int:
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError, DataError or OSError.
     """
-    machine = Machine(asked)  # device and precision
-    ranks = Ranks(machine.device)
+    machine = Machine(asked)  # device, precision and ranks
 
     # Data, and a teacher if there is one
     prepare_shipped(asked.data_dir)  # makes the shipped corpus, if that is asked for and missing
@@ -95,35 +91,35 @@ def train(asked: Config, files: ExitStack) -> int:
     teacher = Teacher(asked, data, machine) if asked.teacher else None
 
     # Start: from the run's own checkpoint, from other weights, or from new ones
-    asked = replace(asked, dtype=machine.dtype_name)  # not "auto": Folder compares it
-    folder = Folder(asked, ranks, data, teacher, files)  # locks out_dir; refuses another run's
-    if asked.resume and folder.has_checkpoint:
-        c, saved = folder.load(asked)  # c has the enlarged shape; saved may be narrower
+    asked = replace(asked, dtype=machine.dtype_name)  # not "auto": OutDir compares it
+    out = OutDir(asked, machine, data, teacher, files)  # locks it; refuses another run's
+    if asked.resume and out.has_checkpoint:
+        c, saved = out.load(asked)  # c has the enlarged shape; saved may be narrower
     elif asked.init_from:
         c, saved = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
         c, saved = asked, None
     steps_done = saved["step"] if saved else 0
-    ranks.check_start(c, steps_done, folder.digests)  # all do the same run; now rank 0 may write
+    machine.check_start(c, steps_done, out.digests)  # all do the same run; now rank 0 may write
 
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     if steps_done == 0:  # a resumed run has fitted before, and may be narrower now
-        check_memory(c, plan, machine.device, ranks.size)
+        check_memory(c, plan, machine.device, machine.ranks)
 
     # Model, optimizers and scores: new, or as saved
     torch.manual_seed(c.seed)
     model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
     optimizers = make_optimizers(model, c, machine.dtype)
-    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, ranks.agree)
+    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, machine.agree)
     if saved:
         load_history(saved, model, optimizers, pruner)  # empty with init_from
     del saved  # as large as the model and its moments
-    forward = Forward(model, c, plan, machine, ranks)  # compiles; under torchrun, wraps in DDP
+    forward = Forward(model, c, plan, machine)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
-    report = Report(c, plan, val, folder, steps_done)
-    report.print_plan(steps_done, data, machine.describe(ranks.size, forward.compiled))
+    out.begin(c, plan, val, steps_done)
+    out.print_plan(steps_done, data, machine.describe(forward.compiled))
 
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # the loop may be empty
@@ -144,20 +140,22 @@ def train(asked: Config, files: ExitStack) -> int:
                 for kind, width in new_widths.items():
                     record = pruner.prune(model, optimizers, kind, width)
                     after = validate(forward, val, plan.tokens_per_step)
-                    report.prune(step, kind, before, after, record)
+                    out.prune(step, kind, before, after, record)
                     before = after
 
         # Forward and backward
-        batch = data.batch(step, c.batch_size, c.seed, ranks.rank, ranks.size)
+        batch = data.batch(step, c.batch_size, c.seed, machine.rank, machine.ranks)
         tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
         loss = forward_and_backward(forward, tokens, targets, teacher)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
         # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
         # a signal: then all stop. Here the CPU waits for the GPU
-        loss, grad_norm, stopping = ranks.means(loss, norm, float(stop.signal > 0))
+        loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
         if not math.isfinite(loss + grad_norm):
-            raise report.diverged(step, loss, grad_norm, lr)
+            what = f"step {step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.2e}"
+            way = "start again with a lower --learning_rate or a longer --warmup_steps"
+            raise UserError(f"{what}: not finite; {way}", 1)
 
         # Score: how much does each unit matter? Before the gradients are clipped
         if schedule.scoring(step):
@@ -168,27 +166,27 @@ def train(asked: Config, files: ExitStack) -> int:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not ranks.launched)  # gradients stay in DDP's buckets
+            optimizer.zero_grad(set_to_none=not machine.launched)  # gradients stay in DDP's buckets
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:
-            report.step(step, model.config, loss, lr, grad_norm)
+            out.step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)
-            report.eval(step, val_loss)
+            out.eval(step, val_loss)
         must_save = step == last or bool(stopping)  # then a failed save ends the run
         if step % c.save_every == 0 or must_save:
-            report.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
+            out.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
         if stopping:
             break
 
     if step < c.max_steps:
-        report.stopped(step)
+        out.stopped(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
     if val_loss is None:  # resumed after the last step
         val_loss = validate(forward, val, c.eval_tokens)
-    report.done(step, val_loss)
+    out.done(step, val_loss)
     return 0
 
 

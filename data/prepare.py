@@ -8,9 +8,9 @@ folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endi
 uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
 token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
-A task is a run of input files, 64 MiB or more together. One process does it alone, and leaves a
-piece, a folder with the tokens of both splits, in `.NAME.part` beside `--out`. At the end pieces
-are joined, and `--out` appears as a whole. After a kill or an error, the same command goes on."""
+A task is a run of input files, 64 MiB or more together. One process makes its two shards, in
+`.NAME.part` beside `--out`, which appears as a whole at the end. After a kill or an error, the same
+command goes on with the shards that are missing."""
 
 import os
 import signal
@@ -27,24 +27,24 @@ import math
 import multiprocessing
 import shutil
 import sys
-from collections import Counter
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from data import DataError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
-from data.workers import do_all
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
 VAL_FRACTION = 0.05
-SHARD_TOKENS = 2**28  # 512 MiB a file in uint16
-TASK_BYTES = 2**26  # of input: less is done before another process has started
+TASK_BYTES = 2**26  # of input, at least: less is done before another process has started
 WAIT = 300  # seconds, for another process that makes the same folder
 SPLITS = ("train", "val")
 COUNTS = ("tokens", "bytes", "documents")  # bytes of text; documents that end in the split
@@ -90,8 +90,6 @@ def prepare(
             print(f"{part}: its disk has no locks; start no second one there", file=sys.stderr)
         if out.exists():
             raise DataError(f"{out}: exists; remove it, or give another --out")
-        for left_over in part.glob("*.tmp"):  # by a kill
-            shutil.rmtree(left_over)
         tasks = _cut(part, inputs, settings)
         # Read until there is an item for each split: without one, all the work would be in vain
         held_out = (
@@ -103,21 +101,25 @@ def prepare(
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
             raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
-        left = [(piece, paths, settings) for piece, paths in tasks.items() if not piece.exists()]
-        do_all(_make_piece, left, desc="tokenizing", unit="task", delay=10)  # seconds
+        left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
+        if len(left) == len(tasks):  # what a kill left may be of other arguments
+            shutil.rmtree(part / "shards", ignore_errors=True)
+        (shards := part / "shards").mkdir(exist_ok=True)
+        do_all(_make_shards, left, desc="tokenizing", unit="task", delay=10)  # seconds
         _cut(part, inputs, settings)  # has a file changed meanwhile?
-        counts = [_read_counts(piece, dtype) for piece in tasks]
-        if skipped := sum(count["skipped"] for count in counts):
+        made = [json.loads(path.read_bytes()) for path in tasks]
+        if skipped := sum(of_task["skipped"] for of_task in made):
             print(f"skipped {skipped:,} documents without text", file=sys.stderr)
-        (whole := part / "whole.tmp").mkdir()
         for split in SPLITS:
-            meta[split] = {name: sum(count[split][name] for count in counts) for name in COUNTS}
-            meta[split]["shards"] = _join(list(tasks), split, dtype, whole)
+            counts = [of_task[split] for of_task in made]
+            meta[split] = {name: sum(count[name] for count in counts) for name in COUNTS}
+            shard = ("file", "tokens", "sha256")
+            meta[split]["shards"] = [{k: c[k] for k in shard} for c in counts if c["tokens"]]
         meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
         files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
         for name, content in files.items():
-            (whole / name).write_bytes(content)
-        os.rename(whole, out)
+            (shards / name).write_bytes(content)
+        os.rename(shards, out)
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise DataError(f"{out}: cannot be made: {error}") from None
     finally:
@@ -138,8 +140,8 @@ def prepare_shipped(data_dir: str) -> None:
 
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
-    """Tasks of TASK_BYTES or more, and the rest: piece -> input files. The name of a piece has a
-    digest of all that decides what it holds. Raises DataError where there are others."""
+    """Tasks of TASK_BYTES or more, and the rest: a file to come when one is done -> input files.
+    Its name has a digest of all that decides. Raises DataError where there are others."""
     tasks, files, size = {}, [], 0
     for path in inputs:
         stat = path.stat()
@@ -147,65 +149,77 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
         size += stat.st_size
         if size >= TASK_BYTES or path is inputs[-1]:
             digest = hashlib.sha256(repr((files, settings, len(tasks))).encode()).hexdigest()
-            tasks[part / f"{len(tasks):05d}_{digest[:32]}"] = [path for path, _, _ in files]
+            tasks[part / f"{len(tasks):03d}_{digest[:32]}.json"] = [path for path, _, _ in files]
             files, size = [], 0
-    if set(part.glob("[0-9]*_*")) - set(tasks):
+    if set(part.glob("*.json")) - set(tasks):
         what = "was begun with other arguments, or an input file has changed"
         raise DataError(f"{part}: {what}; remove it to start anew")
     return tasks
 
 
-def _make_piece(piece: Path, inputs: list[Path], settings: tuple) -> None:
-    """Makes a folder with the tokens of both splits, and what meta.json will say of them."""
+def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
+    """Writes the task's shard of each split, and at last, in `done`, what meta.json says of it."""
     tokenizer, dtype, key, val_fraction, _ = settings
-    encoding, items, task = load_tokenizer(tokenizer), 0, int(piece.name.split("_")[0])
-    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS} | {"skipped": 0}
-    (aside := piece.with_suffix(".tmp")).mkdir()
-    with (aside / "train").open("wb") as train, (aside / "val").open("wb") as val:
+    encoding, task = load_tokenizer(tokenizer), int(done.name.split("_")[0])
+    items, made = 0, {"skipped": 0}
+    paths = [done.parent / "shards" / f"{split}_{task:03d}.bin" for split in SPLITS]
+    digests = [hashlib.sha256() for _ in SPLITS]
+    counts = [dict.fromkeys(COUNTS, 0) for _ in SPLITS]
+    with paths[0].open("wb") as train, paths[1].open("wb") as val:
         for text, ends_document in (item for path in inputs for item in read_items(path, key)):
             if not text:
-                counts["skipped"] += 1
+                made["skipped"] += 1
                 continue
-            held_out = is_validation(items, val_fraction, task)
+            split = is_validation(items, val_fraction, task)  # an index of SPLITS
             items += 1
             tokens = encode_to_numpy(encoding, text)
             if ends_document:
                 tokens = np.append(tokens, encoding.eot_token)
-            (val if held_out else train).write(tokens.astype(dtype))
-            count = counts["val" if held_out else "train"]
-            count.update(tokens=len(tokens), bytes=len(text), documents=ends_document)
-    (aside / "counts.json").write_text(json.dumps(counts))
-    for path in aside.iterdir():  # or a power cut could leave a piece of empty files
-        with path.open("rb+") as file:
+            (train, val)[split].write(content := tokens.astype(dtype).tobytes())
+            digests[split].update(content)
+            for name, n in zip(COUNTS, (len(tokens), len(text), ends_document)):
+                counts[split][name] += n
+        for file in (train, val):  # or a power cut could leave an empty one
+            file.flush()
             os.fsync(file.fileno())
-    os.rename(aside, piece)
+    for split, path, digest, count in zip(SPLITS, paths, digests, counts):
+        made[split] = count | {"file": path.name, "sha256": digest.hexdigest()}
+        if not count["tokens"]:
+            path.unlink()
+    done.with_suffix(".tmp").write_text(json.dumps(made))
+    os.rename(done.with_suffix(".tmp"), done)
 
 
-def _read_counts(piece: Path, dtype: np.dtype) -> dict:
-    with suppress(ValueError, LookupError, TypeError):
-        counts = json.loads((piece / "counts.json").read_bytes())
-        sizes = [counts[split]["tokens"] * dtype.itemsize for split in SPLITS]
-        if sizes == [(piece / split).stat().st_size for split in SPLITS]:
-            return counts
-    raise DataError(f"{piece}: is damaged; remove it, and start again")
+def do_all(work: Callable, tasks: list[tuple], **bar_settings) -> None:
+    """work(*task) for each task: in processes on all cores, as threads would wait for Python's
+    lock; one task alone, in this process. bar_settings: of a progress bar."""
+    with tqdm(total=len(tasks), **bar_settings) as bar:
+        if len(tasks) < 2 or os.cpu_count() == 1:
+            for task in tasks:
+                work(*task)
+                bar.update()
+            return
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
+            try:
+                with ThreadPoolExecutor(1) as thread:  # Ctrl-C interrupts the main one mid-start
+                    if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
+                        thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+                    started = list(thread.map(lambda task: pool.submit(work, *task), tasks))
+                for done in as_completed(started):
+                    done.result()
+                    bar.update()
+            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
 
 
-def _join(pieces: list[Path], split: str, dtype: np.dtype, folder: Path) -> list[dict]:
-    """Writes the tokens that the pieces have of a split as shards, and returns what meta.json says
-    of these. A memory map reads a piece that may be larger than memory, but not an empty one."""
-    total, shards = 0, {}
-    for path in (piece / split for piece in pieces if (piece / split).stat().st_size):
-        tokens = np.memmap(path, dtype, "r")
-        while len(tokens):
-            name = f"{split}_{total // SHARD_TOKENS:03d}.bin"
-            shard = shards.setdefault(name, {"file": name, "tokens": 0, "sha256": hashlib.sha256()})
-            part, tokens = np.split(tokens, [SHARD_TOKENS - shard["tokens"]])
-            with (folder / name).open("ab") as file:
-                file.write(part)
-            shard["sha256"].update(part)
-            shard["tokens"] += len(part)
-            total += len(part)
-    return [shard | {"sha256": shard["sha256"].hexdigest()} for shard in shards.values()]
+def end_with_main() -> None:
+    """In a worker: Ctrl-C is for the main process. When that has ended, so does the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
 
 
 @command

@@ -4,10 +4,14 @@ leaves a whole one. The one before it is kept, too. Nothing in it depends on the
 runs leave equal bytes."""
 
 import json
+import os
 import sys
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -17,19 +21,44 @@ from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
 from run import UserError
 from run.config import NOT_SAVED, Config, take_shape
-from run.errors import out_of_memory
-from run.files import write_whole
 from run.hugging_face import load_folder, read_shape
+from run.machine import out_of_memory
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
+    """Fill a file by `write(file)`. keep: a second name for the old content. Raises OSError."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            keep.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk without hard links keeps no second file
+                os.link(path, keep)
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError, in an OSError
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
+    if os.name == "posix":  # elsewhere, a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # now the rename is durable
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_checkpoint(
     c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
 ) -> None:
     """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
-    of the data needs nothing (data/loader.py). digests: Folder's. Raises OSError."""
+    of the data needs nothing (data/loader.py). digests: OutDir's. Raises OSError."""
     moments = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     saved = {
         "format": FORMAT,

@@ -16,9 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from model import GPT, SLICES
 from run.config import Config, micro_batch
 from run.cost import Plan
-from run.errors import out_of_memory
-from run.machine import Machine
-from run.ranks import Ranks
+from run.machine import Machine, out_of_memory
 
 
 class Forward:
@@ -29,9 +27,9 @@ class Forward:
     first backward pass, by the order in which gradients came. So every step that counts, also the
     first of a run that resumes, adds the ranks' gradients in one order."""
 
-    def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine, ranks: Ranks):
-        self.model, self.wrapped, self.machine, self.ranks = model, model, machine, ranks
-        self.micro_batch_size, self.context_length = micro_batch(c, ranks.size), c.context_length
+    def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine):
+        self.model, self.wrapped, self.machine = model, model, machine
+        self.micro_batch_size, self.context_length = micro_batch(c, machine.ranks), c.context_length
         self.compiled = choose_compile(c, machine.device, plan)
         if self.compiled:
             compile_blocks(model, plan.schedule.widths)
@@ -50,7 +48,7 @@ class Forward:
     def averaging(self, now: bool) -> AbstractContextManager:
         """In it, a forward and backward pass averages the gradients over the ranks only if `now`:
         for all micro batches but the last of a step, they just add up."""
-        return nullcontext() if now or not self.ranks.launched else self.wrapped.no_sync()
+        return nullcontext() if now or not self.machine.launched else self.wrapped.no_sync()
 
     @contextmanager
     def unwrapped(self) -> Iterator[None]:
@@ -63,9 +61,9 @@ class Forward:
     def wrap(self) -> None:
         """Under torchrun, put the parameters of now into a new DistributedDataParallel. Raises
         UserError where the ranks hold different weights: they would train no model at all."""
-        if not self.ranks.launched:
+        if not self.machine.launched:
             return
-        self.ranks.check_same(self.model)
+        self.machine.check_same(self.model)
         same = {"broadcast_buffers": False, "init_sync": False}  # all ranks have one model
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
@@ -91,9 +89,9 @@ class Forward:
                 raise
             reason = f"{type(error).__name__}: {error}"
         self.model.zero_grad()
-        (failed,) = self.ranks.means(float(bool(reason)))
+        (failed,) = self.machine.means(float(bool(reason)))
         self.compiled = self.model.compiled = failed == 0
-        if failed and self.ranks.rank == 0:
+        if failed and self.machine.rank == 0:
             why = shorten(reason or "on another rank", 200)
             print(f"compiling failed, so the run goes on without it: {why}", file=sys.stderr)
 

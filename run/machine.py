@@ -1,25 +1,71 @@
-"""What a run computes on: device, precision and memory."""
+"""What a run computes on: device, precision and memory, and the processes that train together. And
+how they stop: by a signal, or by an error in one line."""
 
 import ctypes
+import datetime
 import os
 import platform
+import signal
+import sys
 from textwrap import shorten
+from time import sleep
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from data import DataError
 from run import UserError
-from run.config import Config, micro_batch, need
+from run.config import PATHS, Config, micro_batch, need
 from run.cost import Plan, knobs_that_fit, memory_of
+
+WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
+FIRST_WAIT = datetime.timedelta(minutes=2)  # for the first sum, when all ranks are there
+ABORT = datetime.timedelta(minutes=3)  # after so long, torch itself gives the first sum up
+# Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
+GRACE = 0.5  # seconds
+# What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
+NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
 
 
 class Machine:
-    """Device and precision. Raises UserError where the device is missing or cannot do the work."""
+    """Device, precision, and the processes that train together: one, unless torchrun started more.
+    Where one of them dies, the others end within half an hour at the latest: with gloo by a
+    RuntimeError, with NCCL by its watchdog, which aborts the process. Raises UserError where the
+    device is missing or cannot do the work, torchrun's variables are missing, or the ranks find
+    each other but get no answer."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
         self.dtype = choose_dtype(c, self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
+        self.rank = int(os.environ.get("RANK", 0))
+        self.ranks = int(os.environ.get("WORLD_SIZE", 1))
+        self.launched = "WORLD_SIZE" in os.environ  # by torchrun; also where it starts one process
+        if self.launched:
+            self.join()
+
+    def join(self) -> None:
+        # Import this before the group exists. Otherwise it keeps the group, and gloo's threads,
+        # until the interpreter ends, and may crash it
+        from torch.distributed import nn as late  # noqa: F401
+
+        try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=WAIT))
+        except ValueError as error:  # WORLD_SIZE alone is set
+            raise UserError(f"{error}; torchrun sets all that ranks need") from error
+        # torchrun keeps its store when it starts dead ranks again, with their old addresses
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "nccl" if self.device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ABORT)
+        try:
+            dist.all_reduce(torch.zeros(1, device=self.device), async_op=True).wait(FIRST_WAIT)
+            dist.distributed_c10d._set_pg_timeout(WAIT)
+        except RuntimeError as error:  # or a hang between GPUs would last half an hour
+            what = f"found the other ranks, but a first sum with them failed ({error})"
+            way = "between GPUs, try NCCL_P2P_DISABLE=1, or between machines NCCL_IB_DISABLE=1"
+            raise UserError(f"{what}; {way} in the environment", 1) from error
 
     def autocast(self) -> torch.autocast:
         """In it, matrix products have the run's precision. Weights and moments are float32."""
@@ -31,9 +77,49 @@ class Machine:
         x = x.pin_memory() if self.device.type == "cuda" else x
         return x.to(self.device, non_blocking=True)
 
-    def describe(self, ranks: int, compiled: bool) -> str:
-        what = f"{self.device.type}, ranks: {ranks}, CPU threads: {torch.get_num_threads()}"
+    def describe(self, compiled: bool) -> str:
+        what = f"{self.device.type}, ranks: {self.ranks}, CPU threads: {torch.get_num_threads()}"
         return f"{what}, {self.dtype_name}, {'compiled' if compiled else 'eager'}"
+
+    def agree(self, mask: Tensor) -> Tensor:
+        """Overwrite the mask with that of rank 0."""
+        if self.launched:
+            dist.broadcast(mask, src=0)
+        return mask
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The average of x over the ranks."""
+        if self.launched:
+            x = x.to(self.device)  # NCCL averages on the GPU only
+            dist.all_reduce(x)
+            x /= self.ranks
+        return x
+
+    def means(self, *numbers: Tensor | float) -> list[float]:
+        """The average of each number over the ranks, with one wait for the device."""
+        x = [n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers]
+        return self.mean(torch.stack(x)).tolist()
+
+    def check_same(self, model: nn.Module) -> None:
+        """Raises UserError where the ranks hold different weights."""
+        bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
+        if self.differ(torch.stack(bits).tolist()):
+            what = "the ranks hold different weights; --resume goes on from the last checkpoint. "
+            raise UserError(what + "Should it happen again, a GPU or the network may be faulty", 1)
+
+    def differ(self, x: list) -> list:
+        """The entries of x that are not the same on all ranks. Waits for all of them."""
+        everyone = [x] * self.ranks
+        if self.launched:
+            dist.all_gather_object(everyone, x)
+        return [mine for mine, *others in zip(x, *everyone) if others != [mine] * self.ranks]
+
+    def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
+        """Raises UserError where the ranks would not do the same run. steps: those done before."""
+        same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
+        for name, value in self.differ([("step", steps), *digests.items(), *same.items()]):
+            way = "give all of them one command, and out_dir, data and teacher that they share"
+            raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
 
 
 def choose_device(c: Config) -> torch.device:
@@ -106,3 +192,48 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         native = native and device.type == "cpu"
     return torch.bfloat16 if native else torch.float32
+
+
+class Stop:
+    """From now on a signal asks for a stop at the step's end; a second one ends the process at
+    once. `signal`: the number of the first; 0 before it. What comes within GRACE of the first
+    counts as the first: a terminal and torchrun may each send a signal for the same stop."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in SIGNALS:
+            signal.signal(number, self.ask)
+
+    def ask(self, number: int, frame) -> None:
+        self.signal = number
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        sleep(GRACE)
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+
+
+def out_of_memory(error: Exception) -> bool:
+    said = any(text in str(error) for text in NO_MEMORY)
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def print_error(error: Exception, c: Config | None) -> int:
+    """Print an error in one line, and return the exit code. A bug is raised again. c: None while
+    the config is read, when all ranks of a machine have the same error; then one of them speaks."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    line, code = " ".join(str(error).split()), 1
+    if isinstance(error, DataError):
+        code = error.code
+    elif c and out_of_memory(error):
+        now = micro_batch(c, ranks)
+        smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
+        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
+        line = f"out of memory with micro batches of {now} sequences; try {way}"
+    elif ranks > 1 and (isinstance(error, dist.DistError) or "gloo" in line):  # it has no class
+        line = f"another rank no longer answers; --resume goes on from the last checkpoint ({line})"
+    elif not isinstance(error, OSError):
+        raise error
+    if c or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{f'rank {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
+    return code

@@ -14,7 +14,7 @@ from helpers import ROOT, run, same_end
 from run import UserError
 from run.checkpoint import load_checkpoint
 from run.cost import n_parameters
-from run.folder import read_log
+from run.out_dir import read_log
 from tools import compare, results
 from tools.compare import load_arms
 from tools.results import COLUMNS, paired, read_csv, t_test

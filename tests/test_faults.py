@@ -15,8 +15,8 @@ from data.prepare import prepare
 from model import GPT
 from run.checkpoint import load_checkpoint, write_checkpoint
 from run.config import Config
-from run.errors import print_error
-from run.folder import read_log
+from run.machine import print_error
+from run.out_dir import read_log
 from tools import sample
 
 # train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
@@ -37,8 +37,8 @@ class InHalves(io.FileIO):
         come_to("half", self.name)
         return half + super().write(data[half:])
 
-import run.files, run.folder
-run.files.open = run.folder.open = lambda path, mode, **_: InHalves(path, mode)
+import run.checkpoint, run.out_dir
+run.checkpoint.open = run.out_dir.open = lambda path, mode, **_: InHalves(path, mode)
 sys.addaudithook(lambda event, args: event == "os.rename" and come_to("rename", str(args[0])))
 sys.exit(train.main())
 """
@@ -145,7 +145,7 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
         write_checkpoint(c, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr("run.report.write_checkpoint", save_on_a_small_disk)
+        patched.setattr("run.out_dir.write_checkpoint", save_on_a_small_disk)
         try:
             assert run(toy, out) == 1
         finally:

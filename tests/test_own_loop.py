@@ -17,7 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from prune import Slice, block_groups, whole
-from run.ranks import Ranks
+from run.config import Config
+from run.machine import Machine
 
 PAGE = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
 LOOP, TRAINER, NANOGPT, FSDP = re.findall("```python\n(.*?)```", PAGE, re.S)
@@ -92,7 +93,7 @@ def fsdp(share: slice) -> GPT2:
 
 def two_ranks() -> None:
     torch.set_default_dtype(torch.float64)
-    alone, rank = train(NANOGPT), Ranks(torch.device("cpu")).rank
+    alone, rank = train(NANOGPT), Machine(Config(device="cpu")).rank
     exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
     mine = slice(rank, None, 2)
     for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), fsdp(mine)):

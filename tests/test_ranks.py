@@ -50,7 +50,11 @@ SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
 DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
 APART = [
     (SEEDS, [1, 1], "seed=0 on this rank, another elsewhere"),
-    (UPSIDE_DOWN + "train.Ranks.agree = lambda self, mask: mask", [1, 1], "hold different weights"),
+    (
+        UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask",
+        [1, 1],
+        "hold different weights",
+    ),
     (DEATH, [1, 9], "another rank no longer answers; --resume goes on"),
 ]
 
@@ -74,8 +78,8 @@ def test_ranks_that_part_are_stopped(before, codes, words, processes, toy, tmp_p
 def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
     """As where GPUs see each other, and cannot talk."""
     silent = f"""
-import datetime, run.ranks, time
-run.ranks.FIRST_WAIT = datetime.timedelta(seconds=1)
+import datetime, run.machine, time
+run.machine.FIRST_WAIT = datetime.timedelta(seconds=1)
 def end():  # not by torch, which goes on for minutes
     os.mkdir(ended)
     os._exit(1)
@@ -85,9 +89,9 @@ def wait_for_its_end(*_, **__):
     os._exit(0)
 ended = {str(tmp_path / "ended")!r}
 if os.environ["RANK"] == "0":
-    run.ranks.dist.destroy_process_group = end
+    run.machine.dist.destroy_process_group = end
 else:
-    run.ranks.dist.all_reduce = wait_for_its_end
+    run.machine.dist.all_reduce = wait_for_its_end
 """
     error = run_ranks(processes, toy, tmp_path / "run", before=silent, codes=[1, 0])
     assert "error: found the other ranks, but a first sum with them failed" in error
@@ -114,9 +118,9 @@ sys.exit(train.main())
 
 
 SMALL_BUCKETS = """
-import run.forward, run.ranks
+import run.forward, run.machine
 def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
-    run.ranks.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
+    run.machine.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
     global ddp
     ddp = wrap(*arguments, bucket_cap_mb=0.0005, **others)
     return ddp
@@ -154,7 +158,7 @@ def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, to
     data, out = tmp_path / "data", tmp_path / "run"
     before = f"""
 import time, data.prepare as prepare
-from run import report
+from run import out_dir as report
 prepare.SHIPPED_FOLDER = {str(data)!r}
 def slow(*arguments, save=report.write_checkpoint):
     time.sleep(1)

@@ -17,8 +17,8 @@ from data.loader import TokenDataset
 from model import GPT, KINDS
 from prune import unit_scores
 from run.checkpoint import load_checkpoint
-from run.folder import Folder
 from run.optimizer import Muon
+from run.out_dir import OutDir
 from studies.optimizer import start
 
 
@@ -50,17 +50,17 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
 
 def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
     """By signals, in each phase; one more ends it at once. Recomputed activations change no bit."""
-    write, term, ctrl_c = Folder.write, signal.SIGTERM, signal.SIGINT
+    write, term, ctrl_c = OutDir.write, signal.SIGTERM, signal.SIGINT
 
-    def write_and_signal(self, line):
-        write(self, line)
-        if line["event"] == "step" and line["step"] == step - 1:  # heeded at the end of `step`
+    def write_and_signal(self, event, at, **values):
+        write(self, event, at, **values)
+        if event == "step" and at == step - 1:  # heeded at the end of `step`
             signal.raise_signal(number)
             assert signal.getsignal(number) == signal.SIG_DFL  # one more ends it at once
 
     with monkeypatch.context() as patched:
-        patched.setattr("run.stop.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
-        patched.setattr(Folder, "write", write_and_signal)
+        patched.setattr("run.machine.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(OutDir, "write", write_and_signal)
         for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
             assert run(toy, tmp_path, "--resume", "--recompute") == 128 + number
             assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step

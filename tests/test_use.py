@@ -12,7 +12,7 @@ from test_model import large
 
 from data.tokenizer import encode_bytes
 from model import KINDS
-from run.report import compact
+from run.out_dir import compact
 from tools import evaluate, figures, film, plot, sample
 from tools.load import Trained, load_trained
 

@@ -20,7 +20,6 @@ from run.cost import Plan, flops_per_token, memory_of
 from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
-from run.ranks import Ranks
 from tools import ArgumentParser, positive, program
 from tools.load import load_plan
 from tools.plan import GPT2_VOCABULARY, GPUS
@@ -34,7 +33,7 @@ class Step:
         self.model = GPT(shape).to(machine.device)
         self.optimizers = make_optimizers(self.model, c, machine.dtype)
         c, plan = replace(c, compile=compile), Plan(c, shape.vocab_size)
-        self.forward = Forward(self.model, c, plan, machine, Ranks(machine.device))
+        self.forward = Forward(self.model, c, plan, machine)
         size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
         self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from run import UserError
 from run.config import NOT_SAVED, Config, load_config, read_file
 from run.cost import Plan
-from run.folder import read_log
-from run.stop import SIGNALS
+from run.machine import SIGNALS
+from run.out_dir import read_log
 from tools import ArgumentParser, expanded, positive, program, seed_range
 from tools.figures import rises
 from tools.load import load_plan

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from run import UserError
-from run.folder import read_log
+from run.out_dir import read_log
 
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:

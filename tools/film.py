@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from run.report import compact
+from run.out_dir import compact
 from tools.figures import along, by_name, open_figure, prunes_by_layer, rises, widths
 
 CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}

@@ -7,7 +7,7 @@ on its own. Where the data is not there yet, GPT-2's vocabulary is assumed."""
 from model import GPTConfig
 from run import cost
 from run.config import Config, check_ranks, load_config, micro_batch
-from run.report import compact
+from run.out_dir import compact
 from tools import ArgumentParser, number, positive, program
 from tools.load import load_plan
 

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from mpmath import betainc  # torch installs it
 
 from run import UserError
-from run.files import write_text
+from run.checkpoint import write_text
 from tools import ArgumentParser, expanded, program
 
 # Of runs.csv. prune_cost: the rise of the loss on the same batches, summed over the run's prunes

@@ -22,8 +22,7 @@ from data.prepare import VAL_FRACTION, is_validation
 from prune import CRITERIA, Pruner
 from run.checkpoint import load_weights
 from run.config import load_config
-from run.folder import read_log
-from run.ranks import Ranks
+from run.out_dir import read_log
 from studies.smollm2.lambada import accuracy, read_lambada
 from tools import command
 from tools.evaluate import judge_text
@@ -113,7 +112,7 @@ def run_row(row: tuple, judge: Callable[[Trained], dict]) -> dict:
 
 def prune_as_next_step(trained: Trained, c, cut: dict[str, int]) -> None:
     model, device = trained.model, trained.model.embed.weight.device
-    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed, Ranks(device).agree)
+    pruner = Pruner(c.criterion, c.score_beta, cut, c.seed)
     scores = load_weights(Path(OUT))["scores"]
     pruner.scores = {name: score.to(device) for name, score in scores.items()}
     optimizers = [torch.optim.AdamW(model.parameters())]

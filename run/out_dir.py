@@ -1,0 +1,266 @@
+"""The out_dir of a run (config.json, log.jsonl, checkpoint.pt): what is refused there, what a run
+writes and prints: its plan, lines on the way, the end."""
+
+import json
+import math
+import shlex
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
+from tqdm import tqdm
+
+from data import drop_output
+from data.loader import TokenDataset
+from model import KINDS, GPTConfig
+from run import UserError
+from run.checkpoint import NAME, PREVIOUS, load_checkpoint, write_checkpoint, write_text
+from run.config import NOT_SAVED, SHAPE, Config, need
+from run.cost import Plan, n_parameters
+from run.machine import Machine
+from run.teacher import Teacher
+
+NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
+# Knobs that a resumed run may change: they change the weights by rounding at most.
+MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
+
+
+class OutDir:
+    """The out_dir of a run, its log, and what is printed. Rank 0 locks it before anything is read,
+    and alone writes and prints. The lock is the system's: it ends with the process. `files` closes
+    what is open here. Raises UserError where another process runs there, nothing can be written, or
+    as `check` does. teacher: or None."""
+
+    def __init__(
+        self, c: Config, machine: Machine, data: TokenDataset, teacher: Teacher, files: ExitStack
+    ):
+        self.path, self.machine, self.files = Path(c.out_dir), machine, files
+        self.main = machine.rank == 0
+        self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
+        self.digests["teacher"] = teacher.digest if teacher else ""
+        if self.main:
+            self.take()
+        self.has_checkpoint = any((self.path / name).exists() for name in (NAME, PREVIOUS))
+        self.check(c)
+
+    def take(self) -> None:
+        where = f"out_dir={self.path}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # To append: it may be a file of the user's
+            lock = self.files.enter_context(open(self.path / "lock", "ab"))  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{where}: cannot write there: {error}") from error
+        try:
+            if not lock_descriptor(lock.fileno(), blocking=False):
+                raise UserError(f"{where}: another process is running there; choose another")
+        except OSError:  # some network disks have no locks
+            print(f"{where}: its disk has no locks; start no second run there", file=sys.stderr)
+
+    def check(self, c: Config) -> None:
+        """Refuse to write over another run, what it learns from, or foreign files: UserError."""
+        own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
+        for key in ("init_from", "teacher"):
+            other = not getattr(c, key) or Path(getattr(c, key)).resolve() not in own
+            need(other, c, key, "the run would write over it; choose another out_dir")
+        held = [n for n in ("config.json", "log.jsonl", NAME, PREVIOUS) if (self.path / n).exists()]
+        log = read_log(self.path) if c.resume and not self.has_checkpoint else []
+        config = self.path / "config.json"  # a run writes it before all else, and never removes it
+        if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
+            what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
+        elif held and not (c.overwrite or c.resume):
+            way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
+            what = f"holds a run; {way}"
+        elif "save" in [e["event"] for e in log if "error" not in e]:  # one that did not fail
+            what = "holds a run, but its checkpoint is gone; remove the folder to begin again"
+        else:
+            return
+        raise UserError(f"out_dir={c.out_dir}: {what}")
+
+    def load(self, c: Config) -> tuple[Config, dict]:
+        """The config with the shape that the run began with, and its checkpoint. Raises UserError
+        where it is of another config, of other data or with another teacher."""
+        path = self.path / NAME
+        saved = load_checkpoint(path)
+        then = saved["config"]
+        if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
+            c = replace(c, **{key: then[key] for key in SHAPE})
+        changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
+        if changed:
+            what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
+            raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
+        for what, knob in (("data", "data_dir"), ("teacher", "teacher")):
+            if saved.get(what) != self.digests[what]:
+                other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
+                raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
+        return c, saved
+
+    def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int) -> None:
+        """Write config.json, and drop from log.jsonl what a run that goes on after `step` does
+        again."""
+        self.c, self.plan, self.val, self.unwritten = c, plan, val, b""
+        self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
+        need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
+        self.began = time.perf_counter()
+        self.speed_from = step, self.began  # speed is measured from this step and time
+        if not self.main:
+            return
+        if step == 0:
+            for name in (NAME, PREVIOUS, "log.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+        write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
+        kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
+        write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+        log = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self.file = self.files.enter_context(log)
+        self.began -= kept[-1]["seconds"] if kept else 0.0  # as if it had never stopped
+
+    def write(self, event: str, step: int, **values) -> None:
+        """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
+        comes before its step is trained, all else after it."""
+        trained = step - (event == "prune")
+        if event != "step":  # the time of validations, saves and prunes does not count as training
+            self.speed_from = trained, time.perf_counter()
+        line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
+        line |= {"flops": self.plan.flops(trained), "seconds": self.seconds()} | values
+        if self.main:
+            self.unwritten += json.dumps(line).encode() + b"\n"
+            with suppress(OSError):
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+
+    def say(self, text: str) -> None:
+        """Print. If that fails (`| head -1`, a full disk), the run goes on in silence."""
+        if self.main:
+            try:
+                print(text, flush=True)
+            except OSError:
+                drop_output()
+
+    def say_rows(self, rows: dict[str, str]) -> None:
+        self.say("\n".join(f"{name:<11}{text}" for name, text in rows.items()))
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.began, 3)
+
+    def print_plan(self, step: int, data: TokenDataset, machine: str) -> None:
+        c, plan, schedule = self.c, self.plan, self.plan.schedule
+        final = n_parameters(plan.final)
+        tokens, seen = c.max_steps * plan.tokens_per_step, min(self.val.tokens, c.eval_tokens)
+        rows = {
+            "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
+            f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
+            "model": f"{compact(n_parameters(plan.enlarged))} parameters: {c.n_layer} layers, "
+            f"d_model {c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
+            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: {compact(tokens)}"
+            f" tokens, {tokens / data.tokens:.3g} epochs, {tokens / final:.3g} per final parameter",
+        }
+        compute = f"{plan.flops():.3g} training FLOPs"
+        if steps := schedule.prune_steps():
+            ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
+            many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
+            when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
+            rows["prune"] = f"{', '.join(ways)} {when}; {compact(final)} parameters remain"
+            left = schedule.rate_share(steps[-1], c.max_steps)
+            rest = f"{1 - steps[-1] / c.max_steps:.0%} of the steps follow the last prune; their "
+            rows["recover"] = f"{rest}learning rates sum to {left:.0%} of the run's"
+            wide, small = (plan.token_flops(s) * tokens for s in (plan.enlarged, plan.final))
+            compute += f", {1 - plan.flops() / wide:.0%} less than the enlarged model's"
+            compute += f", {plan.flops() / small - 1:.0%} more than the final one's"
+        if plan.teacher:
+            what = f"{c.teacher}: {compact(n_parameters(plan.teacher))} parameters"
+            rows["teacher"] = f"{what}, weight {c.teacher_weight:g} in the targets"
+        output = c.out_dir + (f", going on from step {step}" if step else "")
+        self.say_rows(rows | {"compute": compute, "machine": machine, "output": output})
+        self.write("start", step, resumed=step > 0, planned_flops=plan.flops(), data=data.digest)
+
+    def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
+        """before, after: loss on the same batches."""
+        was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
+        losses = {"loss_before": before, "loss_after": after}
+        self.write("prune", step, kind=kind, width_before=was, width_after=now, **losses, **record)
+        self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
+
+    def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:
+        (first, began), now = self.speed_from, time.perf_counter()
+        self.speed_from = step, now
+        speed = (step - first) * self.plan.tokens_per_step / (now - began)
+        phase, params = self.plan.schedule.phase(step), n_parameters(shape)
+        widths = {kind: getattr(shape, kind) for kind in KINDS}
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": round(speed)}
+        self.write("step", step, **values, params=params, **widths, phase=phase)
+        flops = self.plan.flops() - self.plan.flops(step)
+        left = tqdm.format_interval(flops / (self.plan.token_flops(shape) * speed))
+        pace = f"{compact(speed)} tok/s {compact(params)} parameters {left} left"
+        self.say(f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {pace} lr {lr:.1e} {phase}")
+
+    def eval(self, step: int, val_loss: float) -> None:
+        bits = self.bits(val_loss)
+        self.write("eval", step, val_loss=val_loss, val_bpb=bits)
+        self.say(f"eval       step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
+
+    def bits(self, nats_per_token: float) -> float:
+        """Bits per byte of the validation text."""
+        return nats_per_token / math.log(2) / self.bytes_per_token
+
+    def save_checkpoint(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
+        """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
+        last save `must` succeed. Raises UserError."""
+        try:
+            if self.main:
+                write_checkpoint(self.c, step, model, optimizers, scores, self.digests)
+            self.write("save", step)
+        except OSError as error:
+            self.write("save", step, error=str(error))
+            if must:
+                raise UserError(f"step {step}: {error}", 1) from error
+            self.say(f"save       step {step}: {error}; trying again at the next save")
+        if must:  # wait for rank 0: once a rank has left as after a signal, torchrun ends all
+            self.machine.means(0.0)
+
+    def stopped(self, step: int) -> None:
+        way = f"python train.py {shlex.quote(self.c.out_dir)} --resume"
+        self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
+
+    def done(self, step: int, val_loss: float) -> None:
+        first, last = n_parameters(self.plan.enlarged), n_parameters(self.plan.final)
+        bits = self.bits(val_loss)
+        self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
+        folder = shlex.quote(self.c.out_dir)
+        rows = {
+            "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
+            "FLOPs": f"{self.plan.flops():.4g}",
+            "loss": f"{val_loss:.4f} nats per token on the validation split",
+            "bits/byte": f"{bits:.4f}",
+            "seconds": f"{self.seconds():.0f}",
+            "sample": f"python -m tools.sample {folder}",
+            "picture": f"python -m tools.plot {folder}",
+        }
+        self.say("")
+        self.say_rows(rows)
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The events of a run so far, in order; [] where there is no log. A kill may have cut the last
+    line: it is left out. Raises UserError for another that is no event."""
+    path, events = folder / "log.jsonl", []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(json.loads(line))
+            events[-1]["event"], sum(events[-1][key] for key in NUMBERS)  # all there, and numbers
+        except (ValueError, LookupError, TypeError) as error:
+            what = f"line {number} is damaged, or no event of a run; remove it"
+            raise UserError(f"{path}: {what}") from error
+    return events
+
+
+def compact(n: float) -> str:
+    """1234567 -> '1.23M'."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= 0.9995 * size:  # 999.6 million is 1 billion in three digits
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"
