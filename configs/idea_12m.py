@@ -1,6 +1,5 @@
 # A 12M-parameter model cut to a third of its FFN: large enough to show what hardware can do.
 # python -m tools.bench configs/idea_12m.py
-from configs.idea import *
 
 n_layer = 6
 d_model = 256
@@ -9,6 +8,11 @@ n_kv_head = 4
 d_ff = 2048
 d_ff_target = 688
 round_vocab_to = 4096
-context_length = 256
+
+max_steps = 1000
 batch_size = 16
+context_length = 256
 learning_rate = 2e-3
+min_lr_fraction = 0.01
+warmup_steps = 50
+prune_every = 20

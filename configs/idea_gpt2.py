@@ -1,6 +1,5 @@
 # A target of GPT-2's size, 124M parameters, from an FFN 2.6 times as wide: 10B tokens of web text,
 # on one GPU or, under torchrun, on eight.
-from configs.idea import *
 
 data_dir = "data/fineweb"  # yours: python -m data.prepare --tokenizer gpt2 --input ... --out ...
 round_vocab_to = 128  # 50,257 -> 50,304
@@ -18,6 +17,7 @@ batch_size = 512  # 0.5M tokens
 max_steps = 19_073  # 10B tokens
 micro_batch_size = 32
 learning_rate = 6e-4
+min_lr_fraction = 0.01
 warmup_steps = 700
 
 prune_every = 250

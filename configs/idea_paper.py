@@ -1,5 +1,18 @@
-# What is known of the paper's window: it opens after half of the tokens.
-from configs.idea import *
+# What is known of the paper's window: it opens after half of the tokens. 250k final parameters.
+
+n_layer = 4
+d_model = 64
+n_head = 4
+n_kv_head = 2
+d_ff = 512  # 2.9 times the target
+d_ff_target = 176
+
+max_steps = 1000
+batch_size = 32
+learning_rate = 2.26e-2
+min_lr_fraction = 0.01
+warmup_steps = 50
 
 prune_start = 0.5
 prune_end = 0.75
+prune_every = 20

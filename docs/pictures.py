@@ -12,9 +12,10 @@ from tools import command
 from tools.figures import open_figure
 
 BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1f7a46"
-# configs/idea.py, with the rate as a share of its peak, and the same with one prune and a restart
-IDEA = {"d_ff": 512, "d_ff_target": 176, "round_to": 16, "learning_rate": 1.0}
-IDEA |= {"warmup_steps": 50, "min_lr_fraction": 0.01, "max_steps": 1000}
+# configs/idea.py in 1,000 steps, with the rate as a share of its peak; and the same with one prune
+# and a restart
+IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "learning_rate": 1.0}
+IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 # In results.png: a head, and which rows of studies/results.py stand under it (optimizer, pruned at)
@@ -35,8 +36,8 @@ def method():
         top.plot(steps, widths, drawstyle="steps-post", color=color, lw=2)
         for step in s.prune_steps():
             top.vlines(step, s.width(step, "d_ff"), s.width(step - 1, "d_ff"), color=RED, lw=3)
-        top.axhline(176, color="0.35", lw=1, ls=":")
-        top.set(ylim=(0, 560), yticks=[176, 512])
+        top.axhline(96, color="0.35", lw=1, ls=":")
+        top.set(ylim=(0, 280), yticks=[96, 256])
         low.plot(steps, [s.learning_rate(step) for step in steps], color=color, lw=2)
         low.set(ylim=(0, 1.15), yticks=[], xlim=(-10, 1040), xlabel="training tokens →")
         ends = sorted({*s.window, 1001})  # the first steps of what follows
@@ -55,11 +56,11 @@ def method():
         (idea, 675, "recover"),
     ):
         color = RED if word == "prune" else "0.15"
-        panel.text(x, 540, word, color=color, ha="center", va="bottom")
-    usual.text(1000, 190, "the size you want", ha="right", color="0.35")
+        panel.text(x, 270, word, color=color, ha="center", va="bottom")
+    usual.text(1000, 106, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
-    idea.text(390, 400, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
+    idea.text(390, 200, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
     usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
     idea_rate.text(600, 0.95, "it rises once,\nthe optimizer is kept", va="center")
     for panel in (idea, idea_rate):

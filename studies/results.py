@@ -1,15 +1,16 @@
 """All comparisons together: python -m studies.results (needs requirements-extra.txt)
 
-Prints their table (studies/README.md), writes tokens/table.md, and draws docs/results.png and, with
-its settings, settings.png. A setting is a text, a shape and a number of tokens, with two seeds or
-more of two arms. All weigh the same in a mean. Its 95% interval comes from how seeds spread within
-settings (Satterthwaite's degrees of freedom), or of three or more, from Student's t over their
-means, if that is wider.
+Prints their table (studies/README.md), and that of IDEA against the small model in each setting;
+draws docs/results.png and, with its settings, settings.png. A setting is a text, a shape and a
+number of tokens, with two seeds or more of two arms. All weigh the same in a mean. Its 95% interval
+comes from how seeds spread within settings (Satterthwaite's degrees of freedom), or of three or
+more, from Student's t over their means, if that is wider.
 
-Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `size` (its seed chose its
-rate); other methods and enlarged widths; runs of a setting again; window/plateau.
+Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `speeches_16_870k` (its seed
+chose its rate); other methods and enlarged widths; runs of a setting again; window/plateau.
 """
 
+import csv
 import math
 import sys
 from collections.abc import Iterator
@@ -20,18 +21,18 @@ from typing import NamedTuple
 from docs.pictures import forest, leads, save
 from run import UserError
 from tools import command
-from tools.results import paired, read_csv, t_test
+from tools.results import COLUMNS, Arms, paired, t_test
 
 STUDIES = Path(__file__).parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
 TRAIN |= {"speeches, 4%": 172_512, "speeches, 17%": 690_048}
-FOLDERS = dict.fromkeys(["lab", "default", "units/axes_lab"], "speeches")
-FOLDERS |= {"limited": "speeches, 4%", "limited/twelve": "speeches, 17%"}
-for path in (STUDIES / "tokens").glob("*/runs.csv"):
-    text = "dictionary" if path.parent.name.startswith("dictionary") else "speeches"
-    FOLDERS[f"tokens/{path.parent.name}"] = text
+# STUDY/SETTING, as in its runs.csv -> its text; all settings of tokens/, too
+TEXTS = {"restart/speeches_142": "speeches", "larger/speeches_16_250k": "speeches"}
+TEXTS |= {"units/axes_70k": "speeches"}
+TEXTS |= {"limited/epochs_47": "speeches, 4%", "limited/epochs_12": "speeches, 17%"}
 ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
-SPEECHES = ["default", "lab", "limited/float32", "first_edition/main", "window"]
+SPEECHES = ["larger/speeches_16_250k", "restart/speeches_142", "limited/epochs_47_float32"]
+SPEECHES += ["first_edition/main", "window/late"]
 # Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
 RESTARTS = [
     ("16 to 570, speeches", "both", "10 to 50%", SPEECHES),
@@ -43,7 +44,7 @@ SMALL_MODELS = [  # with Muon: all that have so many tokens
     ("570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
     ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
-    ("570", "AdamW", "50 to 75%", "window,window/when idea_50_75 scratch scratch_flops"),
+    ("570", "AdamW", "50 to 75%", "window/late,window/when idea_50_75 scratch scratch_flops"),
     ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
 ]
 
@@ -78,31 +79,49 @@ def effect(tests: list[list[float]]) -> Effect:
     return Effect(tests, pairs, mean(means), mean(means) - half, mean(means) + half, p)
 
 
+def settings(study: str) -> dict[str, Arms]:
+    """The runs of a study by setting, which is "" where its runs.csv has but one."""
+    found: dict = {}
+    with open(STUDIES / study / "runs.csv", newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
+            arms = found.setdefault(line.get("setting", ""), {})
+            arms.setdefault(row["arm"], {})[row["seed"]] = row
+    return found
+
+
+def read(name: str) -> Arms:
+    """The runs of a STUDY, or of a STUDY/SETTING."""
+    study, _, setting = name.partition("/")
+    return settings(study)[setting]
+
+
 def small_model_tests() -> list[tuple]:
-    """(final parameters, text), tokens for each, folder, arm -> its losses minus IDEA's."""
+    """(final parameters, text), tokens for each, setting, arm -> its losses minus IDEA's."""
     found = []
-    for folder, text in FOLDERS.items():
-        arms = read_csv(STUDIES / folder / "runs.csv")
+    tokens = {f"tokens/{name}": name.partition("_")[0] for name in settings("tokens")}
+    for name, text in (TEXTS | tokens).items():
+        arms = read(name)
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
-        found.append(((run["params"], text), run["tokens"] / run["params"], folder, pairs))
+        found.append(((run["params"], text), run["tokens"] / run["params"], name, pairs))
     return sorted(found, key=lambda test: test[:3])
 
 
 def small_model_table(found: list[tuple]) -> str:
-    heads = ["final parameters", "text", "tokens for each", "epochs", *ARMS.values(), "folder"]
+    heads = ["final parameters", "text", "tokens for each", "epochs", *ARMS.values(), "setting"]
     lines = [heads, ["---"] * len(heads)]
-    for (params, text), tokens, folder, pairs in found:
+    for (params, text), tokens, name, pairs in found:
         cells = [f"{params:,}", text, f"{tokens:.0f}", f"{tokens * params / TRAIN[text]:.1f}"]
         for d in (pairs.get(arm, []) for arm in ARMS):
             cells.append(f"{mean(d):+.4f} ({len(d)} seeds, p = {t_test(d):.2g})" if d else "")
-        lines.append([*cells, f"`{folder}/`"])
+        lines.append([*cells, f"`{name}`"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def restarts(folder: str) -> list[float]:
+def restarts(name: str) -> list[float]:
     """naive minus one shot by seed, the mean of all places where both prune (their FLOPs tell)."""
-    arms = read_csv(STUDIES / folder / "runs.csv")
+    arms = read(name)
     flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
     naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
     pairs = [(a, b) for a in naive for b in once if flops[a] == flops[b] and a != "naive_gentle"]
@@ -112,8 +131,8 @@ def restarts(folder: str) -> list[float]:
 
 def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
     """What is compared, tokens, optimizer, when units go; and what came out."""
-    for *where, folders in RESTARTS:
-        tests = [*map(restarts, folders)]
+    for *where, names in RESTARTS:
+        tests = [*map(restarts, names)]
         yield ["One cosine, against a restart after one prune", *where], effect(tests)
     for i, (arm, words) in enumerate(ARMS.items()):
         for *where, runs in SMALL_MODELS:
@@ -121,10 +140,10 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
                 some = [t for t in found if round(t[1]) in runs and "untuned" not in t[2]]
                 tests = [d[arm] for *_, d in some if arm in d]
             else:
-                folders, idea, *small = runs.split()
+                names, idea, *small = runs.split()
                 if i == len(small):
                     continue  # not run
-                every = [read_csv(STUDIES / f / "runs.csv") for f in folders.split(",")]
+                every = map(read, names.split(","))
                 pairs = [paired(arms.get(small[i], {}), arms[idea]) for arms in every]
                 tests = [sum(pairs, [])]  # one test, of all seeds
             yield [f"IDEA, against the small model: {words}", *where], effect(tests)
@@ -143,9 +162,8 @@ def table(made: list[tuple[list[str], Effect]]) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     found = small_model_tests()
-    (STUDIES / "tokens/table.md").write_text(small_model_table(found))
     made = list(rows(found))
-    print(table(made), end="")
+    print(table(made), small_model_table(found), sep="\n", end="")
     save(leads(made), "docs/results.png")
     save(forest(made), "studies/settings.png")
 

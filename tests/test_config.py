@@ -13,7 +13,7 @@ BAD = [
     ("--criterion=taylor", "criterion='taylor': must be one of .*; add one in prune.py"),
     ("--prune_schedule=line", "must be one of cubic, oneshot; add one in schedule.py"),
     ("--d_ff_target=170", "d_ff_target=170: .* round_to=16; the nearest is 176"),
-    ("--d_model_target=48 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
+    ("--d_model_target=16 --head_dim=16 --n_head=10", "10 query heads must divide .*transformers"),
     ("--max_steps=ten", "max_steps='ten' is not of type int"),
     ("--context_length=1000000", "fewer than one window of context_length"),
     ("--data_dir=data/none", "data/none.*data.prepare"),
@@ -29,7 +29,7 @@ def load(name: str, *overrides: str) -> Config:
 
 
 def test_plan_counts_the_flops_of_every_step():
-    c = load("idea_attention", "--n_layer_target=2", "--d_model_target=32", "--round_to=8")
+    c = load("idea_attention", "--n_layer_target=1", "--d_model_target=16", "--round_to=8")
     plan, by_step = Plan(c, 1024), 0
     for step in range(1, c.max_steps + 1):
         by_step += c.batch_size * c.context_length * flops_per_token(plan.shape(step))
@@ -39,8 +39,8 @@ def test_plan_counts_the_flops_of_every_step():
 
 def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     c = load("idea", "--shorter=8", "--max_steps=2000", "--stop_after=90", "--log_every=3")
-    assert (c.max_steps, c.warmup_steps, c.prune_every) == (250, 50 // 8, 20 // 8)
-    assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (250 // 8, 250 // 8, 1, 90)
+    assert (c.max_steps, c.warmup_steps, c.prune_every) == (250, 100 // 8, 100 // 8)
+    assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (500 // 8, 1000 // 8, 1, 90)
     assert load("idea", "--shorter=1") == load("idea")
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
 
@@ -62,7 +62,7 @@ def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys
     alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
     refused("RANK expected, but not set; torchrun sets all", *alone)
     monkeypatch.setenv("RANK", "9")
-    said = "rank 9: error: batch_size=32: must divide by the 3 ranks\n"
+    said = "rank 9: error: batch_size=16: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         assert main(["configs/idea.py"]) == 2

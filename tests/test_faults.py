@@ -161,7 +161,7 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
 def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes, toy, tmp_path):
     name = os.fsdecode("größe".encode())  # as a shell gives it, in any locale
     out = tmp_path / name
-    shutil.copy(ROOT / "studies/lab/runs.csv", tmp_path)
+    shutil.copy(ROOT / "studies/ideas/runs.csv", tmp_path)
     (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 100)
     for module, *arguments in (
         ("train", toy, f"--out_dir={out}", "--stop_after=2", "--overwrite"),

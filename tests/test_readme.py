@@ -24,20 +24,21 @@ import schedule
 import train
 from docs import pictures
 from run.config import load_config
-from studies.results import effect, rows, small_model_tests, table
+from studies import arms
+from studies.results import effect, read, rows, small_model_tests, table
 from tools.compare import load_arms, read_arms
-from tools.results import paired, read_csv, t_test
+from tools.results import paired, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
 STUDIES = [*ROOT.glob("studies/**/README.md")]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb", *STUDIES]
 SCRIPTS = sorted(ROOT.glob("studies/**/*.py"))
-ARMS = [path for path in SCRIPTS if re.search("^arms = ", path.read_text(encoding="utf-8"), re.M)]
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
-SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=128", "--prune_start=0.5"]}
+SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
+EXERCISE_8 = "tokens/speeches_36", "restart/speeches_142"
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
@@ -108,8 +109,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [w[1:3] for w, e in made if "small" in w[0] and e.low > 0]
     assert leads == [["36 to 142", "Muon"], ["142", "AdamW"], ["570", "AdamW"], ["570", "AdamW"]]
-    arms = read_csv(ROOT / "studies/window/when/runs.csv")
-    said = [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
+    when = read("window/when")
+    said = [effect([paired(when["idea_50_75"], when["idea_10_35"])]).pairs]
     (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[1]]
     said += [f"{speeches.mean:.3f}", speeches.pairs]
 
@@ -119,8 +120,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    for *_, folder, pairs in small_model_tests():  # exercise 8
-        for d in pairs.values() if folder in ("tokens/lab_36", "lab") else ():
+    for *_, setting, pairs in small_model_tests():  # exercise 8
+        for d in pairs.values() if setting in EXERCISE_8 else ():
             leader = "IDEA" if mean(d) > 0 else "small model"
             assert f"|{leader} by {abs(mean(d)):.3f} ({t_test(d):.2f})|" in COURSE
     words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
@@ -135,17 +136,19 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     dots = [line.get_xdata() for panel in panels for line in panel.lines]
     drawn = [e.mean for w, e in made[2:] if w[2:] != ["Muon", "25 to 50%"]]  # as README says
     assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
-    s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1"]))
+    s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1", "--shorter=4"]))
     drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
     assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
 
 
 def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
-    for path in [path for path in SCRIPTS if path not in ARMS]:
+    for path in SCRIPTS:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    paths = [*ROOT.glob("configs/**/*.py"), *ARMS]
-    arms = [arm for path in paths for arm in read_arms(str(path)).values()]
-    assert len(arms) > 80 and all(load_config(*arm) for arm in arms)
+    paths = [*map(str, ROOT.glob("configs/*.py"))]
+    tables = [name for name, x in vars(arms).items() if isinstance(x, dict) and "arms" in x]
+    paths += [f"studies/arms.py:{name}" for name in tables]
+    every = [arm for path in paths for arm in read_arms(path).values()]
+    assert len(every) > 80 and all(load_config(*arm) for arm in every)
 
 
 def changed(file: str, diff: str) -> str:
@@ -190,7 +193,7 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
 
 def test_what_the_course_works_out_by_hand_is_so():
     late = ["--prune_start=0.5", "--prune_end=0.75"]
-    plans = [load_config("configs/lab/idea.py", ["--shorter=4", *knobs]) for knobs in ([], late)]
+    plans = [load_config("configs/idea.py", ["--shorter=4", *knobs]) for knobs in ([], late)]
     early, late = map(schedule.Schedule, plans)
     widths = [early.width(step, "d_ff") for step in (200, 201, 250, 251, 350, 351)]
     assert widths == [160, 144, 128, 112, 112, 96]
@@ -202,7 +205,7 @@ def test_what_the_course_works_out_by_hand_is_so():
 
 def test_the_tables_of_the_course_are_of_its_runs():
     pytest.importorskip("scipy")
-    runs = read_csv(ROOT / "studies/lab/course_short/runs.csv")
+    runs = read("restart/course_short")
     spread = "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"
     for arm, base, shows in (
         ("paper", "idea", spread),
@@ -217,7 +220,7 @@ def test_the_tables_of_the_course_are_of_its_runs():
         p = t_test(d)
         assert shows.format(mean(d), min(d), max(d), p) in COURSE, arm
         assert "<" not in shows or p < 0.001
-    lines = (ROOT / "studies/lab/course_short/pruned.csv").read_text().split()[1:]
+    lines = (ROOT / "studies/restart/pruned.csv").read_text().split()[1:]
     after: dict = {}
     for arm, width, _, _, loss in (line.split(",") for line in lines):
         after.setdefault((arm, width), []).append(float(loss))

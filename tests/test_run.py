@@ -172,7 +172,7 @@ def test_the_default_learns_as_much_as_it_did(tmp_path):
     knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
     assert run("configs/idea.py", tmp_path / "run", *knobs) == 0
     (done,) = events(tmp_path / "run", "done")
-    assert done["val_loss"] == pytest.approx(3.972, abs=0.05)
+    assert done["val_loss"] == pytest.approx(3.836, abs=0.05)
 
 
 def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
 A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and `arms`, name ->
-{key: value}; FILE.py:NAME is one of them. Every arm and seed is a run of train.py in --runs, on one
-CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the same
-command goes on. --out gets runs.csv and table.md, of every seed that is done: to give some arms
-more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm."""
+{key: value}; FILE.py:NAME is one of them. Where FILE.py assigns dicts of `base` and `arms` instead,
+FILE.py:TABLE is one of these tables, FILE.py:TABLE:NAME one arm. Every arm and seed is a run of
+train.py in --runs, on one CPU thread unless OMP_NUM_THREADS says more. What is done is not run
+again: after a stop, the same command goes on. --out gets runs.csv and table.md, of every seed that
+is done: to give some arms more seeds, call it for these first, then for all. Any other --key=value
+is a knob for every arm."""
 
 import os
 import signal
@@ -41,11 +43,14 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
     """Name -> (config file, knobs), of the CONFIG of a command line. Raises UserError."""
     path, colon, name = argument.partition(".py:")
     table = read_file(path + ".py" if colon else path)
-    if not colon and "arms" not in table:
+    if not colon and not any(isinstance(value, dict) for value in table.values()):
         return {Path(path).stem: (path, [])}
     try:
+        if "arms" not in table:  # a file of several tables
+            key, _, name = name.partition(":")
+            table = table[key]
         base, arms = table["base"], table["arms"]
-        names = [name] if colon else arms
+        names = [name] if name else arms
         return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
     except (KeyError, TypeError, AttributeError) as error:
         what = "no such name, or no table of base = 'FILE.py' and arms = {NAME: {key: value}}"

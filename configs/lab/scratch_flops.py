@@ -1,4 +1,0 @@
-# The final shape from the start, with the FLOPs of IDEA: more steps.
-from configs.lab.scratch import *
-
-max_steps = 4321  # as many FLOPs as configs/lab/idea.py, to one step

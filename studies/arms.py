@@ -1,0 +1,194 @@
+# The arms of the studies: python -m tools.compare studies/arms.py:TABLE --out studies/mine
+# studies/arms.py:TABLE:ARM is one of them. An arm is configs/idea.py with these changes. The
+# commands of a study, and how it found its rates, are in its folder.
+
+
+def table(**arms: dict) -> dict:
+    return {"base": "configs/idea.py", "arms": arms}
+
+
+small = {"d_ff": 96, "d_ff_target": 0}  # the final shape from the start
+once = {"prune_schedule": "oneshot"}  # where the window opens
+twice = once | {"lr_restart": True}
+
+# One thing changed in configs/idea.py (studies/restart)
+changes = table(
+    # When: the window, as fractions of the run
+    paper={"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
+    window_10_20={"prune_end": 0.2},  # shorter
+    # One prune, at other places than in configs/oneshot.py and configs/naive.py
+    oneshot_10=once,
+    oneshot_15=once | {"prune_start": 0.15},
+    oneshot_35=once | {"prune_start": 0.35},
+    naive_15=twice | {"prune_start": 0.15},
+    naive_25=twice | {"prune_start": 0.25},
+    naive_35=twice | {"prune_start": 0.35},
+    # Which: what units are judged by
+    magnitude={"criterion": "magnitude"},  # the size of the weights
+    random={"criterion": "random"},  # nothing
+    # What: heads or channels instead of neurons
+    heads=small | {"n_head": 8, "n_kv_head": 4, "head_dim": 8, "n_kv_head_target": 2},
+    hidden=small | {"d_model": 64, "d_model_target": 32, "head_dim": 8},
+    # The learning rate restarts where the window opens; pruning stays gradual
+    restart={"lr_restart": True},
+)
+
+# The enlarged model, never pruned, as a teacher (studies/teacher)
+_teacher = {"teacher": "out/teacher", "teacher_weight": 0.25}  # the better of two weights
+_scratch = small | {"learning_rate": 3.2e-2}
+teacher = table(idea={}, idea_taught=_teacher, scratch=_scratch, scratch_taught=_scratch | _teacher)
+
+# When to prune (studies/window): 570 tokens for each final parameter, with AdamW. The name of an
+# arm has its place: 10_35 is a window from 10% to 35% of the run, 625 is one prune at 62.5%.
+_late = {
+    "max_steps": 16000, "warmup_steps": 400, "prune_every": 400,
+    "prune_start": 0.5, "prune_end": 0.75,
+    "dtype": "float32", "eval_every": 20000, "save_every": 1000,
+    "optimizer": "adamw", "learning_rate": 1.13e-2,
+}  # fmt: skip
+_scratch = _late | small | {"learning_rate": 5.6e-3}
+window = table(
+    # The paper's window, seeds 21 to 30
+    idea_50_75=_late,
+    oneshot_50=_late | once,
+    naive_50=_late | twice,
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 19950},
+    # When: these, idea_50_75, oneshot_50 and scratch, seeds 31 to 40
+    idea_10_35=_late | {"prune_start": 0.1, "prune_end": 0.35},
+    oneshot_25=_late | once | {"prune_start": 0.25},
+    oneshot_625=_late | once | {"prune_start": 0.625},
+    oneshot_75=_late | once | {"prune_start": 0.75},
+    scratch_flops_10_35=_scratch | {"max_steps": 17283},
+)
+
+# Other lengths and texts (studies/tokens): TEXT_TOKENS, for each final parameter. 18 are an eighth
+# of the steps (--shorter=8).
+_scratch = small | {"learning_rate": 4.5e-2}
+speeches_18 = table(
+    idea={"learning_rate": 3.2e-2},
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 4321},
+)
+_idea = {
+    "max_steps": 16000, "warmup_steps": 400, "prune_every": 400, "learning_rate": 1.13e-2,
+    "prune_start": 0.25, "prune_end": 0.5,
+    "data_dir": "data/gcide", "dtype": "float32", "eval_every": 20000,
+}  # fmt: skip
+dictionary_568 = table(
+    idea=_idea,
+    scratch_flops=_idea | small | {"max_steps": 18283},
+    scratch=_idea | small,
+)
+# As many tokens as in the paper, at the rate and in the window of 568
+_idea = _idea | {
+    "max_steps": 43240, "warmup_steps": 1080, "prune_every": 1080, "eval_every": 50000,
+}  # fmt: skip
+dictionary_1540 = table(idea=_idea, scratch_flops=_idea | small | {"max_steps": 49410})
+
+# 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
+_idea = {
+    "n_layer": 4, "d_model": 64, "d_ff": 512, "d_ff_target": 176,
+    "max_steps": 1000, "batch_size": 32, "warmup_steps": 50, "prune_every": 20,
+    "eval_every": 250, "save_every": 250, "log_every": 10,
+}  # fmt: skip
+_small = {"d_ff": 176, "d_ff_target": 0}
+speeches_16_250k = table(
+    idea=_idea,
+    scratch=_idea | _small,
+    scratch_flops=_idea | _small | {"max_steps": 1146},
+    oneshot=_idea | once | {"prune_start": 0.35},  # of five places, the best on seeds 11 and 12
+    oneshot_15=_idea | once | {"prune_start": 0.15},
+    oneshot_25=_idea | once | {"prune_start": 0.25},
+    naive=_idea | twice | {"prune_start": 0.15},  # of five places, 10% and 15% are the best there
+    naive_25=_idea | twice | {"prune_start": 0.25},
+    naive_35=_idea | twice | {"prune_start": 0.35},
+    enlarged=_idea | {"d_ff_target": 0},
+)
+_longer = {"max_steps": 4000, "warmup_steps": 200, "prune_every": 80, "save_every": 2000}
+speeches_65_250k = table(
+    idea=_idea | _longer,
+    scratch=_idea | _longer | _small,
+    scratch_flops=_idea | _longer | _small | {"max_steps": 4584},
+)
+_longer = {"max_steps": 8700, "warmup_steps": 435, "prune_every": 174, "eval_every": 2000}
+speeches_142_250k = table(
+    idea=_idea | _longer,
+    scratch=_idea | _longer | _small,
+    scratch_flops=_idea | _longer | _small | {"max_steps": 9971},
+)
+# The window is the best of dictionary_568. The rate is not tuned: it is about a third of that with
+# 16, as the best for 58k final parameters fell by as much from 18 to 568.
+_longer = {
+    "max_steps": 34800, "warmup_steps": 870, "prune_every": 696, "learning_rate": 8e-3,
+    "prune_start": 0.25, "prune_end": 0.5,
+    "data_dir": "data/gcide", "dtype": "float32", "eval_every": 40000, "save_every": 2000,
+}  # fmt: skip
+dictionary_568_250k = table(
+    idea=_idea | _longer,
+    scratch_flops=_idea | _longer | _small | {"max_steps": 44155},
+)
+
+# 870k final parameters, and 16 tokens for each (studies/tokens)
+_common = _idea | {
+    "d_model": 128, "n_head": 8, "n_kv_head": 4, "learning_rate": 1.13e-2,
+    "max_steps": 3400, "warmup_steps": 170, "eval_every": 400, "save_every": 200,
+}  # fmt: skip
+_scratch = _common | {"d_ff": 352, "d_ff_target": 0}
+speeches_16_870k = table(
+    idea=_common | {"d_ff": 928, "d_ff_target": 352, "prune_every": 68},
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 3933},
+)
+
+# Which axis (studies/units)? Five ways to be larger at first, with 250k final parameters. The
+# rates were chosen on one seed.
+_scratch = _idea | _small | {"head_dim": 16}
+axes = table(
+    idea=_idea,  # neurons: d_ff 512 -> 176
+    heads=_scratch | {"n_head": 12, "n_kv_head": 6, "n_kv_head_target": 2},
+    hidden=_scratch | {"d_model": 128, "d_model_target": 64, "round_to": 8},
+    depth=_scratch | {"n_layer": 7, "n_layer_target": 4, "learning_rate": 3.2e-2},
+    all=_idea | {  # single units go last, so the window ends early, for about as many FLOPs
+        "d_ff": 240, "head_dim": 16, "n_head": 6, "n_kv_head": 3, "n_kv_head_target": 2,
+        "d_model": 80, "d_model_target": 64, "n_layer": 5, "n_layer_target": 4,
+        "round_to": 8, "prune_end": 0.2,
+    },
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 1146},
+)  # fmt: skip
+# The same with 70k final parameters, and 59 tokens for each. The rates were chosen on seeds 11 and
+# 12, for some arms on 11 alone.
+_narrow = _idea | {"d_model": 32, "head_dim": 8, "round_to": 4, "learning_rate": 6.4e-2}
+_wide = _narrow | {"d_ff": 64, "d_ff_target": 0}
+_scratch = _wide | {"learning_rate": 1.28e-1}
+axes_70k = table(
+    idea=_narrow | {"d_ff": 256, "d_ff_target": 64},
+    heads=_wide | {"n_head": 10, "n_kv_head": 5, "n_kv_head_target": 2},
+    hidden=_wide | {"d_model": 64, "d_model_target": 32},
+    depth=_wide | {"n_layer": 8, "n_layer_target": 4},
+    all=_narrow | {
+        "d_ff": 96, "d_ff_target": 64, "n_head": 6, "n_kv_head": 3, "n_kv_head_target": 2,
+        "d_model": 36, "d_model_target": 32, "n_layer": 5, "n_layer_target": 4, "prune_end": 0.2,
+    },
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 1127},
+)  # fmt: skip
+
+# Sixteen times the final size, for a GPU and text of your own (130M tokens or more); not run
+# python -m data.prepare --tokenizer shipped --input ... --out data/fineweb
+_idea = {
+    "data_dir": "data/fineweb", "n_layer": 4, "d_model": 128, "d_ff": 1024, "d_ff_target": 384,
+    "max_steps": 8000, "batch_size": 64, "context_length": 256,  # 143 tokens per final parameter
+    "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
+    "warmup_steps": 200, "prune_every": 200,
+}  # fmt: skip
+_scratch = _idea | {"d_ff": 384, "d_ff_target": 0}
+gpu = table(
+    idea=_idea,
+    scratch=_scratch,
+    scratch_flops=_scratch | {"max_steps": 9192},
+    naive=_idea | twice | {"prune_start": 0.1},
+    oneshot=_idea | once | {"prune_start": 0.25},
+    enlarged=_idea | {"d_ff_target": 0},
+)
