@@ -1,0 +1,140 @@
+"""The method in one file: a GPT starts too wide, loses its weakest neurons on the way, ends small.
+`python docs/one_file.py` takes half a minute on a core. Then add a change (docs/worksheet.md):
+
+criterion=random                 Prunes cost more: the score finds neurons of little use.
+prune_every=100                  So do they in one cut: the neurons that stay cannot adapt between.
+prune_start=0.5 prune_end=0.75   So do they late: a model that has learned more has more to lose.
+fresh_optimizer=1                The prune does not hurt, the step after it does: no moments."""
+
+import json
+import lzma
+import math
+import sys
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KNOBS = dict(
+    n_layer=2, d_model=32, n_head=4, d_ff=256, d_ff_target=96,  # d_ff: neurons in each layer
+    max_steps=400, batch_size=16, context_length=96, learning_rate=1.2e-2, warmup_steps=20, seed=1,
+    prune_start=0.1, prune_end=0.35, prune_every=10, round_to=16,  # start, end: of max_steps
+    criterion="sensitivity", score_beta=0.85, fresh_optimizer=0,  # 1: at each prune
+)  # fmt: skip
+
+
+# Data: a byte of the speeches is a token. Step and seed alone decide what a batch holds
+def batch(data: Tensor, step: int, size: int, c: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    order = torch.Generator().manual_seed(1_000_000 * c.seed + step)
+    starts = torch.randint(len(data) - c.context_length, (size, 1), generator=order)
+    tokens = data[starts + torch.arange(c.context_length + 1)].long()
+    return tokens[:, :-1], tokens[:, 1:]  # the input and the next tokens, (size, T) each
+
+
+# Model: a neuron of a layer is a row (0) of gate, the same row of up, the same column (1) of down
+class Block(nn.Module):
+    slices = ("gate.weight", 0), ("up.weight", 0), ("down.weight", 1)
+
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(c.d_model), nn.RMSNorm(c.d_model)
+        self.attention = nn.MultiheadAttention(c.d_model, c.n_head, bias=False, batch_first=True)
+        self.gate, self.up = (nn.Linear(c.d_model, c.d_ff, bias=False) for _ in range(2))
+        self.down = nn.Linear(c.d_ff, c.d_model, bias=False)
+        self.scores = torch.zeros(c.d_ff)  # of its neurons
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, d_model)
+        h, later = self.attention_norm(x), torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        x = x + self.attention(h, h, h, attn_mask=later, need_weights=False)[0]
+        h = self.ffn_norm(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class GPT(nn.Module):
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.embed, self.position = (nn.Embedding(n, c.d_model) for n in (256, c.context_length))
+        self.blocks = nn.Sequential(*[Block(c) for _ in range(c.n_layer)])
+        self.norm, self.unembed = nn.RMSNorm(c.d_model), nn.Linear(c.d_model, 256, bias=False)
+        for matrix in [p for p in self.parameters() if p.dim() == 2]:
+            nn.init.normal_(matrix, std=0.05)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:  # the mean loss, in nats
+        x = self.blocks(self.embed(tokens) + self.position.weight)
+        return F.cross_entropy(self.unembed(self.norm(x)).flatten(0, 1), targets.flatten())
+
+
+# When: after a warm-up, one cosine to the last step, whatever is pruned
+def learning_rate(step: int, c: SimpleNamespace) -> float:
+    progress = max(0, step - c.warmup_steps) / (c.max_steps - c.warmup_steps)
+    return c.learning_rate * min(step / c.warmup_steps, (1 + math.cos(math.pi * progress)) / 2)
+
+
+def width(step: int, c: SimpleNamespace) -> int:  # fast while many neurons are of little use
+    opens, closes = (round(part * c.max_steps) + 1 for part in (c.prune_start, c.prune_end))
+    steps = max(0, step - opens) // c.prune_every * c.prune_every  # until the most recent prune
+    progress = steps / (closes - opens) if step < closes else 1
+    exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * (1 - progress) ** 3
+    return min(c.d_ff, math.ceil(exact / c.round_to) * c.round_to)
+
+
+# Which: a neuron's score is the L2 norm of how much its weights matter, over its three slices
+def unit_scores(block: Block, criterion: str) -> Tensor:  # (d_ff,)
+    squares = []
+    for name, dim in block.slices:
+        w = block.get_parameter(name)
+        matters = {"sensitivity": w * w.grad, "magnitude": w, "random": torch.rand_like(w)}
+        squares.append(matters[criterion].detach().square().sum(1 - dim))
+    return sum(squares).sqrt()
+
+
+# How: cut each weight and what AdamW keeps of it, its two moments, in the same way
+def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> None:
+    for name, dim in block.slices:
+        weight = block.get_parameter(name)
+        state = optimizer.state[weight]
+        for x in (weight, state["exp_avg"], state["exp_avg_sq"]):
+            x.data = x.data.index_select(dim, keep)
+    block.scores = block.scores[keep]
+
+
+def main(arguments: list[str]) -> None:
+    c = SimpleNamespace(**KNOBS)
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        if key not in KNOBS:
+            print(f"error: {key}: give key=value; keys are {', '.join(KNOBS)}", file=sys.stderr)
+            sys.exit(2)
+        setattr(c, key, type(KNOBS[key])(value))
+    torch.set_num_threads(1)
+    torch.manual_seed(c.seed)
+    with lzma.open("data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
+        text = "\n".join(json.loads(line)["text"] for line in lines).encode()
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    data, held_out = data[:-100_000], batch(data[-100_000:], 0, 64, c)
+    model, cost, next_steps = GPT(c), 0.0, 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
+    for step in range(1, c.max_steps + 1):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, c)  # schedule
+        old, new = width(step - 1, c), width(step, c)
+        if new < old:  # prune
+            before = model(*held_out).item()
+            for block in model.blocks:
+                slice_group(block, optimizer, block.scores.topk(new).indices.sort().values)
+            after = model(*held_out).item()
+            if c.fresh_optimizer:
+                optimizer.state.clear()
+        model(*batch(data, step, c.batch_size, c)).backward()  # forward and backward
+        for block in model.blocks:  # score: a running average, as one batch is noisy
+            block.scores.lerp_(unit_scores(block, c.criterion), 1 - c.score_beta)
+        optimizer.step()  # update
+        optimizer.zero_grad()
+        if new < old:  # log: then is the loss after one more step
+            then = model(*held_out).item()
+            cost, next_steps = cost + after - before, next_steps + then - after
+            print(f"step {step}: d_ff {old} -> {new}, loss {before:.3f} -> {after:.3f}, {then:.3f}")
+    print(f"prunes cost {cost:.3f}, next steps {next_steps:+.3f}; the end: {model(*held_out):.3f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
