@@ -1,6 +1,8 @@
-"""docs/one_file.py computes what the four files compute, and runs."""
+"""What students open first: docs/one_file.py computes what the four files do; the notebook's tasks
+take their solutions, and nothing else."""
 
 import copy
+import json
 import re
 from types import SimpleNamespace
 
@@ -88,14 +90,17 @@ def test_a_run_prunes_by_averaged_scores_when_it_is_planned(change, monkeypatch,
         assert torch.equal(keep, prune.choose(average[block], len(keep)).nonzero().squeeze(1))
         real(block, optimizer, keep)
         average[block] = average[block][keep]
-        seen.append(len(keep))
+        seen.append((len(keep), optimizer.state[block.up.weight]))
 
     monkeypatch.setattr(one_file, "unit_scores", unit_scores)
     monkeypatch.setattr(one_file, "slice_group", slice_group)
     monkeypatch.chdir(ROOT)
     one_file.main([*(f"{key}={value}" for key, value in SHORT.items()), *change.split()])
     steps = plan(c).prune_steps()
-    assert seen == [one_file.width(step, c) for step in steps for _ in range(c.n_layer)]
+    planned = [one_file.width(step, c) for step in steps for _ in range(c.n_layer)]
+    assert [kept for kept, _ in seen] == planned
+    done = c.max_steps if change != "fresh_optimizer=1" else steps[-1] - steps[-2]
+    assert seen[-1][1].get("step", 0) == done
     *prunes, last = capsys.readouterr().out.splitlines()
     assert [int(re.match(r"step (\d+):", line)[1]) for line in prunes] == steps
     assert last.startswith("prunes cost")
@@ -106,3 +111,34 @@ def test_a_knob_that_is_not_there_is_refused(capsys):
         one_file.main(["criterio=random"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and "criterio:" in error
+
+
+MISTAKES = {  # task -> changes of its solution, and words of what its check says then
+    "cut": [("up[stays]", "gate[stays]", "own matrix"), ("gate[stays]", "gate", "row or a column")],
+    "score": [(".sqrt()", "", "root"), ("gate.square().sum(1) + ", "", "matrix missing")],
+    "choice": [("descending=True", "", "stays"), ("[:n_keep]", "[:3]", "3 neurons stay")],
+    "width": [("// 100 * 100 ", "", "hold until"), ("round_up", "int", "multiple of 16")],
+}
+
+
+def test_the_tasks_of_the_notebook_take_their_solutions_and_nothing_else():
+    pytest.importorskip("matplotlib").use("Agg")
+    cells = json.loads((ROOT / "docs/by_hand.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code" and "train.main" not in sources[cell["id"]]:
+            exec(sources[cell["id"]].replace("os.chdir", ""), names)
+        if task := re.match(r"turn-(\w+)-code", cell["id"]):
+            check = re.findall(r"^print\((check_.*\))\)$", sources[cell["id"]], re.M)[-1]
+            assert eval(check, names) == "not solved yet"
+            solution = re.search(r"```python\n(.*?)```", sources[f"turn-{task[1]}-solved"], re.S)[1]
+            exec(solution, names)
+            assert eval(check, names).startswith("right")
+            for old, new, word in MISTAKES.pop(task[1]):
+                assert old in solution
+                exec(solution.replace(old, new), names)
+                with pytest.raises(AssertionError, match=word):
+                    eval(check, names)
+        if not MISTAKES:
+            break
