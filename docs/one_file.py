@@ -1,10 +1,10 @@
 """The method in one file: a GPT starts too wide, loses its weakest neurons on the way, ends small.
-`python docs/one_file.py` takes half a minute on a core. Then add a change (docs/worksheet.md):
 
-criterion=random                 Prunes cost more: the score finds neurons of little use.
-prune_every=100                  So do they in one cut: the neurons that stay cannot adapt between.
-prune_start=0.5 prune_end=0.75   So do they late: a model that has learned more has more to lose.
-fresh_optimizer=1                The prune does not hurt, the step after it does: no moments."""
+python docs/one_file.py            prints the loss before a prune, after it and a step later. Try:
+    criterion=random               Prunes cost more: the scores had found neurons of little use.
+    d_ff_target=48                 So do deeper ones: of the neurons that are left, few do little.
+    prune_start=0.5 prune_end=0.75 So do late ones: who has learned more has more to lose.
+    fresh_optimizer=1              The prune is cheap, the next step is not: no moments."""
 
 import json
 import lzma
@@ -89,7 +89,7 @@ def unit_scores(block: Block, criterion: str) -> Tensor:  # (d_ff,)
     return sum(squares).sqrt()
 
 
-# How: cut each weight and what AdamW keeps of it, its two moments, in the same way
+# How: cut each weight and its two moments in AdamW alike. AdamW still holds it, as `data` changes
 def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> None:
     for name, dim in block.slices:
         weight = block.get_parameter(name)
