@@ -26,13 +26,15 @@ from run.machine import out_of_memory
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+MOMENTS = {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}  # of a weight, by Muon or AdamW
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Fill a file by `write(file)`. keep: a second name for the old content. Raises OSError."""
     aside = path.with_name(path.name + ".tmp")
     try:
-        with open(aside, "wb") as file:
+        aside.unlink(missing_ok=True)  # of a kill; or a link, and what it leads to is not ours
+        with open(aside, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -41,9 +43,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
             with suppress(OSError):  # a disk without hard links keeps no second file
                 os.link(path, keep)
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError, in an OSError
+    except (OSError, RuntimeError) as error:  # torch.save may raise one in the other
         aside.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
+        first = error.__context__ if isinstance(error, RuntimeError) else None
+        raise OSError(f"cannot write {path}: {first or error}") from error
     if os.name == "posix":  # elsewhere, a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # now the rename is durable
@@ -107,10 +110,12 @@ def check_content(saved: dict) -> None:
     """Raises an error where the content contradicts itself."""
     shape, weights, step = saved["model_config"], saved["model"], saved["step"]
     layers_fit = len(weights) == 3 + 9 * shape.n_layer  # or any number of them would be built
-    if not layers_fit or not 0 <= step <= saved["config"]["max_steps"]:
+    counts = isinstance(step, int) and 0 <= step <= saved["config"]["max_steps"]
+    if not (layers_fit and counts):
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
         model = GPT(shape).to("meta")
+    trained = {name for name, _ in model.named_parameters()}  # a tied matrix comes once
     model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # all sizes are those of a model
     model.load_state_dict(weights, assign=True)  # compares names and shapes
     shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
@@ -118,6 +123,9 @@ def check_content(saved: dict) -> None:
     found = [(name, m) for name, moments in saved["optimizer"].items() for m in moments.values()]
     if not all(x.shape in shapes[name] for name, x in [*found, *saved["scores"].items()]):
         raise ValueError("moments or scores of other shapes")
+    whole = all(set(moments) in MOMENTS for moments in saved["optimizer"].values())
+    if step and not (whole and saved["optimizer"].keys() == trained):
+        raise ValueError("moments are missing")
 
 
 def is_hugging_face(path: Path) -> bool:

@@ -210,6 +210,9 @@ def read_file(path: str) -> dict:
     if not os.path.isfile(path):
         near = f"did you mean {path}.py?" if os.path.isfile(path + ".py") else "see configs/"
         raise UserError(f"{path}: no such config file, and no run; {near}")
+    if not path.endswith(".py"):  # a checkpoint, perhaps: runpy would also run what is in a zip
+        folder = Path(path).parent
+        raise UserError(f"{path}: not a config file, *.py; of a run, give the folder: {folder}")
     try:
         names = runpy.run_path(path)
     except Exception as error:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from run.checkpoint import load_checkpoint, write_checkpoint
 from run.config import Config
 from run.machine import print_error
 from run.out_dir import read_log
-from tools import sample
+from tools import plan, sample
 
 # train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
 DYING = """
@@ -49,11 +50,11 @@ OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii i
 ]
 WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
     "format": [None, "enlarge-prune 1"],
-    "step": [None, "x", -1, 31, float("nan")],
+    "step": [None, "x", -1, 31, 8.5, float("nan")],
     "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
     "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
     "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}],
+    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}, {"norm.weight": {}}],
     "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
     "data": [None, "of another text"],
 }
@@ -113,6 +114,27 @@ def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, t
         refused(f"{path}: ", toy, f"--out_dir={out}", "--resume")
 
 
+def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused):
+    path = shutil.copy(undisturbed / "checkpoint.pt", tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for main in (train.main, plan.main):
+        refused(f"{path}: not a config file, .*the folder: {tmp_path}", path, main=main)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt.tmp", "config.json.tmp", "log.jsonl.tmp"])
+def test_no_link_in_a_folder_leads_a_run_out_of_it(name, toy, tmp_path):
+    (theirs := tmp_path / "theirs").write_text("theirs")
+    (out := tmp_path / "run").mkdir()
+    try:
+        (out / name).symlink_to(theirs)
+    except OSError:
+        pytest.skip("this system makes no links without rights")
+    assert run(toy, out, "--stop_after=1") == 0
+    assert theirs.read_text() == "theirs" and not (out / name).exists()
+
+
 def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     log, resume = out / "log.jsonl", (toy, f"--out_dir={out}", "--resume")
@@ -150,7 +172,7 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
             assert run(toy, out) == 1
         finally:
             full(False)
-    assert capsys.readouterr().out.count("trying again") == 3
+    assert capsys.readouterr().out.count(" File too large; trying again") == 3
     assert [e["step"] for e in events(out, "save") if "error" in e] == [10, 15, 20]
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 25 and not list(out.glob("*.tmp"))
     assert run(toy, out, "--resume") == 0
