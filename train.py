@@ -96,7 +96,7 @@ def train(asked: Config, files: ExitStack) -> int:
     if asked.resume and out.has_checkpoint:
         c, saved = out.load(asked)  # c has the enlarged shape; saved may be narrower
     elif asked.init_from:
-        c, saved = load_start(asked, data.vocab_size)  # at step 0; the config takes their shape
+        c, saved = load_start(asked, data, machine)  # at step 0; the config takes their shape
     else:  # also with --resume, where nothing was saved
         c, saved = asked, None
     steps_done = saved["step"] if saved else 0

@@ -7,10 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 
-class DataError(Exception):
-    """One line for a person: what is wrong, where, and what to do about it."""
+class UserError(Exception):
+    """One line for a person: what is wrong, where, what to do. `code` is the exit code: 2 for bad
+    input, found before anything was written; 1 for what went wrong later."""
 
-    code = 2  # the exit code
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+DataError = UserError
 
 
 def command(main: Callable) -> Callable[..., int]:

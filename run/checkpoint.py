@@ -17,12 +17,13 @@ import torch
 
 from data.loader import TokenDataset
 from data.prepare import prepare_shipped
+from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
 from run import UserError
-from run.config import NOT_SAVED, Config, take_shape
+from run.config import NOT_SAVED, Config, need, take_shape
 from run.hugging_face import load_folder, read_shape
-from run.machine import out_of_memory
+from run.machine import Machine, out_of_memory
 
 FORMAT = "enlarge-prune 5"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
@@ -147,22 +148,42 @@ def load_shape(path: Path) -> GPTConfig:
 
 def tokenizer_of(saved: dict, path: Path) -> str:
     """The tokenizer of what load_weights has loaded, as load_tokenizer takes it. A Hugging Face
-    folder holds its own, a run's is in its data. Raises UserError, DataError."""
+    folder holds its own, a run's is in its data. Raises UserError."""
     if "config" not in saved:
         return str(path)
     data_dir = saved["config"]["data_dir"]
     prepare_shipped(data_dir)
     data = TokenDataset(data_dir, "val", context_length=1)
-    if saved["data"] != data.digest:
-        raise UserError(f"{path}: was trained on other data than {data_dir} holds now")
+    if saved.get("data") != data.digest:
+        raise UserError(f"{path}: was not trained on the data that {data_dir} holds now")
     return data.tokenizer
 
 
-def load_start(c: Config, vocab_size: int) -> tuple[Config, dict]:
+def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str:
+    """Refuse the model that this knob names where a token stands for one text in it, and for
+    another in the data: UserError. Returns why that cannot be known, or ""."""
+    if given.get("tokenizer") == data.tokenizer_digest:
+        return ""
+    try:  # other files may have the same tokens
+        path = Path(getattr(c, key))
+        names = tokenizer_of(given, path), data.tokenizer
+        theirs, ours = (all_tokens(load_tokenizer(name)) for name in names)
+    except UserError as error:
+        return f"{key}={getattr(c, key)!r}: for its tokenizer, {error}"
+    # One may have fewer, where the vocabulary is padded, or another end of a text, which is ""
+    same = all(a == b for a, b in zip(theirs, ours) if a and b)
+    need(same, c, key, f"its tokenizer is not that of data_dir={c.data_dir!r}")
+    return ""
+
+
+def load_start(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config, dict]:
     """The config with the shape of the weights in `c.init_from`, and these, as if saved at step 0.
-    vocab_size: that of the data. Raises UserError, OSError."""
+    Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
-    c = take_shape(c, given["model_config"], vocab_size)
+    c = take_shape(c, given["model_config"], data.vocab_size)
+    unknown = check_tokenizer(c, "init_from", given, data)
+    if unknown and machine.rank == 0:
+        print(f"warning: {unknown}; it should be that of the data", file=sys.stderr)
     shape = replace(given["model_config"], context_length=c.context_length)
     return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
 

@@ -81,6 +81,10 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
+# A resumed run may change these: they change the weights by rounding at most
+MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others are the same in all of an arm
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),

@@ -3,6 +3,7 @@ writes and prints: its plan, lines on the way, the end."""
 
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -18,15 +19,12 @@ from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint, write_checkpoint, write_text
-from run.config import NOT_SAVED, SHAPE, Config, need
+from run.config import MAY_CHANGE, SHAPE, Config, need
 from run.cost import Plan, n_parameters
 from run.machine import Machine
 from run.teacher import Teacher
 
 NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
-# Knobs that a resumed run may change: they change the weights by rounding at most.
-MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
 
 
 class OutDir:
@@ -90,6 +88,9 @@ class OutDir:
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
+        start = then["init_from"]  # not read again, so it may be gone, or have moved
+        if c.init_from and os.path.realpath(start) != os.path.realpath(c.init_from):
+            changed += ["init_from"] * (not start or os.path.exists(start))
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
             raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")

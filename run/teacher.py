@@ -7,18 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import DataError
 from data.loader import TokenDataset
-from data.tokenizer import all_tokens, load_tokenizer
 from run import UserError
-from run.checkpoint import load_model, load_weights, tokenizer_of
+from run.checkpoint import check_tokenizer, load_model, load_weights
 from run.config import Config, check_vocabulary
 from run.machine import Machine
 
 
 class Teacher:
     """The model in `c.teacher`, never trained, pruned or saved. `digest`: of its shape and weights.
-    Raises UserError or DataError, also where its tokens are not those of the data, text by text."""
+    Raises UserError, also where its tokens are not those of the data, text by text."""
 
     def __init__(self, c: Config, data: TokenDataset, machine: Machine):
         path, where = Path(c.teacher), f"teacher={c.teacher!r}"
@@ -28,13 +26,8 @@ class Teacher:
             raise UserError(f"{where}: {error}; if it has moved, name its new place") from error
         shape = replace(given["model_config"], context_length=c.context_length)
         check_vocabulary(c, "teacher", shape, data.vocab_size)
-        if given.get("tokenizer") != data.tokenizer_digest:  # other files may have the same tokens
-            try:
-                name = tokenizer_of(given, path)
-            except DataError as error:
-                raise UserError(f"{where}: for its tokenizer, {error}") from error
-            if all_tokens(load_tokenizer(name)) != all_tokens(load_tokenizer(data.tokenizer)):
-                raise UserError(f"{where}: its tokenizer is not that of data_dir={c.data_dir!r}")
+        if unknown := check_tokenizer(c, "teacher", given, data):
+            raise UserError(unknown)
         self.model = load_model(given | {"model_config": shape}, machine.device).eval()
         self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
         self.machine, self.weight = machine, c.teacher_weight

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import os
 import re
 import shlex
+import shutil
 import signal
 from dataclasses import replace
 
@@ -183,13 +185,19 @@ def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
     assert "n_layer 4 -> 2 in one prune, step 13; " in capsys.readouterr().out
 
 
-def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
+def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path, refused):
     knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--learning_rate=1e-5", "--warmup_steps=0"]
     knobs += ["--d_model_target=4", "--n_layer_target=1", "--shorter=3"]
-    start = f"--init_from={undisturbed / 'checkpoint.pt'}"
-    assert run(toy, tmp_path, start, *knobs) == 0
-    assert run(toy, tmp_path, start + "-gone", *knobs, "--resume") == 0  # needed once only
-    first, *_, last = events(tmp_path, "step")
+    begun, out = shutil.copy(undisturbed / "checkpoint.pt", tmp_path), tmp_path / "run"
+    again = (f"--init_from={undisturbed / 'checkpoint.pt'}", *knobs, "--resume")
+    assert run(toy, out, f"--init_from={begun}", *knobs) == 0
+    refused(f"another run's.*init_from='{begun}' there", toy, f"--out_dir={out}", *again)
+    refused(
+        "init_from='' there", toy, f"--out_dir={undisturbed}", "--resume", f"--init_from={begun}"
+    )
+    os.unlink(begun)  # as where it has moved: it is needed once only
+    assert run(toy, out, *again) == 0
+    first, *_, last = events(out, "step")
     assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
     assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)

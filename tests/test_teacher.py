@@ -74,13 +74,16 @@ def test_a_hugging_face_folder_teaches_alike(toy, undisturbed, tmp_path):
     assert theirs.digest == ours.digest
 
 
-def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp_path, refused):
+def test_a_teacher_or_start_that_is_gone_or_does_not_fit_is_refused(
+    toy, undisturbed, tmp_path, refused, capsys
+):
     gone, other, given = tmp_path / "gone", tmp_path / "other", (toy, f"--out_dir={tmp_path / 'o'}")
     ranks = SHIPPED_RANKS.read_bytes().split()
     ranks[0], ranks[2] = ranks[2], ranks[0]  # as many tokens, of the same lengths
     (tmp_path / "ranks").write_bytes(b"\n".join(map(b" ".join, zip(ranks[::2], ranks[1::2]))))
     prepare([toy.parent / "text.jsonl"], str(tmp_path / "ranks"), tmp_path / "data")
     assert run(toy, other, f"--data_dir={tmp_path / 'data'}", SHORT) == 0
+    refused("init_from=.*its tokenizer is not that of data", *given, f"--init_from={other}", SHORT)
     for teacher, knob, words in (
         (undisturbed, "--round_vocab_to=100", "has 1024 entries, that of the run 1100"),
         (other, "--seed=1", "its tokenizer is not that of data_dir="),
@@ -91,6 +94,10 @@ def test_a_teacher_that_is_gone_or_does_not_fit_is_refused(toy, undisturbed, tmp
     refused("for its tokenizer, .*no data", *given, f"--teacher={other}")
     torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "of other files"}, gone)
     lesson(toy, gone)  # with the same tokens
+    for start, warned in ((undisturbed, 0), (gone, 0), (other, 1)):  # which nobody can know
+        out = tmp_path / f"from {start.name}"
+        assert run(toy, out, f"--init_from={start}", "--stop_after=1") == 0
+        assert capsys.readouterr().err.count(f"warning: init_from='{start}'") == warned
 
 
 def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from run import UserError
-from run.config import NOT_SAVED, Config, load_config, read_file
+from run.config import NOT_SAVED, OF_ONE_RUN, Config, load_config, read_file
 from run.cost import Plan
 from run.machine import SIGNALS
 from run.out_dir import read_log
@@ -27,7 +27,6 @@ from tools.load import load_plan
 from tools.results import COLUMNS, Arms, read_results, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # other knobs are the same in all of an arm
 
 
 @dataclass
