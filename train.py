@@ -11,13 +11,12 @@ backward, score, update.
 """
 
 import inspect
-import math
 import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
-from run.machine import Machine, Stop, check_memory, print_error  # isort: skip  (before torch)
+from run.machine import Machine, Stop, check_finite, check_memory, print_error  # isort: skip  (before torch)
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from data.loader import TokenDataset
 from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run import UserError
 from run.checkpoint import load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
@@ -72,6 +70,7 @@ def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     model.train()
     nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
     nats, tokens = machine.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
+    check_finite("validation", loss=nats / tokens)  # an update may have broken the weights
     return nats / tokens
 
 
@@ -80,7 +79,7 @@ def train(asked: Config, files: ExitStack) -> int:
     `files` closes those that are open.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
-    Raises UserError, DataError or OSError.
+    Raises UserError or OSError.
     """
     machine = Machine(asked)  # device, precision and ranks
 
@@ -152,10 +151,7 @@ def train(asked: Config, files: ExitStack) -> int:
         # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
         # a signal: then all stop. Here the CPU waits for the GPU
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
-        if not math.isfinite(loss + grad_norm):
-            what = f"step {step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.2e}"
-            way = "start again with a lower --learning_rate or a longer --warmup_steps"
-            raise UserError(f"{what}: not finite; {way}", 1)
+        check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
 
         # Score: how much does each unit matter? Before the gradients are clipped
         if schedule.scoring(step):

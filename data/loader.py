@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import DataError
+from data import UserError
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 (rows, T)
@@ -22,7 +22,7 @@ class TokenDataset:
     their sha256 up to VERIFY_BYTES, token ids when they are read.
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
-    other files. Raises DataError if the folder is missing, damaged or of another version, or has no
+    other files. Raises UserError if the folder is missing, damaged or of another version, or has no
     shard of context_length + 1 tokens."""
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
@@ -50,7 +50,7 @@ class TokenDataset:
                     raise ValueError(f"{name} is not what meta.json says")
         except (OSError, ValueError, LookupError, TypeError) as error:
             what = f"no data, or damaged or of an older version ({error!r})"
-            raise DataError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
+            raise UserError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
         elif "tokenizer.json" in files:
@@ -65,7 +65,14 @@ class TokenDataset:
         if self.windows_per_epoch == 0:
             few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
             way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
-            raise DataError(f"{data_dir}: {few} {way}")
+            raise UserError(f"{data_dir}: {few} {way}")
+
+    def check(self) -> None:
+        """Raises UserError where the folder has been replaced since it was opened: each read opens
+        a file anew."""
+        if hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest() != self.digest:
+            what = "was replaced while it was read; put it back, or prepare into another folder"
+            raise UserError(f"{self.data_dir}: {what}", 1)
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -92,7 +99,9 @@ class TokenDataset:
     def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
-        `max_tokens` stops after so many targets, rounded down to whole windows but at least one."""
+        `max_tokens` stops after so many targets, rounded down to whole windows but at least one.
+        Raises UserError as `check` does."""
+        self.check()
         T = self.context_length
         left = self.tokens if max_tokens is None else max(max_tokens, T)
         for shard, size in enumerate(self._sizes.tolist()):
@@ -120,7 +129,7 @@ class TokenDataset:
         tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
         if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds
             what = f"cut short, or holds a token id past the vocabulary of {self.vocab_size:,}"
-            raise DataError(f"{self._paths[shard]}: {what}; prepare the data again")
+            raise UserError(f"{self._paths[shard]}: {what}; prepare the data again")
         return tokens.astype(np.int64)
 
 

@@ -3,6 +3,7 @@ how they stop: by a signal, or by an error in one line."""
 
 import ctypes
 import datetime
+import math
 import os
 import platform
 import signal
@@ -14,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data import DataError
 from run import UserError
 from run.config import PATHS, Config, micro_batch, need
 from run.cost import Plan, knobs_that_fit, memory_of
@@ -213,6 +213,14 @@ class Stop:
             signal.signal(other, signal.SIG_DFL)
 
 
+def check_finite(where: str, **numbers: float) -> None:
+    """Raises UserError where the run has diverged: a number is not finite."""
+    if not math.isfinite(sum(numbers.values())):
+        what = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items())
+        way = "start again with a lower --learning_rate or a longer --warmup_steps"
+        raise UserError(f"{where}: {what}: not finite; {way}", 1)
+
+
 def out_of_memory(error: Exception) -> bool:
     said = any(text in str(error) for text in NO_MEMORY)
     return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -223,7 +231,7 @@ def print_error(error: Exception, c: Config | None) -> int:
     the config is read, when all ranks of a machine have the same error; then one of them speaks."""
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     line, code = " ".join(str(error).split()), 1
-    if isinstance(error, DataError):
+    if isinstance(error, UserError):
         code = error.code
     elif c and out_of_memory(error):
         now = micro_batch(c, ranks)

@@ -36,7 +36,7 @@ class OutDir:
     def __init__(
         self, c: Config, machine: Machine, data: TokenDataset, teacher: Teacher, files: ExitStack
     ):
-        self.path, self.machine, self.files = Path(c.out_dir), machine, files
+        self.path, self.machine, self.files, self.data = Path(c.out_dir), machine, files, data
         self.main = machine.rank == 0
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
@@ -209,7 +209,8 @@ class OutDir:
 
     def save_checkpoint(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
-        last save `must` succeed. Raises UserError."""
+        last save `must` succeed. Raises UserError, also where the data has been replaced."""
+        self.data.check()
         try:
             if self.main:
                 write_checkpoint(self.c, step, model, optimizers, scores, self.digests)

@@ -16,6 +16,7 @@ from helpers import TOY, events, run, same_end
 
 import train
 from data.loader import TokenDataset
+from data.prepare import prepare
 from model import GPT, KINDS
 from prune import unit_scores
 from run.checkpoint import load_checkpoint
@@ -166,7 +167,31 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
     assert run(toy, tmp_path, "--learning_rate=1e18", "--save_every=1") == 1
     error = capsys.readouterr().err
     last = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
-    assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning rate", error)
+    assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning_rate", error)
+    out = tmp_path / "one step"  # where none comes after the update that broke the weights
+    one = ("--max_steps=1", "--warmup_steps=0", *(f"--{kind}_target=0" for kind in KINDS))
+    assert run(toy, out, "--learning_rate=1e18", *one) == 1
+    assert "validation: loss nan" in capsys.readouterr().err
+    assert "NaN" not in (out / "log.jsonl").read_text() and not (out / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("seen", [10, 12])  # at a validation; at a save
+def test_a_run_does_not_go_on_with_data_that_was_replaced(seen, toy, tmp_path, monkeypatch, capsys):
+    data, out, write = tmp_path / "data", tmp_path / "run", OutDir.write
+    shutil.copytree(toy.parent / "data", data)
+    prepare([toy.parent / "text.jsonl"], "shipped", tmp_path / "new", val_fraction=0.1)
+
+    def write_and_replace(self, event, step, **values):
+        write(self, event, step, **values)
+        if (event, step) == ("step", seen - 1):
+            data.rename(tmp_path / "old")
+            (tmp_path / "new").rename(data)
+
+    monkeypatch.setattr(OutDir, "write", write_and_replace)
+    assert run(toy, out, f"--data_dir={data}", "--save_every=6") == 1
+    assert f"{data}: was replaced" in capsys.readouterr().err
+    assert events(out, "step")[-1]["step"] == seen
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
 
 
 @pytest.mark.slow
@@ -193,7 +218,7 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path, ref
     assert run(toy, out, f"--init_from={begun}", *knobs) == 0
     refused(f"another run's.*init_from='{begun}' there", toy, f"--out_dir={out}", *again)
     refused(
-        "init_from='' there", toy, f"--out_dir={undisturbed}", "--resume", f"--init_from={begun}"
+        "init_from='' there", toy, f"--out_dir={undisturbed}", f"--init_from={begun}", again[-1]
     )
     os.unlink(begun)  # as where it has moved: it is needed once only
     assert run(toy, out, *again) == 0
