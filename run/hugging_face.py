@@ -3,8 +3,11 @@ weights only change their names. The package transformers reads and writes the f
 only, and never code from a folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
+
+import torch
 
 from model import GPTConfig
 from run import UserError
@@ -63,17 +66,23 @@ def load_folder(folder: Path) -> dict:
     """`model_config` and `model` of a folder, as checkpoint.load_model takes them. Weights keep
     their type, 16 or 32 bits. Raises UserError for what is missing, damaged or not supported."""
     shape, llama = read_shape(folder), need_transformers().LlamaForCausalLM
+    untied = llama_config(replace(shape, tie_embeddings=False))  # to see a head that differs
     try:
         model, found = llama.from_pretrained(
-            folder, config=llama_config(shape), dtype="auto", local_files_only=True,
+            folder, config=untied, dtype="auto", local_files_only=True,
             use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
         raise UserError(f"{folder}: unreadable or damaged: {shorten(str(error), 300)}") from error
+    given, names, head = model.state_dict(), weight_names(shape), "lm_head.weight"
+    if shape.tie_embeddings and head in found["missing_keys"]:
+        found["missing_keys"].remove(head)
+        given[head] = given[names["embed.weight"]]
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
-    given, names = model.state_dict(), weight_names(shape)
+    if shape.tie_embeddings and not torch.equal(given[head], given[names["embed.weight"]]):
+        raise UserError(f"{folder}: tie_word_embeddings=true, but its {head} is another matrix")
     return {"model_config": shape, "model": {ours: given[names[ours]] for ours in names}}
 
 
@@ -81,19 +90,24 @@ def read_shape(folder: Path) -> GPTConfig:
     """The shape in a folder's config.json. Raises UserError: what is missing or not supported."""
     path = folder / "config.json"
     try:
-        said = {k: v for k, v in json.loads(path.read_bytes()).items() if v is not None}
-        rope = said.get("rope_parameters") or said.get("rope_scaling") or {}  # in 5, in 4
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
+        content = json.loads(path.read_bytes())
+        said = {k: v for k, v in content.items() if v is not None}
+        if said.get("model_type") == "mistral" and content.get("sliding_window", 4096) is None:
+            said["model_type"] = "llama"  # by another name, but for the window
+        ropes = [said.get(key, {}) for key in ("rope_parameters", "rope_scaling")]  # in 5, in 4
+        for rope in ropes:
+            if {rope.get("rope_type"), rope.get("type")} - {None, "default"}:
+                raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
         for key, value in SUPPORTED.items():
             if said.get(key, value) != value:
-                raise ValueError(f"{key}={said[key]!r} is not supported, only {value!r} is")
+                what = f"{key}={said[key]!r} is not supported, only {value!r} is"
+                raise ValueError(f"{what}; docs/own-loop.md prunes other models")
         n_head = said["num_attention_heads"]
         given = {  # what a LlamaForCausalLM has where config.json says nothing, or null
             "num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head,
             "max_position_embeddings": 2048, "tie_word_embeddings": False,
             "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
-        } | said | rope  # fmt: skip
+        } | said | ropes[1] | ropes[0]  # fmt: skip
         sizes = {ours: given[theirs] for ours, theirs in SIZES.items()}
         sizes["context_length"] = min(sizes["context_length"], 2**17)  # each one takes memory
         sizes["queries_per_kv"] = sizes.pop("n_head") // sizes["n_kv_head"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 gguf = pytest.importorskip("gguf")
+safetensors = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
@@ -36,7 +37,10 @@ OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
 OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
 REFUSED = [
     ({"model_type": "qwen2"}, "model_type='qwen2'"),
+    ({"model_type": "mistral", "sliding_window": 4096}, "model_type='mistral'.*docs/own-loop.md"),
+    ({"model_type": "mistral"}, "model_type='mistral'"),  # its default is a window, too
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),  # beside rope_parameters
     ({"intermediate_size": 23}, "mismatched.*down_proj"),
     ({"num_hidden_layers": 3}, "missing.*layers.2"),
     ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
@@ -108,6 +112,26 @@ def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
     assert len(list(to.glob("*.safetensors"))) > 2
     model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
     torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mistral_without_a_window_is_read_and_a_head_that_is_not_the_tied_one_is_not(
+    folder, tmp_path, refused
+):
+    llama, to = transformers.LlamaConfig.from_pretrained(folder).to_dict(), tmp_path / "mistral"
+    change = {"model_type": "mistral", "sliding_window": None}
+    config = transformers.MistralConfig(**llama | change)
+    theirs = transformers.MistralForCausalLM.from_pretrained(folder, config=config)
+    theirs.save_pretrained(to)
+    assert change.items() <= json.loads((to / "config.json").read_bytes()).items()
+    model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
+    torch.testing.assert_close(model(x), theirs(x).logits, rtol=1e-4, atol=1e-4)
+    (file,) = folder.glob("*.safetensors")
+    weights, head = safetensors.load_file(file), "lm_head.weight"
+    weights[head] = weights["model.embed_tokens.weight"].clone()
+    safetensors.save_file(weights, file, {"format": "pt"})
+    assert load_folder(folder)
+    safetensors.save_file(weights | {head: weights[head] + 1}, file, {"format": "pt"})
+    refused(f"{folder}: tie_word_embeddings=true.*{head}", folder, main=sample.main)
 
 
 @pytest.mark.parametrize("change, words", REFUSED, ids=str)
