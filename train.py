@@ -5,9 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all counts of steps by eight, except that of
---stop_after. The method (IDEA Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and
-backward, score, update.
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, except those of
+--stop_after and --log_every (at least 20 lines remain). The method (IDEA Prune, arXiv 2503.05920)
+is in the loop: schedule, prune, forward and backward, score, update.
 """
 
 import inspect

@@ -27,6 +27,7 @@ import math
 import multiprocessing
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -130,13 +131,18 @@ def prepare(
 
 
 def prepare_shipped(data_dir: str) -> None:
-    """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet."""
+    """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet. Each
+    process makes its own, and the first is taken: ranks may share a disk without locks."""
     if data_dir == SHIPPED_FOLDER and not os.path.exists(data_dir):
+        out = Path(data_dir)
         try:
-            prepare([SHIPPED_CORPUS], "shipped", data_dir)
-        except DataError:
-            if not os.path.exists(data_dir):  # else another process was faster: fine
-                raise
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as own:
+                prepare([SHIPPED_CORPUS], "shipped", new := Path(own) / out.name)
+                new.rename(out)
+        except OSError as error:
+            if not out.exists():  # else another process was faster: fine
+                raise DataError(f"{out}: cannot be made: {error}") from None
 
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:

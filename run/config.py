@@ -128,7 +128,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
     need(c.head_dim or c.d_model % (2 * c.n_head) == 0, c, "d_model", even)
     need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
-    check_ranks(c, int(os.environ.get("WORLD_SIZE", 1)))
+    check_ranks(c, of_torchrun("WORLD_SIZE", 1))
     if not shape_known:
         return
     try:
@@ -140,6 +140,15 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
     for kind in ("d_model", "n_kv_head"):
         need(kind not in schedule.widths or d_model % n_head == 0, c, f"{kind}_target", end)
+
+
+def of_torchrun(name: str, default: int) -> int:
+    """A number of ranks, or of this one, that torchrun gives in the environment. Raises UserError
+    where it is none."""
+    given = os.environ.get(name, str(default))
+    if not (given.isdecimal() and int(given) >= name.endswith("SIZE")):
+        raise UserError(f"{name}={given!r} in the environment: no rank, or no number of ranks")
+    return int(given)
 
 
 def micro_batch(c: Config, ranks: int) -> int:
@@ -183,7 +192,7 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
 
 
 TYPES = get_type_hints(Config) | {"shorter": int}  # no knob: --shorter=N divides these by N
-LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every", "log_every")
+LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
 
 
 def set_key(values: dict, key: str, value: object, where: str) -> None:
@@ -248,6 +257,8 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     values["out_dir"] = values["out_dir"] or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS}
     values |= {key: max(min(1, values[key]), values[key] // shorter) for key in LENGTHS}
+    if shorter > 1:  # not a line for each step, but about 20
+        values["log_every"] = min(values["log_every"], max(1, values["max_steps"] // 20))
     c = Config(**values)
     check_config(c, shape_known=not c.init_from)
     return c

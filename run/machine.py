@@ -8,7 +8,8 @@ import os
 import platform
 import signal
 import sys
-from textwrap import shorten
+from contextlib import suppress
+from pathlib import Path
 from time import sleep
 
 import torch
@@ -16,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from run import UserError
-from run.config import PATHS, Config, micro_batch, need
-from run.cost import Plan, knobs_that_fit, memory_of
+from run.config import PATHS, Config, micro_batch, need, of_torchrun
+from run.cost import Plan, memory_of
 
 WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
 FIRST_WAIT = datetime.timedelta(minutes=2)  # for the first sum, when all ranks are there
@@ -25,6 +26,8 @@ ABORT = datetime.timedelta(minutes=3)  # after so long, torch itself gives the f
 # Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
+# Of a container's memory, of cgroups version 2 and 1
+LIMITS = [Path("/sys/fs/cgroup", *p) for p in (["memory.max"], ["memory/memory.limit_in_bytes"])]
 # What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
 
@@ -40,8 +43,7 @@ class Machine:
         self.device = choose_device(c)
         self.dtype = choose_dtype(c, self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
-        self.rank = int(os.environ.get("RANK", 0))
-        self.ranks = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.ranks = of_torchrun("RANK", 0), of_torchrun("WORLD_SIZE", 1)
         self.launched = "WORLD_SIZE" in os.environ  # by torchrun; also where it starts one process
         if self.launched:
             self.join()
@@ -80,6 +82,15 @@ class Machine:
     def describe(self, compiled: bool) -> str:
         what = f"{self.device.type}, ranks: {self.ranks}, CPU threads: {torch.get_num_threads()}"
         return f"{what}, {self.dtype_name}, {'compiled' if compiled else 'eager'}"
+
+    def hardware(self) -> str:
+        """The name of the GPU, or of the CPU as far as its system tells."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        with suppress(OSError, StopIteration):  # Linux, and not on every processor
+            rows = Path("/proc/cpuinfo").read_text().splitlines()
+            return next(row.partition(": ")[2] for row in rows if row.startswith("model name"))
+        return platform.processor() or platform.machine()
 
     def agree(self, mask: Tensor) -> Tensor:
         """Overwrite the mask with that of rank 0."""
@@ -132,24 +143,13 @@ def choose_device(c: Config) -> torch.device:
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
-        here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        here, gpus = of_torchrun("LOCAL_RANK", 0), torch.cuda.device_count()
         need(here < gpus, c, "device", f"local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
-        try_product()
     if kind == "cpu":
         keep_memory()
     return torch.device(kind)
-
-
-def try_product() -> None:
-    """Raises UserError where the GPU does not multiply: not every torch has kernels for each."""
-    try:
-        torch.ones(2, 2, device="cuda").matrix_power(2).tolist()  # waits for the GPU
-    except RuntimeError as error:
-        what = f"does not compute with torch {torch.__version__} ({shorten(str(error), 100)})"
-        way = "pytorch.org/get-started/locally has the builds of torch, for other GPUs and drivers"
-        raise UserError(f"{torch.cuda.get_device_name()}: {what}; {way}") from error
 
 
 def keep_memory() -> None:
@@ -163,23 +163,26 @@ def keep_memory() -> None:
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse what cannot fit into the free memory of the GPU, or the memory of the machine, even if
-    a compiled model keeps half of the activations that `memory_of` counts. Raises UserError."""
+    """Refuse what cannot fit into the free memory of the GPU, or that of the machine or container,
+    even if a compiled model keeps half of the activations that `memory_of` counts: UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            memory //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the ranks here share it
         except (AttributeError, ValueError):  # not every system has it, or knows these names
             return
+        for limit in LIMITS:
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                memory = min(memory, int(limit.read_text()))
+        memory //= of_torchrun("LOCAL_WORLD_SIZE", 1)  # the ranks here share it
     rows = micro_batch(c, ranks)
     planned = memory_of(c, plan.enlarged, rows, plan.teacher)
     need = planned["state"] + planned["activations"] / 2
     if need > memory:
         what = f"needs at least {need / 2**30:,.1f} GiB a rank with micro_batch_size={rows}"
-        way = knobs_that_fit(c, plan.enlarged, plan.teacher, memory, ranks) or "a smaller model"
-        raise UserError(f"the run {what}; {device.type} has {memory / 2**30:,.1f}; try {way}")
+        way = "try a smaller one, or --recompute"
+        raise UserError(f"the run {what}; {device.type} has {memory / 2**30:,.1f}; {way}")
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
@@ -229,7 +232,7 @@ def out_of_memory(error: Exception) -> bool:
 def print_error(error: Exception, c: Config | None) -> int:
     """Print an error in one line, and return the exit code. A bug is raised again. c: None while
     the config is read, when all ranks of a machine have the same error; then one of them speaks."""
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks = of_torchrun("RANK", 0), of_torchrun("WORLD_SIZE", 1)
     line, code = " ".join(str(error).split()), 1
     if isinstance(error, UserError):
         code = error.code

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import shlex
+import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
 from tqdm import tqdm
 
@@ -176,7 +178,9 @@ class OutDir:
             rows["teacher"] = f"{what}, weight {c.teacher_weight:g} in the targets"
         output = c.out_dir + (f", going on from step {step}" if step else "")
         self.say_rows(rows | {"compute": compute, "machine": machine, "output": output})
-        self.write("start", step, resumed=step > 0, planned_flops=plan.flops(), data=data.digest)
+        values = {"resumed": step > 0, "planned_flops": plan.flops(), "data": data.digest}
+        values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
+        self.write("start", step, **values, commit=commit())
 
     def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
         """before, after: loss on the same batches."""
@@ -258,6 +262,17 @@ def read_log(folder: Path) -> list[dict]:
             what = f"line {number} is damaged, or no event of a run; remove it"
             raise UserError(f"{path}: {what}") from error
     return events
+
+
+def commit() -> str:
+    """The git commit of this code, with -dirty where a file has changed; "" without git."""
+    root = Path(__file__).parent.parent
+    call = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    call += ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(call, capture_output=True, text=True, timeout=10)
+        return found.stdout.strip()
+    return ""
 
 
 def compact(n: float) -> str:

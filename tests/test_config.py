@@ -40,7 +40,8 @@ def test_plan_counts_the_flops_of_every_step():
 def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     c = load("idea", "--shorter=8", "--max_steps=2000", "--stop_after=90", "--log_every=3")
     assert (c.max_steps, c.warmup_steps, c.prune_every) == (250, 100 // 8, 100 // 8)
-    assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (500 // 8, 1000 // 8, 1, 90)
+    assert (c.eval_every, c.save_every, c.log_every, c.stop_after) == (500 // 8, 1000 // 8, 3, 90)
+    assert load("idea", "--shorter=8").log_every == 500 // 20  # some 20 lines
     assert load("idea", "--shorter=1") == load("idea")
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
 
@@ -61,6 +62,10 @@ def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys
     monkeypatch.setenv("WORLD_SIZE", "3")  # alone, that is a bad start
     alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
     refused("RANK expected, but not set; torchrun sets all", *alone)
+    for name, value in (("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "-1")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            refused(f"{name}={value!r} in the environment", *alone)
     monkeypatch.setenv("RANK", "9")
     said = "rank 9: error: batch_size=16: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):

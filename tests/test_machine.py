@@ -1,5 +1,6 @@
 """What a first GPU, or another system, may lack: one line says so, or the run does without."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -65,33 +66,28 @@ def test_ctrl_c_while_it_compiles_is_one_line_and_the_end(processes, toy, tmp_pa
     assert processes(CTRL_C, *arguments) == ([130], "stopped\n")
 
 
-def test_a_card_without_kernels_is_named_before_all_else(laptop, tmp_path, monkeypatch, refused):
-    laptop()
-    no_kernel = RuntimeError("CUDA error: no kernel image is available for execution\nmore")
-    monkeypatch.setattr(torch, "ones", Mock(side_effect=no_kernel))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla K80")
-    knobs = (f"--out_dir={tmp_path / 'out'}", "--data_dir=missing")
-    refused("Tesla K80: does not .*no kernel image.*; pytorch.org", "configs/idea.py", *knobs)
-
-
-def test_free_memory_counts_and_the_knobs_that_fit_are_named(laptop, monkeypatch):
+def test_free_memory_and_a_container_s_limit_count(laptop, tmp_path, monkeypatch):
     laptop()  # it has no sysconf
     c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
     plan = Plan(c, 50257)
     machine.check_memory(c, plan, CPU, 1)
     machine.os.sysconf = {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": 100}.get
-    machine.check_memory(c, plan, CPU, 1)
-    machine.os.environ["LOCAL_WORLD_SIZE"] = "4"  # ranks that share it
-    with pytest.raises(UserError, match="25.1 GiB a rank with .*; cpu has 25.0; try"):
-        machine.check_memory(c, plan, CPU, 4)
+    monkeypatch.setattr(machine, "LIMITS", [limit := tmp_path / "memory.max", tmp_path / "none"])
+    little = pytest.raises(UserError, match="25.1 GiB a rank with .*; cpu has 25.0; try")
+    for content, ranks, end in (
+        ("max", 1, nullcontext()),
+        (2**63, 1, nullcontext()),  # in version 1: none
+        (25 * 2**30, 1, little),
+        ("max", 4, little),  # which share it
+    ):
+        limit.write_text(f"{content}\n")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        with end:
+            machine.check_memory(c, plan, CPU, ranks)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
-    fit = {7: "--micro_batch_size=2", 4: "--micro_batch_size=1 --recompute", 2: "a smaller model"}
-    for gib, way in fit.items():
-        free = (gib - 1) * 2**30, 80 * 2**30
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: free)
-        words = f"micro_batch_size=32; cuda has {gib}.0; try {way}$"
-        with pytest.raises(UserError, match=words):
-            machine.check_memory(c, plan, GPU, 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
+    with pytest.raises(UserError, match="micro_batch_size=32; cuda has 7.0; try"):
+        machine.check_memory(c, plan, GPU, 1)
 
 
 def test_mps_is_never_chosen_and_takes_one_process_in_float32(laptop, monkeypatch):

@@ -154,12 +154,19 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
 
 
 def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, toy, tmp_path):
-    """One makes it. No other leaves before that has saved: torchrun would end it amid its save."""
+    """On a disk without locks. None leaves before the first has saved: torchrun would end it."""
     data, out = tmp_path / "data", tmp_path / "run"
     before = f"""
 import time, data.prepare as prepare
 from run import out_dir as report
 prepare.SHIPPED_FOLDER = {str(data)!r}
+def no_locks(*_):
+    raise OSError(37, "No locks available")
+def in_turn(*given, cut=prepare._cut):
+    time.sleep(0.4 * int(os.environ["RANK"]))
+    return cut(*given)
+prepare.FileLock.acquire, prepare._cut = no_locks, in_turn
+prepare.os.fsync = lambda _: time.sleep(0.4)
 def slow(*arguments, save=report.write_checkpoint):
     time.sleep(1)
     save(*arguments)

@@ -43,6 +43,8 @@ def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undi
     both = [(a, b) for a, b in zip(prunes, prunes[1:]) if a["step"] == b["step"]]
     assert both and all(a["loss_after"] == b["loss_before"] for a, b in both)  # the same batches
     (start,), (done,) = events(undisturbed, "start"), events(undisturbed, "done")
+    assert start["torch"] == torch.__version__ and start["hardware"]
+    assert re.fullmatch("([0-9a-f]{40}(-dirty)?)?", start["commit"])  # none where there is no git
     assert (done["tokens"], done["flops"]) == (30 * 8 * 16, start["planned_flops"])
     assert done["params"] == events(undisturbed, "step")[-1]["params"]
     val = TokenDataset(toy.parent / "data", "val", 16)
