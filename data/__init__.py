@@ -16,9 +16,6 @@ class UserError(Exception):
         self.code = code
 
 
-DataError = UserError
-
-
 def command(main: Callable) -> Callable[..., int]:
     """A `main(argv)` that returns its exit code. Its errors for people become one line, Ctrl-C is
     130. What standard output cannot encode (in a pipe on Windows) is printed as \\xe9."""
@@ -32,7 +29,7 @@ def command(main: Callable) -> Callable[..., int]:
             return code
         except BrokenPipeError:  # `| head`
             return 0
-        except (DataError, OSError) as error:
+        except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return getattr(error, "code", 2)
         except KeyboardInterrupt:

@@ -38,7 +38,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data import DataError, command
+from data import UserError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 
@@ -65,11 +65,11 @@ def prepare(
     .jsonl file and each row of a .parquet file is a document, its text under `key`, and so is a
     .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a whole, but
     a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes, on any
-    number of cores. Raises DataError, also where `out` exists."""
+    number of cores. Raises UserError, also where `out` exists."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
-        raise DataError('a script that calls prepare() needs: if __name__ == "__main__":')
+        raise UserError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
-        raise DataError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
+        raise UserError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
@@ -90,7 +90,7 @@ def prepare(
         except OSError:  # some network disks have no locks
             print(f"{part}: its disk has no locks; start no second one there", file=sys.stderr)
         if out.exists():
-            raise DataError(f"{out}: exists; remove it, or give another --out")
+            raise UserError(f"{out}: exists; remove it, or give another --out")
         tasks = _cut(part, inputs, settings)
         # Read until there is an item for each split: without one, all the work would be in vain
         held_out = (
@@ -101,7 +101,7 @@ def prepare(
         first = next(held_out, None)
         if all(other == first for other in held_out):
             what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
-            raise DataError(f"{what} {val_fraction}; give more text, or another fraction")
+            raise UserError(f"{what} {val_fraction}; give more text, or another fraction")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)
@@ -122,7 +122,7 @@ def prepare(
             (shards / name).write_bytes(content)
         os.rename(shards, out)
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
-        raise DataError(f"{out}: cannot be made: {error}") from None
+        raise UserError(f"{out}: cannot be made: {error}") from None
     finally:
         lock.release()
         if out.exists():
@@ -142,12 +142,12 @@ def prepare_shipped(data_dir: str) -> None:
                 new.rename(out)
         except OSError as error:
             if not out.exists():  # else another process was faster: fine
-                raise DataError(f"{out}: cannot be made: {error}") from None
+                raise UserError(f"{out}: cannot be made: {error}") from None
 
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
     """Tasks of TASK_BYTES or more, and the rest: a file to come when one is done -> input files.
-    Its name has a digest of all that decides. Raises DataError where there are others."""
+    Its name has a digest of all that decides. Raises UserError where there are others."""
     tasks, files, size = {}, [], 0
     for path in inputs:
         stat = path.stat()
@@ -159,7 +159,7 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
             files, size = [], 0
     if set(part.glob("*.json")) - set(tasks):
         what = "was begun with other arguments, or an input file has changed"
-        raise DataError(f"{part}: {what}; remove it to start anew")
+        raise UserError(f"{part}: {what}; remove it to start anew")
     return tasks
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-from data import DataError
+from data import UserError
 
 PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one of the splits
 Items = Iterator[tuple[bytes, bool]]
@@ -40,7 +40,7 @@ def read_jsonl(path: Path, stream: io.BufferedReader, key: str) -> Items:
             text = b"" if text is None else text.encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError):
             what = f'should be UTF-8 JSON like {{"{key}": "..."}}; --key names another key'
-            raise DataError(f"{path}, line {number}: {what}") from None
+            raise UserError(f"{path}, line {number}: {what}") from None
         yield text, True
 
 
@@ -51,7 +51,7 @@ def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
     # Its table of contents is at its end, and an unpacked .zst cannot go back
     file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
     if key not in (columns := file.schema_arrow.names):
-        raise DataError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
+        raise UserError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
@@ -88,14 +88,14 @@ def reader(path: Path) -> Callable[[Path, io.BufferedReader, str], Items] | None
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
     """The files to read, in order, each once. A name is a file, a folder or a glob. Raises
-    DataError, and OSError for what cannot be read: no text is left out silently."""
+    UserError, and OSError for what cannot be read: no text is left out silently."""
     inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)
         found = sorted(path for top in tops for path in _files(top, set()) if reader(path))
         if not found:
             what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
-            raise DataError(f"{what}, perhaps with {', '.join(UNPACK)}")
+            raise UserError(f"{what}, perhaps with {', '.join(UNPACK)}")
         for path in found:
             inputs.setdefault(os.path.realpath(path), path)
     return list(inputs.values())
@@ -112,7 +112,7 @@ def _files(path: str, seen: set[str]) -> Iterator[Path]:
 
 
 def read_items(path: Path, key: str) -> Items:
-    """The items of a file. Raises DataError: damaged, not what its name says, a package missing."""
+    """The items of a file. Raises UserError: damaged, not what its name says, a package missing."""
     try:
         with WatchedFile(path) as raw:
             packing = path.suffix.lower()
@@ -122,10 +122,10 @@ def read_items(path: Path, key: str) -> Items:
                 yield from reader(path)(path, stream, key)
             if packing == ".xz" and not raw.ended:
                 raise EOFError("a part of it is no .xz")
-    except DataError:
+    except UserError:
         raise
     except ImportError as error:
         way = "pip install -r requirements-extra.txt; for _lzma, another build of Python"
-        raise DataError(f"{path}: needs the package {error.name}: {way}") from None
+        raise UserError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
-        raise DataError(f"{path}: cannot be read to its end: {error!r}") from None
+        raise UserError(f"{path}: cannot be read to its end: {error!r}") from None

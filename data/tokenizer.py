@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from data import DataError
+from data import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"
@@ -46,7 +46,7 @@ class FolderTokenizer:
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
     split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
     `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
-    Raises DataError. Needs the package tokenizers."""
+    Raises UserError. Needs the package tokenizers."""
 
     def __init__(self, folder: Path):
         try:
@@ -62,10 +62,10 @@ class FolderTokenizer:
                 raise ValueError(f"a token id of {self.n_vocab - 1}")
         except ImportError:
             way = "needs the package tokenizers: pip install -r requirements-extra.txt"
-            raise DataError(f"tokenizer {folder}: {way}") from None
+            raise UserError(f"tokenizer {folder}: {way}") from None
         except Exception as error:  # the package has no class of its own
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
-            raise DataError(f"tokenizer {folder}: {what}: {error!r}") from None
+            raise UserError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -90,14 +90,14 @@ def load_tokenizer(name: str) -> Encoding:
     """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
     file, or that of a Hugging Face folder. A rank file has tiktoken's own format, one `<base64 of
     the token> <rank>` a line. Text is cut by PATTERN, and `<|endoftext|>` gets the id after the
-    last rank. Raises DataError."""
+    last rank. Raises UserError."""
     if name == "gpt2":
         try:
             return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
             what = f"tiktoken cannot download it ({type(error).__name__})"
             way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
-            raise DataError(f"tokenizer gpt2: {what}; {way}") from None
+            raise UserError(f"tokenizer gpt2: {what}; {way}") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
@@ -109,7 +109,7 @@ def load_tokenizer(name: str) -> Encoding:
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
         need = "with each of the 256 bytes and no gap in its ranks"
-        raise DataError(f"tokenizer {path}: {what} {need}") from None
+        raise UserError(f"tokenizer {path}: {what} {need}") from None
     end = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
 

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from helpers import ROOT
 
-from data import DataError
+from data import UserError
 from data.loader import TokenDataset
 from data.prepare import SHIPPED_CORPUS, is_validation, main, prepare, prepare_shipped
 from data.text import read_items
@@ -82,7 +82,7 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 
 def refuse(words: str, source: Path, out: Path, **others) -> None:
-    with pytest.raises(DataError, match=rf"\A.*{words}.*\Z"):
+    with pytest.raises(UserError, match=rf"\A.*{words}.*\Z"):
         prepare([source], "shipped", out, **others)
 
 
@@ -404,14 +404,14 @@ def test_damaged_or_older_data_is_refused_in_one_line(counting):
         ("meta.json", b"{}", "damaged or of an older version"),
     ):
         (counting.data_dir / file).write_bytes(content)
-        with pytest.raises(DataError, match=rf"\A.*{words}.*python -m data.prepare\Z"):
+        with pytest.raises(UserError, match=rf"\A.*{words}.*python -m data.prepare\Z"):
             TokenDataset(counting.data_dir, "train", T)
 
 
 def test_what_is_found_while_reading_is_refused_before_the_model_sees_it(tmp_path):
     dataset = by_hand(tmp_path, range(60), vocab_size=50)
-    with pytest.raises(DataError, match="past the vocabulary of 50"):
+    with pytest.raises(UserError, match="past the vocabulary of 50"):
         list(dataset.in_order(8))
     os.truncate(tmp_path / "0.bin", 0)
-    with pytest.raises(DataError, match="0.bin.*cut short"):
+    with pytest.raises(UserError, match="0.bin.*cut short"):
         dataset.batch(1, 64, seed=3)

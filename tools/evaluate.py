@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import DataError
+from data import UserError
 from data.tokenizer import encode_bytes
 from tools import ArgumentParser, expanded, program
 from tools.load import Trained, load_trained
@@ -42,7 +42,7 @@ def main(parser: ArgumentParser, argv: list[str]) -> None:
     print("| text | bytes | metric | value |\n| --- | --- | --- | --- |")
     for file in args.text:
         if not (text := file.read_bytes()):
-            raise DataError(f"{file}: is empty")
+            raise UserError(f"{file}: is empty")
         for metric, value in judge_text(trained, text).items():
             print(f"| {file.name} | {len(text):,} | {metric} | {value:.4f} |")
 

@@ -24,7 +24,7 @@ class Trained:
 
 def load_trained(path: Path) -> Trained:
     """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
-    one. Raises UserError; DataError, where the data that it was trained on is gone or damaged."""
+    one. Raises UserError, also where the data that it was trained on is gone or damaged."""
     saved = load_weights(path)
     name = tokenizer_of(saved, path)
     tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
@@ -36,7 +36,7 @@ def load_trained(path: Path) -> Trained:
 
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
-    the data is not there yet; with 0, that raises DataError. Raises UserError."""
+    the data is not there yet; with 0, that raises UserError."""
     prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
     if missing and not (Path(c.data_dir) / "meta.json").exists():
