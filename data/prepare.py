@@ -32,6 +32,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,15 +135,10 @@ def prepare_shipped(data_dir: str) -> None:
     """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet. Each
     process makes its own, and the first is taken: ranks may share a disk without locks."""
     if data_dir == SHIPPED_FOLDER and not os.path.exists(data_dir):
-        out = Path(data_dir)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as own:
-                prepare([SHIPPED_CORPUS], "shipped", new := Path(own) / out.name)
-                new.rename(out)
-        except OSError as error:
-            if not out.exists():  # else another process was faster: fine
-                raise UserError(f"{out}: cannot be made: {error}") from None
+        (folder := Path(data_dir).parent).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".sotu-", dir=folder) as own, suppress(OSError):
+            prepare([SHIPPED_CORPUS], "shipped", f"{own}/sotu")
+            os.rename(f"{own}/sotu", data_dir)  # fails where another was faster
 
 
 def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:

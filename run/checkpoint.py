@@ -111,8 +111,7 @@ def check_content(saved: dict) -> None:
     """Raises an error where the content contradicts itself."""
     shape, weights, step = saved["model_config"], saved["model"], saved["step"]
     layers_fit = len(weights) == 3 + 9 * shape.n_layer  # or any number of them would be built
-    counts = isinstance(step, int) and 0 <= step <= saved["config"]["max_steps"]
-    if not (layers_fit and counts):
+    if not layers_fit or type(step) is not int or not 0 <= step <= saved["config"]["max_steps"]:
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
         model = GPT(shape).to("meta")
@@ -122,11 +121,10 @@ def check_content(saved: dict) -> None:
     shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
     shapes |= {group.name: ((group.width,),) for group in model.groups()}
     found = [(name, m) for name, moments in saved["optimizer"].items() for m in moments.values()]
-    if not all(x.shape in shapes[name] for name, x in [*found, *saved["scores"].items()]):
-        raise ValueError("moments or scores of other shapes")
+    fit = all(x.shape in shapes[name] for name, x in [*found, *saved["scores"].items()])
     whole = all(set(moments) in MOMENTS for moments in saved["optimizer"].values())
-    if step and not (whole and saved["optimizer"].keys() == trained):
-        raise ValueError("moments are missing")
+    if not (fit and whole) or (step and saved["optimizer"].keys() != trained):
+        raise ValueError("moments or scores that are missing, or of other shapes")
 
 
 def is_hugging_face(path: Path) -> bool:

@@ -143,8 +143,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
 
 
 def of_torchrun(name: str, default: int) -> int:
-    """A number of ranks, or of this one, that torchrun gives in the environment. Raises UserError
-    where it is none."""
+    """A number that torchrun sets in the environment. Raises UserError where it is none."""
     given = os.environ.get(name, str(default))
     if not (given.isdecimal() and int(given) >= name.endswith("SIZE")):
         raise UserError(f"{name}={given!r} in the environment: no rank, or no number of ranks")

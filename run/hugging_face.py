@@ -74,15 +74,16 @@ def load_folder(folder: Path) -> dict:
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or the system
         raise UserError(f"{folder}: unreadable or damaged: {shorten(str(error), 300)}") from error
-    given, names, head = model.state_dict(), weight_names(shape), "lm_head.weight"
+    given, names = model.state_dict(), weight_names(shape)
+    head, embed = names["unembed.weight"], names["embed.weight"]
     if shape.tie_embeddings and head in found["missing_keys"]:
         found["missing_keys"].remove(head)
-        given[head] = given[names["embed.weight"]]
+        given[head] = given[embed]
+    elif shape.tie_embeddings and not torch.equal(given[head], given[embed]):
+        raise UserError(f"{folder}: tie_word_embeddings=true, but {head} is another matrix")
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         for key in sorted(map(str, found[what])):
             raise UserError(f"{folder}: weights and config.json disagree, {what}: {key}")
-    if shape.tie_embeddings and not torch.equal(given[head], given[names["embed.weight"]]):
-        raise UserError(f"{folder}: tie_word_embeddings=true, but its {head} is another matrix")
     return {"model_config": shape, "model": {ours: given[names[ours]] for ours in names}}
 
 
@@ -95,9 +96,8 @@ def read_shape(folder: Path) -> GPTConfig:
         if said.get("model_type") == "mistral" and content.get("sliding_window", 4096) is None:
             said["model_type"] = "llama"  # by another name, but for the window
         ropes = [said.get(key, {}) for key in ("rope_parameters", "rope_scaling")]  # in 5, in 4
-        for rope in ropes:
-            if {rope.get("rope_type"), rope.get("type")} - {None, "default"}:
-                raise ValueError(f"{rope} is not supported: the rotary embedding would be scaled")
+        if {rope.get(key) for rope in ropes for key in ("rope_type", "type")} - {None, "default"}:
+            raise ValueError(f"{ropes} is not supported: the rotary embedding would be scaled")
         for key, value in SUPPORTED.items():
             if said.get(key, value) != value:
                 what = f"{key}={said[key]!r} is not supported, only {value!r} is"

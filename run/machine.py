@@ -6,6 +6,7 @@ import datetime
 import math
 import os
 import platform
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -21,8 +22,6 @@ from run.config import PATHS, Config, micro_batch, need, of_torchrun
 from run.cost import Plan, memory_of
 
 WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
-FIRST_WAIT = datetime.timedelta(minutes=2)  # for the first sum, when all ranks are there
-ABORT = datetime.timedelta(minutes=3)  # after so long, torch itself gives the first sum up
 # Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
@@ -36,8 +35,7 @@ class Machine:
     """Device, precision, and the processes that train together: one, unless torchrun started more.
     Where one of them dies, the others end within half an hour at the latest: with gloo by a
     RuntimeError, with NCCL by its watchdog, which aborts the process. Raises UserError where the
-    device is missing or cannot do the work, torchrun's variables are missing, or the ranks find
-    each other but get no answer."""
+    device is missing or cannot do the work, or torchrun's variables are missing."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
@@ -60,14 +58,7 @@ class Machine:
         # torchrun keeps its store when it starts dead ranks again, with their old addresses
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "nccl" if self.device.type == "cuda" and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ABORT)
-        try:
-            dist.all_reduce(torch.zeros(1, device=self.device), async_op=True).wait(FIRST_WAIT)
-            dist.distributed_c10d._set_pg_timeout(WAIT)
-        except RuntimeError as error:  # or a hang between GPUs would last half an hour
-            what = f"found the other ranks, but a first sum with them failed ({error})"
-            way = "between GPUs, try NCCL_P2P_DISABLE=1, or between machines NCCL_IB_DISABLE=1"
-            raise UserError(f"{what}; {way} in the environment", 1) from error
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
 
     def autocast(self) -> torch.autocast:
         """In it, matrix products have the run's precision. Weights and moments are float32."""
@@ -87,10 +78,9 @@ class Machine:
         """The name of the GPU, or of the CPU as far as its system tells."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        with suppress(OSError, StopIteration):  # Linux, and not on every processor
-            rows = Path("/proc/cpuinfo").read_text().splitlines()
-            return next(row.partition(": ")[2] for row in rows if row.startswith("model name"))
-        return platform.processor() or platform.machine()
+        linux = Path("/proc/cpuinfo")
+        name = linux.exists() and re.search("model name.*: (.*)", linux.read_text())
+        return name[1] if name else platform.processor() or platform.machine()
 
     def agree(self, mask: Tensor) -> Tensor:
         """Overwrite the mask with that of rank 0."""

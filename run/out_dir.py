@@ -266,13 +266,13 @@ def read_log(folder: Path) -> list[dict]:
 
 def commit() -> str:
     """The git commit of this code, with -dirty where a file has changed; "" without git."""
-    root = Path(__file__).parent.parent
-    call = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
-    call += ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    with suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(call, capture_output=True, text=True, timeout=10)
-        return found.stdout.strip()
-    return ""
+    call = "git --no-optional-locks --git-dir=.git --work-tree=. describe --always --abbrev=40"
+    call, root = [*call.split(), "--exclude=*", "--dirty"], Path(__file__).parent.parent
+    try:
+        said = subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=10)
+        return said.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def compact(n: float) -> str:

@@ -75,29 +75,6 @@ def test_ranks_that_part_are_stopped(before, codes, words, processes, toy, tmp_p
     assert words in run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=codes)
 
 
-def test_a_rank_that_never_answers_is_noticed_at_the_start(processes, toy, tmp_path):
-    """As where GPUs see each other, and cannot talk."""
-    silent = f"""
-import datetime, run.machine, time
-run.machine.FIRST_WAIT = datetime.timedelta(seconds=1)
-def end():  # not by torch, which goes on for minutes
-    os.mkdir(ended)
-    os._exit(1)
-def wait_for_its_end(*_, **__):
-    while not os.path.exists(ended):
-        time.sleep(0.05)
-    os._exit(0)
-ended = {str(tmp_path / "ended")!r}
-if os.environ["RANK"] == "0":
-    run.machine.dist.destroy_process_group = end
-else:
-    run.machine.dist.all_reduce = wait_for_its_end
-"""
-    error = run_ranks(processes, toy, tmp_path / "run", before=silent, codes=[1, 0])
-    assert "error: found the other ranks, but a first sum with them failed" in error
-    assert "NCCL_P2P_DISABLE=1" in error and not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, toy, tmp_path):
     (script := tmp_path / "script.py").write_text(f"""
