@@ -68,8 +68,7 @@ class TokenDataset:
             raise UserError(f"{data_dir}: {few} {way}")
 
     def check(self) -> None:
-        """Raises UserError where the folder has been replaced since it was opened: each read opens
-        a file anew."""
+        """Raises UserError where the folder has been replaced: each read opens a file anew."""
         if hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest() != self.digest:
             what = "was replaced while it was read; put it back, or prepare into another folder"
             raise UserError(f"{self.data_dir}: {what}", 1)
@@ -99,8 +98,7 @@ class TokenDataset:
     def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
-        `max_tokens` stops after so many targets, rounded down to whole windows but at least one.
-        Raises UserError as `check` does."""
+        `max_tokens` stops after so many targets, rounded down to whole windows but at least one."""
         self.check()
         T = self.context_length
         left = self.tokens if max_tokens is None else max(max_tokens, T)

@@ -81,7 +81,7 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
-# A resumed run may change these: they change the weights by rounding at most
+# A resumed run may change these, as they change the weights by rounding at most
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
 OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others are the same in all of an arm
@@ -223,8 +223,7 @@ def read_file(path: str) -> dict:
         near = f"did you mean {path}.py?" if os.path.isfile(path + ".py") else "see configs/"
         raise UserError(f"{path}: no such config file, and no run; {near}")
     if not path.endswith(".py"):  # a checkpoint, perhaps: runpy would also run what is in a zip
-        folder = Path(path).parent
-        raise UserError(f"{path}: not a config file, *.py; of a run, give the folder: {folder}")
+        raise UserError(f"{path}: no config (*.py); of a run, give the folder: {Path(path).parent}")
     try:
         names = runpy.run_path(path)
     except Exception as error:

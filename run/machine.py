@@ -25,8 +25,8 @@ WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validatio
 # Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
-# Of a container's memory, of cgroups version 2 and 1
-LIMITS = [Path("/sys/fs/cgroup", *p) for p in (["memory.max"], ["memory/memory.limit_in_bytes"])]
+# Files with the limit of a container's memory, by cgroups of version 2 and 1
+LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 # What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
 

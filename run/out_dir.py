@@ -269,9 +269,8 @@ def commit() -> str:
     call = "git --no-optional-locks --git-dir=.git --work-tree=. describe --always --abbrev=40"
     call, root = [*call.split(), "--exclude=*", "--dirty"], Path(__file__).parent.parent
     try:
-        said = subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=10)
-        return said.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run(call, cwd=root, capture_output=True, text=True).stdout.strip()
+    except OSError:
         return ""
 
 

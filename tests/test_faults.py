@@ -119,20 +119,18 @@ def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
     for main in (train.main, plan.main):
-        refused(f"{path}: not a config file, .*the folder: {tmp_path}", path, main=main)
+        refused(f"{path}: no config .*.py.*the folder: {tmp_path}", path, main=main)
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt.tmp", "config.json.tmp", "log.jsonl.tmp"])
-def test_no_link_in_a_folder_leads_a_run_out_of_it(name, toy, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes no links without rights")
+def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path):
     (theirs := tmp_path / "theirs").write_text("theirs")
     (out := tmp_path / "run").mkdir()
-    try:
-        (out / name).symlink_to(theirs)
-    except OSError:
-        pytest.skip("this system makes no links without rights")
+    for name in ("checkpoint.pt", "config.json", "log.jsonl"):
+        (out / f"{name}.tmp").symlink_to(theirs)
     assert run(toy, out, "--stop_after=1") == 0
-    assert theirs.read_text() == "theirs" and not (out / name).exists()
+    assert theirs.read_text() == "theirs" and not list(out.glob("*.tmp"))
 
 
 def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
