@@ -1,0 +1,70 @@
+"""A run as a page to play with, from its log: python -m tools.page OUT_DIR [OTHER]
+
+One HTML file, OUT_DIR/page.html, has all that it needs inside. With OTHER, that run is beside it.
+tools/page.html is the page without the runs."""
+
+import json
+from pathlib import Path
+
+from data import UserError
+from model import KINDS, SLICES
+from run.config import load_config
+from run.out_dir import read_log
+from schedule import Schedule
+from tools import ArgumentParser, expanded, program
+
+KNOBS = ("max_steps", "learning_rate", "min_lr_fraction", "warmup_steps", "lr_restart")
+KNOBS += ("prune_schedule", "prune_start", "prune_end", "prune_every", "n_head", "head_dim", *KINDS)
+# What the page needs of each event of the log
+SHOWN = {"start": "resumed", "step": "loss lr params", "eval": "val_loss", "done": "val_loss"}
+SHOWN["prune"] = "kind width_before width_after loss_before loss_after removed scores"
+
+
+def short(x):
+    """Numbers in five digits. Raises ValueError for what is neither that, a list nor a kind."""
+    if isinstance(x, list):
+        return [short(y) for y in x]
+    return x if isinstance(x, int) or x in KINDS else float(f"{x:.5g}")
+
+
+def read_run(out_dir: Path) -> dict:
+    """What the page shows of a run. Raises UserError."""
+    c, events = load_config(str(out_dir)), read_log(out_dir)
+    log = {name: [e for e in events if e["event"] == name] for name in SHOWN}
+    if not log["step"]:
+        raise UserError(f"{out_dir}: its log has no step yet; nothing to show")
+    log["step"] = log["step"][:: len(log["step"]) // -400][::-1]  # no screen can show more of them
+    run = {"name": out_dir.resolve().name, "end": max(e["step"] for e in events)}
+    try:
+        run["config"] = {knob: getattr(c, knob) for knob in KNOBS} | {"widths": Schedule(c).widths}
+        for name, keys in SHOWN.items():
+            run[name] = [{key: short(e[key]) for key in ("step", *keys.split())} for e in log[name]]
+        json.dumps(run, allow_nan=False)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"a log of an older version, or damaged: {error!r}"
+        raise UserError(f"{out_dir}: cannot be shown ({what})") from error
+    matrices = {kind: [s for s in SLICES[kind] if "norm" not in s.name] for kind in SLICES}
+    run["slices"] = {k: [(s.name.split(".")[1], s.dim) for s in matrices[k]] for k in matrices}
+    return run
+
+
+def page_of(runs: list[dict]) -> str:
+    """The HTML of one or two runs."""
+    data = json.dumps(runs, separators=(",", ":")).replace("<", "\\u003c")  # no name ends a script
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return page.replace("/*RUNS*/", data)
+
+
+@program
+def main(parser: ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("out_dir", type=expanded, metavar="OUT_DIR")
+    parser.add_argument("other", type=expanded, nargs="?", metavar="OTHER")
+    args = parser.parse_args(argv)
+    runs = [read_run(out_dir) for out_dir in (args.out_dir, args.other) if out_dir]
+    path = args.out_dir / "page.html"
+    path.write_text(page_of(runs), encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
