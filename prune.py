@@ -5,7 +5,6 @@ loop of your own (docs/own-loop.md). It knows groups of slices, and nothing of F
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,16 +15,15 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where all units of a group lie in a weight or bias. Its dimension `dim` has `parts` parts. In
-    each part, there is one piece for each unit. A unit is its pieces in all parts."""
+    """Where the units of a group lie in a weight or bias: side by side along `dim`, equally wide,
+    all `parts` times (3 times in a matrix of all queries, then all keys, then all values)."""
 
     name: str  # of the parameter
     dim: int
-    parts: int = 1  # 3 where one matrix holds all queries, then all keys, then all values
+    parts: int = 1
 
 
-@dataclass(frozen=True)
-class UnitGroup:
+class UnitGroup(NamedTuple):
     """All units of one kind in one place."""
 
     name: str  # such as "blocks.3.d_ff"
@@ -50,21 +48,12 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     return groups
 
 
-def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """To first order, how the loss changes without the weight, up to sign (LoSparse 2306.11222)."""
-    return weight * gradient
-
-
-def magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
-    """How large the weight is, whatever its gradient."""
-    return weight
-
-
-# The importance of single weights. To add a criterion of this sort, write such a function and name
-# it in this dict. Signs do not matter: importances are squared.
-ELEMENTWISE = {"sensitivity": sensitivity, "magnitude": magnitude}
-# `random` scores whole units. To add such a criterion, name it here, and have Pruner.score set
-# self.scores[group.name], (width,): the units with the highest numbers stay.
+# The importance of a weight, up to sign. A criterion of this sort is one more line here.
+ELEMENTWISE = {
+    "sensitivity": lambda weight, gradient: weight * gradient,  # of the loss (LoSparse 2306.11222)
+    "magnitude": lambda weight, gradient: weight,
+}
+# To add one that scores whole units, name it here, and let Pruner.score fill scores[group.name]
 CRITERIA = (*ELEMENTWISE, "random")
 
 
@@ -110,31 +99,37 @@ def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
     return kept.redistribute(placements=x.placements) if hasattr(x, "placements") else kept
 
 
-def check_state(model: nn.Module, optimizers: Optimizers, group: UnitGroup) -> None:
-    """Raises ValueError where an optimizer keeps what slice_group cannot cut: something that is not
-    one number, and not of the parameter's shape (Adafactor's moments; factors in a list)."""
-    for p, name in [(model.get_parameter(s.name), s.name) for s in group.slices]:
-        for key, x in [item for o in optimizers for item in o.state.get(p, {}).items()]:
-            odd = isinstance(x, (list, tuple, dict))
-            if odd or (torch.is_tensor(x) and x.shape != p.shape and x.numel() > 1):
-                raise ValueError(f"{name}: the optimizer's {key!r} cannot be cut; AdamW's can")
+def check(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
+    """Raises ValueError where slices do not fit or would cut twice, and where an optimizer keeps
+    what cannot be cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
+    names, cuts = {p: name for name, p in model.named_parameters()}, {}
+    for kind, width, s in [(group.kind, group.width, s) for group in groups for s in group.slices]:
+        p = model.get_parameter(s.name)
+        if p.shape[s.dim] % (s.parts * width):
+            raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
+        if (kind, s.dim) in cuts.setdefault(p, set()):
+            raise ValueError(f"{s.name}: {kind} would cut it twice; list what is shared once")
+        cuts[p].add((kind, s.dim))
+    kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
+    for p, key, x in kept:
+        odd = p in cuts and torch.is_tensor(x) and x.numel() > 1 and x.shape != p.shape
+        if odd or isinstance(x, (list, tuple, dict)):
+            raise ValueError(f"{names.get(p)}: the optimizer's {key!r} cannot be cut; AdamW's can")
 
 
 @torch.no_grad()
 def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
-    """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
+    """Cut a group down to the units where `keep`, a (width,) boolean mask, is true. Gradients go.
 
-    A smaller parameter replaces the old one wherever the model and its optimizer hold it. What the
-    optimizer keeps of each weight (AdamW: two moments, Muon: one) is cut in the same way, so AdamW
-    updates the weights that stay as if nothing had been pruned. Muon's update depends on the whole
-    matrix. Gradients go; a frozen weight stays frozen.
+    A smaller parameter replaces the old one wherever the model and its optimizer hold it. Moments
+    are cut, too, so AdamW goes on as if nothing had been pruned; Muon looks at the whole matrix.
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
         new = nn.Parameter(cut(old, where, keep), old.requires_grad)
         everywhere = model.named_parameters(remove_duplicate=False)
-        for held in [held for held, p in everywhere if p is old]:  # two names, if it is tied
-            owner, _, attribute = held.rpartition(".")
+        for name in [name for name, p in everywhere if p is old]:  # two, if it is tied
+            owner, _, attribute = name.rpartition(".")
             module = model.get_submodule(owner)
             setattr(module, attribute, new)
             if isinstance(module, nn.Linear):  # so that print(model) is right
@@ -144,11 +139,10 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
         for optimizer in optimizers:
             for param_group in optimizer.param_groups:
                 param_group["params"] = [new if p is old else p for p in param_group["params"]]
-            if old in optimizer.state:
-                optimizer.state[new] = {  # other entries, such as the step count, stay
-                    key: cut(x, where, keep) if getattr(x, "shape", 0) == old.shape else x
-                    for key, x in optimizer.state.pop(old).items()
-                }
+            if old in optimizer.state:  # a step count stays as it is
+                state = optimizer.state[new] = optimizer.state.pop(old)
+                moments = {k: x for k, x in state.items() if getattr(x, "shape", 0) == old.shape}
+                state |= {k: cut(x, where, keep) for k, x in moments.items()}
 
 
 def drop_blocks(
@@ -156,15 +150,19 @@ def drop_blocks(
 ) -> None:
     """Remove whole layers from the model and its optimizer. The others move up in the list, and so
     do the scores of their groups: without layer 4, "blocks.5.d_ff" becomes "blocks.4.d_ff"."""
-    blocks, kept = model.get_submodule(group.name), keep.tolist()
-    gone = {p for block, stays in zip(blocks, kept) if not stays for p in block.parameters()}
-    for optimizer in optimizers:
-        for param_group in optimizer.param_groups:
-            param_group["params"] = [p for p in param_group["params"] if p not in gone]
-        for p in gone & set(optimizer.state):
-            del optimizer.state[p]
+    blocks, kept, before = model.get_submodule(group.name), keep.tolist(), set(model.parameters())
     for i in reversed([i for i, stays in enumerate(kept) if not stays]):
         del blocks[i]
+    names = {p: name for name, p in model.named_parameters()}
+    gone = before - names.keys()  # not a weight that a layer shares with one that stays
+    for optimizer in optimizers:
+        for param_group in optimizer.param_groups:
+            named = dict(zip(param_group["params"], param_group.get("param_names", ())))
+            left = param_group["params"] = [p for p in param_group["params"] if p not in gone]
+            if named:
+                param_group["param_names"] = [names.get(p, named[p]) for p in left]
+        for p in gone & set(optimizer.state):
+            del optimizer.state[p]
     for i, stays in enumerate(kept):  # in ascending order: each place is free before it is taken
         was, now = f"{group.name}.{i}.", f"{group.name}.{sum(kept[:i])}."
         for name in [name for name in scores if name.startswith(was)]:
@@ -174,9 +172,8 @@ def drop_blocks(
 
 
 class Pruner:
-    """Keeps the scores of a run's units and prunes by them. kinds: those of units that the run
-    prunes. agree(mask): the first rank's mask, on every rank, so that all prune the same units.
-    Models have `groups()`, a list of UnitGroup."""
+    """Keeps the scores of units and prunes by them. kinds: those that the run prunes. agree(mask):
+    the first rank's mask, on every rank. Models have `groups()`, a list of UnitGroup."""
 
     def __init__(self, criterion: str, beta: float, kinds: Iterable, seed: int, agree=lambda m: m):
         self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
@@ -184,16 +181,17 @@ class Pruner:
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> None:
-        """Update the scores by those of this step: S = beta S + (1 - beta) s.
+    def score(self, model: nn.Module, optimizers: Optimizers = ()) -> None:
+        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises what prune() would.
 
-        Call it when `weight.grad` is the gradient of the mean loss over all micro-batches and
-        ranks, before it is clipped: clipping scales each step by another factor. If any gradient is
-        not finite, the scores stay as they were. `random` draws one number for each unit, once.
+        Call it before gradients are clipped, by another factor at each step, when they are those of
+        the mean loss over all micro-batches and ranks. If any is not finite, no score changes.
         """
+        groups = [group for group in model.groups() if group.kind in self.kinds]
+        check(model, optimizers, groups)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # no wait for the GPU
-        for group in [group for group in model.groups() if group.kind in self.kinds]:
+        finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # a tensor: the CPU goes on
+        for group in groups:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
                 # From 0, uncorrected: all scores of a group are too small by the same factor
@@ -208,19 +206,21 @@ class Pruner:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
         Call it for each kind that is due; all are pruned by the scores from before the first cut.
 
-        Returns a record for the log, two lists with an entry for each group: "removed" has the old
-        indices of the units that went, "scores" the quantiles of its scores at 0, 5, ... 100%.
-        Raises ValueError, before anything is cut, where that cannot be done.
+        Returns for the log, for each group: "removed", the old indices of the units that went, and
+        "scores", the quantiles of its scores at 0, 5, ... 100%. Raises ValueError before any cut.
         """
         groups = [group for group in model.groups() if group.kind == kind]
         if not groups:
             raise ValueError(f"{kind}: the model has no units of this kind")
+        check(model, optimizers, groups)
         for group in groups:
-            check_state(model, optimizers, group)
             n, width = len(self.scores.get(group.name, ())), group.width
             if not n == width >= new_width > 0:
                 what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
                 raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
+        for group in groups:
+            if new_width < group.width and self.scores[group.name].unique().numel() == 1:
+                raise ValueError(f"{group.name}: all scores are equal; did no gradient reach it?")
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]

@@ -43,10 +43,10 @@ def pruned_widths(c) -> dict[str, Widths]:
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
         enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
-        require(target <= enlarged, c, f"{kind}_target", f"is more than {kind}={enlarged}")
+        require(0 <= target <= enlarged, c, f"{kind}_target", f"must be 0 to {kind}={enlarged}")
         if 0 < target < enlarged:
-            nearest = max(grid, round(target / grid) * grid)
-            nearest -= grid * (nearest >= enlarged)  # `enlarged` itself would prune nothing
+            most = (enlarged - 1) // grid * grid  # `enlarged` itself would prune nothing
+            nearest = min(most, max(grid, round(target / grid) * grid))
             remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
@@ -58,6 +58,10 @@ class Schedule:
     knob to blame, where they make no schedule."""
 
     def __init__(self, c):
+        for knob in ("max_steps", "learning_rate", "prune_every", "round_to"):
+            require(getattr(c, knob) > 0, c, knob, "must be greater than 0")
+        require(0 <= c.score_beta < 1, c, "score_beta", "must be 0 or more, and less than 1")
+        require(0 <= c.min_lr_fraction <= 1, c, "min_lr_fraction", "must lie between 0 and 1")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
         # The steps at which the prune window opens and closes; None: never prune. After it opens,
         # a prune comes every `prune_every` steps, and one when it closes
@@ -68,8 +72,8 @@ class Schedule:
         if c.lr_restart:
             require(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
             shortest = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
-        advice = f"must be less than its cosine's {shortest} steps (max_steps={c.max_steps})"
-        require(c.warmup_steps < shortest, c, "warmup_steps", advice)
+        advice = f"must be from 0 to below its cosine's {shortest} steps (max_steps={c.max_steps})"
+        require(0 <= c.warmup_steps < shortest, c, "warmup_steps", advice)
 
     def learning_rate(self, step: int) -> float:
         """One linear warm-up and one cosine over the whole run. Naive has two: one before the
@@ -111,10 +115,8 @@ class Schedule:
             return enlarged
         if step >= closes:
             return target
-        # How far the window had come at the most recent prune
-        progress = (step - opens) // self.c.prune_every * self.c.prune_every / (closes - opens)
-        left = (1 - progress) ** 3
-        exact = target + (enlarged - target) * left
+        pruned = step - (step - opens) % self.c.prune_every  # when it was pruned last
+        exact = target + (enlarged - target) * (1 - (pruned - opens) / (closes - opens)) ** 3
         return min(enlarged, math.ceil(exact / grid) * grid)  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:
@@ -139,9 +141,7 @@ class Schedule:
 
     def scoring(self, step: int) -> bool:
         """Whether this step scores units: from `score_steps` before the window to its end."""
-        if not self.window:
-            return False
-        opens, closes = self.window
+        opens, closes = self.window or (0, 0)
         return opens - self.score_steps <= step < closes
 
 
