@@ -201,12 +201,30 @@ def test_one_gradient_that_is_not_finite_changes_no_score(name):
     torch.testing.assert_close(judge.scores, before, rtol=0, atol=0)
 
 
-REFUSED = [
+def test_weights_that_a_layer_shares_with_one_that_stays_are_kept():
+    """And the names of an optimizer over named parameters move up with their layers."""
+    model = large(GPT(replace(CONFIG, n_layer=3)))
+    model.blocks[2].ffn = model.blocks[0].ffn
+    optimizer, judge = torch.optim.AdamW([*model.named_parameters()]), pruner("random", ["n_layer"])
+    update(model, optimizer, 0)
+    judge.scores = {"blocks": torch.zeros(3)}
+    judge.prune(model, [optimizer], "n_layer", 3)  # equal scores do no harm where all stay
+    judge.scores = {"blocks": torch.arange(3.0)}
+    judge.prune(model, [optimizer], "n_layer", 2)
+    (group,) = optimizer.param_groups
+    assert dict(zip(group["param_names"], group["params"])) == dict(model.named_parameters())
+    assert set(optimizer.state) == set(model.parameters())
+
+
+REFUSED = [  # from here on by the first score
     "blocks.0.ffn.gate.weight: the optimizer's 'row_var'",  # of Adafactor
-    "blocks.1.ffn.down.weight: the optimizer's 'factors'",
+    "embed.weight: the optimizer's 'old_dirs'",  # of LBFGS, which keeps all with its first weight
+    "blocks.1.ffn.gate.weight: d_ff would cut it twice",
+    "blocks.0.ffn.up.weight: dim 0 does not hold 3 times 24",
+    "d_ff: blocks.0 has no parameter ffn.gates.weight$",  # from here on by the prune
     "blocks.1.d_ff: cannot keep 5 of .* by 0 scores",
     "blocks.1.d_ff: cannot keep 5 of .* by 3 scores",
-    "d_ff: blocks.0 has no parameter ffn.gates.weight$",
+    "blocks.1.d_ff: all scores are equal",
     "d_ff: the model has no units of this kind",
 ]
 
@@ -214,19 +232,29 @@ REFUSED = [
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(words):
     make_optimizer = torch.optim.Adafactor if "row_var" in words else torch.optim.AdamW
-    (model, optimizer), judge = make(make_optimizer), pruner("sensitivity")
-    update(model, optimizer, 0)
-    judge.score(model)
-    weights = list(model.parameters())
-    if "factors" in words:
-        optimizer.state[model.blocks[1].ffn.down.weight]["factors"] = [torch.zeros(2)]
-    elif "cannot keep" in words:
-        judge.scores["blocks.1.d_ff"] = torch.ones(3 if "by 3" in words else 0)
+    (model, optimizer), judge = make(make_optimizer), pruner("sensitivity", ["d_ff"])
+    judge.scores = {group.name: torch.rand(group.width) for group in model.groups()}
+    if "twice" in words:
+        model.blocks[1].ffn = model.blocks[0].ffn
+    elif "old_dirs" in words:
+        optimizer = torch.optim.LBFGS(model.parameters())
+    elif "dim 0" in words:
+        units = {"d_ff": [Slice("ffn.up.weight", 0, 3)]}
+        model.groups = lambda: block_groups(model, "blocks", units)
     elif "no parameter" in words:  # nor is there a bias, but that may be so
         units = {"d_ff": [Slice("ffn.gates.weight", 0), Slice("ffn.gate.bias", 0)]}
         model.groups = lambda: block_groups(model, "blocks", units)
     elif "no units" in words:
         model.groups = lambda: []
+    elif "scores" in words:
+        equal = torch.ones(24 if "equal" in words else 3 if "by 3" in words else 0)
+        judge.scores["blocks.1.d_ff"] = equal
+    model(*batch(0)).backward()
+    optimizer.step(lambda: torch.ones(()))
+    weights = list(model.parameters())
+    if words in REFUSED[:5]:
+        with pytest.raises(ValueError, match=words):
+            judge.score(model, [optimizer])
     with pytest.raises(ValueError, match=words):
         judge.prune(model, [optimizer], "d_ff", 5)
     assert all(a is b for a, b in zip(weights, model.parameters()))

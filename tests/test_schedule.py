@@ -64,7 +64,9 @@ def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     assert once.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
     wrong = [{"d_ff_target": 513}, {"prune_end": 0.1}, {"prune_start": 0.0}, {"max_steps": 3}]
     wrong += [{"lr_restart": True, "warmup_steps": 100}, NEVER | {"lr_restart": True}]
-    wrong += [{"prune_schedule": "one_shot"}]
+    wrong += [{"prune_schedule": "one_shot"}, {"d_ff_target": -16}, {"learning_rate": math.nan}]
+    wrong += [{"prune_every": 0}, {"round_to": 0}, {"score_beta": 1.0}, {"warmup_steps": -1}]
+    wrong += [{"learning_rate": -1.0}, {"min_lr_fraction": -0.1}, {"max_steps": 0}]
     for changes in wrong:  # the last one is to blame
         with pytest.raises(ValueError, match=f"^{[*changes][-1]}="):
             make(**early | {"warmup_steps": 1} | changes)
