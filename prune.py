@@ -4,7 +4,6 @@ This file needs torch and nothing else of this project: copy it, and schedule.py
 loop of your own (docs/own-loop.md). It knows groups of slices, and nothing of FFNs or heads.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -172,23 +171,24 @@ def drop_blocks(
 
 
 class Pruner:
-    """Keeps the scores of units and prunes by them. kinds: those that the run prunes. agree(mask):
-    the first rank's mask, on every rank. Models have `groups()`, a list of UnitGroup."""
+    """Keeps the scores of units of these kinds, and prunes by them. agree(mask): the first rank's
+    mask, on every rank. optimizers: score() checks their state. Models have groups() of UnitGroup."""
 
-    def __init__(self, criterion: str, beta: float, kinds: Iterable, seed: int, agree=lambda m: m):
-        self.criterion, self.beta, self.kinds, self.agree = criterion, beta, set(kinds), agree
+    def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
+        self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
+        self.agree, self.optimizers = agree or (lambda mask: mask), optimizers
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
     @torch.no_grad()
-    def score(self, model: nn.Module, optimizers: Optimizers = ()) -> None:
+    def score(self, model: nn.Module) -> None:
         """Update the scores by this step's: S = beta S + (1 - beta) s. Raises what prune() would.
 
         Call it before gradients are clipped, by another factor at each step, when they are those of
         the mean loss over all micro-batches and ranks. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
-        check(model, optimizers, groups)
+        check(model, self.optimizers, groups)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # a tensor: the CPU goes on
         for group in groups:

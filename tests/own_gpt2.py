@@ -13,7 +13,8 @@ from torch.nn import Embedding, Linear, Module, ModuleDict, ModuleList
 class Block(Module):
     def __init__(self, c):
         super().__init__()
-        self.attn = ModuleDict({"c_attn": Linear(16, 12 * c.n_head), "c_proj": Linear(16, 16)})
+        d = 4 * c.n_head
+        self.attn = ModuleDict({"c_attn": Linear(16, 3 * d), "c_proj": Linear(d, 16)})
         self.mlp = ModuleDict({"c_fc": Linear(16, c.d_ff), "c_proj": Linear(c.d_ff, 16)})
 
     def forward(self, x):

@@ -16,14 +16,29 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from prune import Slice, block_groups, whole
+from prune import Pruner, Slice, block_groups, whole
 from run.config import Config
 from run.machine import Machine
+from schedule import Schedule, knobs
 
 PAGE = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
-LOOP, TRAINER, NANOGPT, FSDP = re.findall("```python\n(.*?)```", PAGE, re.S)
+LOOP, CHECK, HOOK, TRAINER, NANOGPT, FSDP = re.findall("```python\n(.*?)```", PAGE, re.S)
 HEADS = LOOP.replace("# widths", "widths")
-PIECES = [("llama", LOOP), ("llama", HEADS), ("qwen2", HEADS), ("llama", TRAINER)]
+TRAINER = LOOP.partition("schedule = ")[0] + TRAINER  # as its first comment says
+HOOK = LOOP.replace("c = model", HOOK + "c = model").replace("pruner.score(", "id(")
+PIECES = [("llama", LOOP), ("llama", HEADS), ("qwen2", HEADS), ("llama", HOOK), ("llama", TRAINER)]
+SHAPE = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
+SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 256, "pad_token_id": 0}
+GATES = Slice("mlp.gate_up_proj.weight", 0, 2), Slice("mlp.down_proj.weight", 1)
+EXPERTS = Slice("mlp.experts.gate_up_proj", 1, 2), Slice("mlp.experts.down_proj", 2)
+QKV = [Slice(f"attention.query_key_value.{x}", 0) for x in ("weight", "bias")]
+QKV += [Slice("attention.dense.weight", 1)]
+FUSED = [  # of what has several parts, or one for all
+    ("phi3", "model.layers", "intermediate_size", GATES, 1),
+    ("mixtral", "model.layers", "intermediate_size", EXPERTS, 1),
+    ("gpt_neox", "gpt_neox.layers", "num_attention_heads", QKV, 3),
+    ("gpt_neox", "gpt_neox.layers", "num_attention_heads", [QKV[1], QKV[0], QKV[2]], 3),
+]
 
 
 def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
@@ -33,7 +48,7 @@ def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
     subprocess.run(alone, cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("name, piece", PIECES, ids=["mlp", "heads", "biases", "Trainer"])
+@pytest.mark.parametrize("name, piece", PIECES, ids=["mlp", "heads", "biases", "hook", "Trainer"])
 def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path, monkeypatch):
     """It has the same weights, where the training went on from amid the prunes."""
     transformers = pytest.importorskip("transformers")
@@ -55,9 +70,7 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
         exec(piece, names | {"model": model, "checkpoint": checkpoint})
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "head_dim": 6}
-    shape |= {"num_hidden_layers": 2, "intermediate_size": 256, "num_key_value_heads": 4}
-    config = transformers.AutoConfig.for_model(name, **shape)
+    config = transformers.AutoConfig.for_model(name, **SHAPE)
     model = transformers.AutoModelForCausalLM.from_config(config)
     run(model)
     assert model.config.intermediate_size == 96
@@ -71,24 +84,58 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
     torch.testing.assert_close(resumed.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def fsdp(share: slice) -> GPT2:
+@pytest.mark.parametrize("name, layers, kind, slices, wrong", FUSED)
+def test_the_check_passes_right_slices_and_refuses_wrong_parts(name, layers, kind, slices, wrong):
+    """Of the first slice, such as a weight whose bias has the right number."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **SHAPE)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    names = {"torch": torch, "model": model, "kind": kind, "follow": lambda *_: None}
+    names["logits"] = lambda model: model(torch.arange(24).view(2, 12)).logits
+    model.groups = lambda: block_groups(model, layers, {kind: slices})
+    exec(CHECK, names)
+    slices = [slices[0]._replace(parts=wrong), *slices[1:]]
+    with pytest.raises(AssertionError, match="a slice is wrong"):
+        exec(CHECK, names)
+
+
+class OtherNames(SimpleNamespace):
+    n_head = property(lambda self: self.num_attention_heads)
+
+
+def fsdp(share: slice, **widths) -> GPT2:
     mesh = init_device_mesh("cpu", (2,))
     mlp = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
+    qkv = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
+    units = {"d_ff": mlp, "num_key_value_heads": (*qkv, Slice("attn.c_proj.weight", 1))}
 
     def build(config):
         model = GPT2(config)
-        model.groups = lambda: block_groups(model, "transformer.h", {"d_ff": mlp})
+        model.groups = lambda: block_groups(model, "transformer.h", units)
         for block in model.transformer["h"]:
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    names = {"build": build, "config": SimpleNamespace(d_ff=512, n_head=4), "steps": 60}
-    names |= {"widths": {"d_ff": 512, "d_ff_target": 64, "round_to": 64}}
-    names |= {"get_loss": lambda model, step: loss(model, step - 1, share)}
-    exec(FSDP, names)
-    moments = [(p, state["exp_avg"]) for p, state in names["optimizer"].state.items()]
+    def agree(mask):
+        torch.distributed.broadcast(mask, src=0)
+        return mask
+
+    exec(FSDP, names := {"build": build, "torch": torch})
+    model = build(OtherNames(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = Schedule(knobs(60, round_to=64, **widths))
+    pruner = Pruner("sensitivity", 0.85, schedule.widths, 0, agree, [optimizer])
+    for step in range(1, 61):
+        for kind, width in schedule.new_widths(step).items():
+            model = names["prune_sharded"](model, optimizer, pruner, kind, width)
+        loss(model, step - 1, share).backward()
+        pruner.score(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    moments = [(p, state["exp_avg"]) for p, state in optimizer.state.items()]
     assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
-    return names["model"]
+    return model
 
 
 def two_ranks() -> None:
@@ -96,10 +143,12 @@ def two_ranks() -> None:
     alone, rank = train(NANOGPT), Machine(Config(device="cpu")).rank
     exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
     mine = slice(rank, None, 2)
-    for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), fsdp(mine)):
-        assert other.config == alone.config
+    sharded = fsdp(mine, d_ff=512, d_ff_target=64)
+    for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), sharded):
         for name, p in other.named_parameters():
             torch.testing.assert_close(whole(p), alone.get_parameter(name), rtol=0, atol=1e-6)
+    c = fsdp(mine, num_key_value_heads=4, num_key_value_heads_target=2).config
+    assert (c.num_key_value_heads, c.num_attention_heads) == (2, 2)
     torch.distributed.destroy_process_group()
 
 
