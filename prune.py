@@ -172,7 +172,7 @@ def drop_blocks(
 
 class Pruner:
     """Keeps the scores of units of these kinds, and prunes by them. agree(mask): the first rank's
-    mask, on every rank. optimizers: score() checks them. Models have `groups()`, a list of UnitGroup."""
+    mask, on every rank. optimizers: score() checks them. Models have groups(): list[UnitGroup]."""
 
     def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)

@@ -1,4 +1,6 @@
-# What is known of the paper's window: it opens after half of the tokens. 250k final parameters.
+# What is known of the paper: the window opens after half of the tokens, and the optimizer is Adam.
+# The shape, of 250k final parameters, is ours. The rate is Muon's, and not searched for AdamW: until
+# it is, this run says nothing on the method.
 
 n_layer = 4
 d_model = 64
@@ -13,6 +15,7 @@ learning_rate = 2.26e-2
 min_lr_fraction = 0.01
 warmup_steps = 50
 
+optimizer = "adamw"
 prune_start = 0.5
 prune_end = 0.75
 prune_every = 20

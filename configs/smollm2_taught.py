@@ -1,7 +1,7 @@
 # A quarter of SmolLM2's neurons go after 6 steps, at once. The unpruned model teaches what is left.
 from configs.smollm2 import *
 
-teacher = init_from
+teacher = init_from  # of this file: with another --init_from, give --teacher, too
 d_ff_target = 1152  # of 1536
 
 max_steps = 480  # half an hour on a CPU core

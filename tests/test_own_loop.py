@@ -29,16 +29,8 @@ HOOK = LOOP.replace("c = model", HOOK + "c = model").replace("pruner.score(", "i
 PIECES = [("llama", LOOP), ("llama", HEADS), ("qwen2", HEADS), ("llama", HOOK), ("llama", TRAINER)]
 SHAPE = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
 SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 256, "pad_token_id": 0}
-GATES = Slice("mlp.gate_up_proj.weight", 0, 2), Slice("mlp.down_proj.weight", 1)
-EXPERTS = Slice("mlp.experts.gate_up_proj", 1, 2), Slice("mlp.experts.down_proj", 2)
-QKV = [Slice(f"attention.query_key_value.{x}", 0) for x in ("weight", "bias")]
-QKV += [Slice("attention.dense.weight", 1)]
-FUSED = [  # of what has several parts, or one for all
-    ("phi3", "model.layers", "intermediate_size", GATES, 1),
-    ("mixtral", "model.layers", "intermediate_size", EXPERTS, 1),
-    ("gpt_neox", "gpt_neox.layers", "num_attention_heads", QKV, 3),
-    ("gpt_neox", "gpt_neox.layers", "num_attention_heads", [QKV[1], QKV[0], QKV[2]], 3),
-]
+QKV = "gpt_neox", "num_attention_heads", "attention.query_key_value", "attention.dense.weight", 1, 3
+GATES = "phi3", "intermediate_size", "mlp.gate_up_proj", "mlp.down_proj.weight", 2, 1
 
 
 def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
@@ -84,24 +76,21 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
     torch.testing.assert_close(resumed.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name, layers, kind, slices, wrong", FUSED)
-def test_the_check_passes_right_slices_and_refuses_wrong_parts(name, layers, kind, slices, wrong):
-    """Of the first slice, such as a weight whose bias has the right number."""
+@pytest.mark.parametrize("name, kind, fused, reader, right, wrong", [QKV, GATES])
+def test_the_check_passes_right_parts_and_no_wrong_ones(name, kind, fused, reader, right, wrong):
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(name, **SHAPE)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **SHAPE))
     names = {"torch": torch, "model": model, "kind": kind, "follow": lambda *_: None}
-    names["logits"] = lambda model: model(torch.arange(24).view(2, 12)).logits
-    model.groups = lambda: block_groups(model, layers, {kind: slices})
-    exec(CHECK, names)
-    slices = [slices[0]._replace(parts=wrong), *slices[1:]]
-    with pytest.raises(AssertionError, match="a slice is wrong"):
+    names["logits"] = lambda model: model(torch.arange(24)[None]).last_hidden_state
+
+    def check(parts):
+        slices = [Slice(f"{fused}.{x}", 0, parts) for x in ("weight", "bias")] + [Slice(reader, 1)]
+        model.groups = lambda: block_groups(model, "layers", {kind: slices})
         exec(CHECK, names)
 
-
-class OtherNames(SimpleNamespace):
-    n_head = property(lambda self: self.num_attention_heads)
+    check(right)
+    with pytest.raises(AssertionError, match="a slice is wrong"):
+        check(wrong)
 
 
 def fsdp(share: slice, **widths) -> GPT2:
@@ -111,21 +100,18 @@ def fsdp(share: slice, **widths) -> GPT2:
     units = {"d_ff": mlp, "num_key_value_heads": (*qkv, Slice("attn.c_proj.weight", 1))}
 
     def build(config):
+        config.n_head = config.num_attention_heads
         model = GPT2(config)
         model.groups = lambda: block_groups(model, "transformer.h", units)
         for block in model.transformer["h"]:
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    def agree(mask):
-        torch.distributed.broadcast(mask, src=0)
-        return mask
-
     exec(FSDP, names := {"build": build, "torch": torch})
-    model = build(OtherNames(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
+    model = build(SimpleNamespace(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = Schedule(knobs(60, round_to=64, **widths))
-    pruner = Pruner("sensitivity", 0.85, schedule.widths, 0, agree, [optimizer])
+    pruner = Pruner("sensitivity", 0.85, schedule.widths, 0, Machine(Config(device="cpu")).agree)
     for step in range(1, 61):
         for kind, width in schedule.new_widths(step).items():
             model = names["prune_sharded"](model, optimizer, pruner, kind, width)
