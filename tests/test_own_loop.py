@@ -93,7 +93,7 @@ def test_the_check_passes_right_parts_and_no_wrong_ones(name, kind, fused, reade
         check(wrong)
 
 
-def fsdp(share: slice, **widths) -> GPT2:
+def fsdp(share: slice, agree, **widths) -> GPT2:
     mesh = init_device_mesh("cpu", (2,))
     mlp = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
     qkv = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
@@ -111,7 +111,7 @@ def fsdp(share: slice, **widths) -> GPT2:
     model = build(SimpleNamespace(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = Schedule(knobs(60, round_to=64, **widths))
-    pruner = Pruner("sensitivity", 0.85, schedule.widths, 0, Machine(Config(device="cpu")).agree)
+    pruner = Pruner("sensitivity", 0.85, schedule.widths, 0, agree)
     for step in range(1, 61):
         for kind, width in schedule.new_widths(step).items():
             model = names["prune_sharded"](model, optimizer, pruner, kind, width)
@@ -126,14 +126,14 @@ def fsdp(share: slice, **widths) -> GPT2:
 
 def two_ranks() -> None:
     torch.set_default_dtype(torch.float64)
-    alone, rank = train(NANOGPT), Machine(Config(device="cpu")).rank
+    alone, machine = train(NANOGPT), Machine(Config(device="cpu"))
     exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
-    mine = slice(rank, None, 2)
-    sharded = fsdp(mine, d_ff=512, d_ff_target=64)
+    mine = slice(machine.rank, None, 2)
+    sharded = fsdp(mine, machine.agree, d_ff=512, d_ff_target=64)
     for other in (train(NANOGPT, wrap=DistributedDataParallel, share=mine), sharded):
         for name, p in other.named_parameters():
             torch.testing.assert_close(whole(p), alone.get_parameter(name), rtol=0, atol=1e-6)
-    c = fsdp(mine, num_key_value_heads=4, num_key_value_heads_target=2).config
+    c = fsdp(mine, machine.agree, num_key_value_heads=4, num_key_value_heads_target=2).config
     assert (c.num_key_value_heads, c.num_attention_heads) == (2, 2)
     torch.distributed.destroy_process_group()
 
