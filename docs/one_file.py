@@ -4,7 +4,7 @@ python docs/one_file.py            prints the loss before a prune, after it and 
     criterion=random               Prunes cost more: the scores had found neurons of little use.
     d_ff_target=48                 So do deeper ones: of the neurons that are left, few do little.
     prune_start=0.5 prune_end=0.75 So do late ones: who has learned more has more to lose.
-    fresh_optimizer=1              The prune is cheap, the next step is not: no moments."""
+    fresh_optimizer=1              The prune is cheap, the next step is not: AdamW starts anew."""
 
 import json
 import lzma
