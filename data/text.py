@@ -50,8 +50,12 @@ def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
 
     # Its table of contents is at its end, and an unpacked .zst cannot go back
     file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    if key not in (columns := file.schema_arrow.names):
-        raise DataError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
+    columns = file.schema_arrow
+    try:
+        columns.empty_table().column(key).cast(pyarrow.large_binary())
+    except (KeyError, pyarrow.ArrowNotImplementedError):
+        what = f"has no column {key} of texts; --key can be: {', '.join(columns.names)}"
+        raise DataError(f"{path}: {what}") from None
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
@@ -97,6 +101,8 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
             what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
             raise DataError(f"{what}, perhaps with {', '.join(UNPACK)}")
         for path in found:
+            if not path.is_file():  # a pipe gives its text once, and this is read twice
+                raise DataError(f"{path}: is no regular file")
             inputs.setdefault(os.path.realpath(path), path)
     return list(inputs.values())
 

@@ -58,7 +58,7 @@ def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths, shorter
 
 
 def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
-    path = table(idea, oneshot={"prune_schedule": "oneshot"}, other={"seed": 2})
+    path = table(idea, oneshot={"prune_schedule": "oneshot"}, other={})
     base, one = load_arms([idea, f"{path}:oneshot"], ["--d_model=32"], "idea")
     assert base.config.d_model == 32
     assert one.config == replace(base.config, prune_schedule="oneshot")
@@ -73,6 +73,12 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
     no("no such name, .*: 'a'", table(idea, other={}) + ":a")
     no("a second arm", idea)
     no("arm other: .* nearest is 'd_ff'", d_fff=3)
+    for knob in ("seed", "out_dir"):
+        no(f"arm other: --{knob}=7: not for a comparison", **{knob: 7})
+    path = Path(table(idea, other={}))
+    for name in ("../../esc", "..", "", 3, "a|b"):
+        path.write_text(f"base = {idea!r}\narms = {{{name!r}: {{}}}}")
+        no("cannot name a folder", str(path))
     # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
     no("not comparable with idea: ends as ", **SCRATCH | {"n_head": 3, "head_dim": 2})
     words = no("arm other: .*neither its tokens nor its FLOPs", **SCRATCH, max_steps=500)
@@ -85,7 +91,7 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the console tells the runs")
 def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
-    first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
+    first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"weight_decay": 0.2})
 
     def sleep(seconds: float, pause=compare.time.sleep) -> None:
         pause(seconds)
@@ -119,6 +125,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert read_csv(out / "runs.csv") == {"idea": {1: row, 2: row | {"seed": 2}}}
     for name, old, new, words in (
         ("log.jsonl", '"data": "', '"data": "other', "2: does not compare: .*other"),
+        ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": ', "2: its log says no result"),
         ("config.json", '"dtype": "', '"dtype": "not ', "2: does not compare: .*not "),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2', "2: made .*=0.2"),
     ):
@@ -165,6 +172,7 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
         refused(f"{wrong}: not", "configs/idea.py", "--out=x", wrong, main=compare.main)
     rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
+    rows += [row.replace(",0", ",0,5"), row.replace(",0", ",nan")]  # a decimal comma
     texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
     for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))

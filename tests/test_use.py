@@ -75,6 +75,19 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
     assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
 
 
+def test_a_model_that_has_diverged_is_told(undisturbed, tmp_path, capsys, refused):
+    path, text = tmp_path / "checkpoint.pt", tmp_path / "text"
+    text.write_text("The sum")
+    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
+    state["model"]["norm.weight"].fill_(1e6)  # its perplexity is past the largest float
+    torch.save(state, path)
+    assert evaluate.main([str(path), f"--text={text}"]) == 0
+    assert "| perplexity per token | inf |" in capsys.readouterr().out
+    state["model"]["norm.weight"].fill_(math.nan)
+    torch.save(state, path)
+    refused("not finite", path, main=sample.main)
+
+
 def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["log.jsonl"])
     for path in (out, out / "checkpoint.pt"):  # after <|endoftext|>

@@ -7,6 +7,7 @@ command goes on. --out gets runs.csv and table.md, of every seed that is done: t
 more seeds, call it for these first, then for all. Any other --key=value is a knob for every arm."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from run.out_dir import read_log
 from tools import ArgumentParser, expanded, positive, program, seed_range
 from tools.figures import rises
 from tools.load import load_plan
-from tools.results import COLUMNS, Arms, read_results, report, write
+from tools.results import Arms, as_row, read_results, report, write
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # other knobs are the same in all of an arm
+OUR_OWN = NOT_SAVED | {"seed"}  # knobs that no arm has
+OF_ONE_RUN = OUR_OWN | {"device", "compile"}  # other knobs are the same in all runs of an arm
+NAME = re.compile(r"\w[\w .+-]*")  # of an arm: a folder has it, and a row of a table
 
 
 @dataclass
@@ -45,9 +48,11 @@ def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
         return {Path(path).stem: (path, [])}
     try:
         base, arms = table["base"], table["arms"]
-        names = [name] if colon else arms
+        names = [name] if colon else [*arms]
+        if wrong := [n for n in names if not (isinstance(n, str) and NAME.fullmatch(n))]:
+            raise ValueError(f"{wrong[0]!r} cannot name a folder")
         return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = "no such name, or no table of base = 'FILE.py' and arms = {NAME: {key: value}}"
         raise UserError(f"{argument}: {what}: {error}") from error
 
@@ -62,6 +67,10 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
                 raise UserError(f"{argument}: a second arm of the name {name}; rename one")
             try:
                 knobs = [*changes, *overrides]
+                for knob in knobs:
+                    if knob.removeprefix("--").partition("=")[0] in OUR_OWN:
+                        what = "not for a comparison, which has --seeds, --runs and --out"
+                        raise UserError(f"{knob}: {what}")
                 arms[name] = Arm(name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
@@ -156,11 +165,10 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
                 raise UserError(f"{out_dir}: {what}")
             try:
                 cost = sum(rises([e for e in log if e["event"] == "prune"]))
-                row = {"arm": arm.name, "seed": seed, "prune_cost": cost}
-                row |= {key: log[-1][key] for key in list(COLUMNS)[2:-1]}
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{out_dir}: an event of its log is damaged: {error}") from error
-            found.setdefault(arm.name, {})[seed] = row
+                row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
+                found.setdefault(arm.name, {})[seed] = as_row(row)
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(f"{out_dir}: its log says no result: {error}") from error
     return found
 
 
@@ -174,9 +182,6 @@ def main(parser: ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
     args, knobs = parser.parse_known_args(argv)
-    for knob in knobs:
-        if knob.removeprefix("--").partition("=")[0] in NOT_SAVED | {"seed"}:
-            raise UserError(f"{knob}: not for a comparison, which has --seeds, --runs and --out")
     read_results(args.out)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
     folder = args.runs or Path("out") / args.out.name

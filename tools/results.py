@@ -19,9 +19,19 @@ COLUMNS |= {"tokens": int, "flops": int, "seconds": float, "prune_cost": float}
 Arms = dict[str, dict[int, dict]]  # arm -> seed -> row
 
 
+def as_row(values: dict) -> dict:
+    """What runs.csv holds of them. Raises LookupError, TypeError, ValueError: a number is missing,
+    not finite or, from `val_loss` to `seconds`, not above 0."""
+    row = {key: kind(values[key]) for key, kind in COLUMNS.items()}
+    *above_0, cost = list(row.values())[2:]
+    if not (all(0 < x < math.inf for x in above_0) and math.isfinite(cost)):
+        raise ValueError("a number that is not finite, or not above 0")
+    return row
+
+
 def read_csv(path: Path) -> Arms:
-    """The rows of all arms. Raises UserError for other columns, for a number from `val_loss` to
-    `seconds` that is not above 0, and for a run that comes twice."""
+    """The rows of all arms. Raises UserError for other columns or cells, for what is no row, and
+    for a run that comes twice."""
     arms: Arms = {}
     with open(path, newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
@@ -29,10 +39,9 @@ def read_csv(path: Path) -> Arms:
             if lines.fieldnames != [*COLUMNS]:
                 raise ValueError(f"the columns should be {', '.join(COLUMNS)}")
             for line in lines:
-                row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
-                runs, numbers = arms.setdefault(row["arm"], {}), list(row.values())[2:-1]
-                if row["seed"] in runs or not all(0 < number < math.inf for number in numbers):
-                    raise ValueError("a run that comes twice, or a number that is not above 0")
+                runs, row = arms.setdefault(line["arm"], {}), as_row(line)
+                if None in line or row["seed"] in runs:
+                    raise ValueError("more cells than columns, or a run that comes twice")
                 runs[row["seed"]] = row
         except (ValueError, TypeError, csv.Error) as error:
             raise UserError(f"{path}: line {lines.line_num}: {error}") from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import encode_bytes
+from run import UserError
 from tools import ArgumentParser, expanded, number, program
 from tools.load import Trained, load_trained
 
@@ -28,11 +29,15 @@ def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
 
 @torch.no_grad()
 def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
-    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`."""
+    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`. Raises
+    UserError where the logits are not finite."""
     device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
         logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
-        token = draw_token(logits[0, -1, : trained.tokenizer.n_vocab].cpu(), *choice)
+        logits = logits[0, -1, : trained.tokenizer.n_vocab].cpu()
+        if not logits.isfinite().all():
+            raise UserError("the logits of the model are not finite: has its training diverged?")
+        token = draw_token(logits, *choice)
         if token == trained.tokenizer.eot_token:
             return
         yield token
