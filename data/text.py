@@ -96,7 +96,7 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
     inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)
-        found = sorted(path for top in tops for path in _files(top, set()) if reader(path))
+        found = sorted(path for top in tops for path in _files(top) if reader(path))
         if not found:
             what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
             raise DataError(f"{what}, perhaps with {', '.join(UNPACK)}")
@@ -107,14 +107,14 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
     return list(inputs.values())
 
 
-def _files(path: str, seen: set[str]) -> Iterator[Path]:
-    """All files in a folder, also behind links, or the file itself. seen: folders, for a circle."""
-    if not stat.S_ISDIR(os.stat(path).st_mode):  # an error for a link that leads nowhere
-        yield Path(path)
-    elif (folder := os.path.realpath(path)) not in seen:
-        seen.add(folder)
+def _files(path: str) -> Iterator[Path]:
+    """All files in a folder, also behind links, or the file itself. Raises OSError, also for a link
+    that leads nowhere, or to a folder above: the system follows no circle for long."""
+    if stat.S_ISDIR(os.stat(path).st_mode):
         for name in sorted(os.listdir(path)):
-            yield from _files(os.path.join(path, name), seen)
+            yield from _files(os.path.join(path, name))
+    else:
+        yield Path(path)
 
 
 def read_items(path: Path, key: str) -> Items:
