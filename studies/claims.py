@@ -4,7 +4,7 @@ from itertools import accumulate
 from statistics import mean, stdev
 
 from studies.results import STUDIES, effect
-from tools.results import paired, read_csv
+from tools.compare import paired, read_csv
 
 WINDOW = [("naive_50", "oneshot_50")]  # the first is said to end above the second
 WINDOW += [(arm, "idea_50_75") for arm in ("oneshot_50", "scratch", "scratch_flops")]
@@ -56,15 +56,15 @@ def slopes(arms: dict) -> list[float]:
 
 
 def main() -> None:
-    arms = read_csv(STUDIES / "optimizer/runs.csv")
+    arms = read_csv(STUDIES / "optimizer/runs.csv")[""]
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
         for optimizer, lead in leads.items():
             say(f"{small} minus idea, {optimizer}", lead)
         larger = [m - a for a, m in zip(*leads.values(), strict=True)]
         say(f"{small}: the lead with muon minus that with adamw", larger)
-    holm(say_all(read_csv(STUDIES / "window/runs.csv"), WINDOW))
-    arms = read_csv(STUDIES / "window/when/runs.csv")
+    holm(say_all(read_csv(STUDIES / "window/runs.csv")[""], WINDOW))
+    arms = read_csv(STUDIES / "window/when/runs.csv")[""]
     p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
     p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
     p["slope"] = say("slope of one shot's loss over its place", slopes(arms))

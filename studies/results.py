@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
+from data import command
 from docs.pictures import forest, leads, save
 from run import UserError
-from tools import command
-from tools.results import paired, read_csv, t_test
+from tools.compare import paired, read_csv, t_test
 
 STUDIES = Path(__file__).parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
@@ -82,7 +82,7 @@ def small_model_tests() -> list[tuple]:
     """(final parameters, text), tokens for each, folder, arm -> its losses minus IDEA's."""
     found = []
     for folder, text in FOLDERS.items():
-        arms = read_csv(STUDIES / folder / "runs.csv")
+        arms = read_csv(STUDIES / folder / "runs.csv")[""]
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
         found.append(((run["params"], text), run["tokens"] / run["params"], folder, pairs))
@@ -102,7 +102,7 @@ def small_model_table(found: list[tuple]) -> str:
 
 def restarts(folder: str) -> list[float]:
     """naive minus one shot by seed, the mean of all places where both prune (their FLOPs tell)."""
-    arms = read_csv(STUDIES / folder / "runs.csv")
+    arms = read_csv(STUDIES / folder / "runs.csv")[""]
     flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
     naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
     pairs = [(a, b) for a in naive for b in once if flops[a] == flops[b] and a != "naive_gentle"]
@@ -124,7 +124,7 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
                 folders, idea, *small = runs.split()
                 if i == len(small):
                     continue  # not run
-                every = [read_csv(STUDIES / f / "runs.csv") for f in folders.split(",")]
+                every = [read_csv(STUDIES / f / "runs.csv")[""] for f in folders.split(",")]
                 pairs = [paired(arms.get(small[i], {}), arms[idea]) for arms in every]
                 tests = [sum(pairs, [])]  # one test, of all seeds
             yield [f"IDEA, against the small model: {words}", *where], effect(tests)

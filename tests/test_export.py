@@ -26,8 +26,7 @@ from model import GPT
 from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.hugging_face import load_folder, read_shape
-from tools import export, sample
-from tools.load import Trained, load_trained
+from tools import Trained, export, load_trained, sample
 
 V = 1024  # of the shipped tokenizer
 BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head_dim=8)

@@ -25,8 +25,7 @@ import train
 from docs import pictures
 from run.config import load_config
 from studies.results import effect, rows, small_model_tests, table
-from tools.compare import load_arms, read_arms
-from tools.results import paired, read_csv, t_test
+from tools.compare import load_arms, paired, read_arms, read_csv, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
@@ -108,7 +107,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [w[1:3] for w, e in made if "small" in w[0] and e.low > 0]
     assert leads == [["36 to 142", "Muon"], ["142", "AdamW"], ["570", "AdamW"], ["570", "AdamW"]]
-    arms = read_csv(ROOT / "studies/window/when/runs.csv")
+    arms = read_csv(ROOT / "studies/window/when/runs.csv")[""]
     said = [effect([paired(arms["idea_50_75"], arms["idea_10_35"])]).pairs]
     (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[1]]
     said += [f"{speeches.mean:.3f}", speeches.pairs]
@@ -144,7 +143,7 @@ def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
     for path in [path for path in SCRIPTS if path not in ARMS]:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     paths = [*ROOT.glob("configs/**/*.py"), *ARMS]
-    arms = [arm for path in paths for arm in read_arms(str(path)).values()]
+    arms = [arm for path in paths for arm in read_arms(str(path))[1].values()]
     assert len(arms) > 80 and all(load_config(*arm) for arm in arms)
 
 
@@ -202,7 +201,7 @@ def test_what_the_course_works_out_by_hand_is_so():
 
 def test_the_tables_of_the_course_are_of_its_runs():
     pytest.importorskip("scipy")
-    runs = read_csv(ROOT / "studies/lab/course_short/runs.csv")
+    runs = read_csv(ROOT / "studies/lab/course_short/runs.csv")[""]
     spread = "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"
     for arm, base, shows in (
         ("paper", "idea", spread),

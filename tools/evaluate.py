@@ -4,15 +4,15 @@ OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: doc
 """
 
 import math
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, command
 from data.tokenizer import encode_bytes
-from tools import ArgumentParser, expanded, program
-from tools.load import Trained, load_trained
+from tools import Trained, expanded, load_trained
 
 
 @torch.no_grad()
@@ -34,8 +34,9 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
     return metrics | {"bits per byte": nats / math.log(2) / len(text)}
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)

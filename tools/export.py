@@ -5,18 +5,19 @@ The folder is a plain LlamaForCausalLM, which transformers loads without our cod
 
 import json
 import tempfile
+from argparse import ArgumentParser
 from contextlib import closing
 from pathlib import Path
 from textwrap import shorten
 
 import tiktoken
 
+from data import command
 from data.tokenizer import CHARACTER, END_OF_TEXT, FolderTokenizer, tokenizer_files
 from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names
-from tools import ArgumentParser, expanded, program
-from tools.load import Trained, load_trained
+from tools import Trained, expanded, load_trained
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
@@ -139,8 +140,9 @@ def export(trained: Trained, folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded, help="a run's folder")
     parser.add_argument("--to", type=expanded, required=True, help="a folder, or a file *.gguf")
     args = parser.parse_args(argv)

@@ -6,16 +6,17 @@ The model sees the last context_length tokens; each new token is one forward pas
 
 import codecs
 import os
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from data import command
 from data.tokenizer import encode_bytes
 from run import UserError
-from tools import ArgumentParser, expanded, number, program
-from tools.load import Trained, load_trained
+from tools import Trained, expanded, load_trained, number
 
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
@@ -44,8 +45,9 @@ def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[i
         tokens = [*tokens, token]
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
     parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")

@@ -17,10 +17,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-from data import DataError
+from data import DataError, command
 from data.prepare import SHIPPED_CORPUS, VAL_FRACTION, is_validation
 from data.tokenizer import CHARACTER, PATTERN, SHIPPED_RANKS, encode_bytes, load_tokenizer
-from tools import command
 
 WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
 RANKS = 1023  # and `<|endoftext|>` makes 1,024

@@ -2,14 +2,13 @@
 
 import sys
 
+from data import command
 from docs.pictures import BLUE, GREEN, ORANGE
 from run.config import load_config
 from schedule import Schedule
 from studies.results import STUDIES, effect
-from tools import command
-from tools.compare import read_arms
-from tools.figures import open_figure
-from tools.results import paired, read_csv
+from tools.compare import paired, read_arms, read_csv
+from tools.plot import open_figure
 
 
 class Plateau(Schedule):  # with the change of exercise 7 of docs/course.md
@@ -29,7 +28,7 @@ LEFT = "Rate left: curves come close", "Steps left: they part", "Rate left after
 
 def shares(arm: str, kind: type[Schedule]) -> tuple[float, float, float]:
     """What the arm's prunes leave of the run, as in LEFT. By neuron: a mean over those that go."""
-    schedule = kind(load_config(*read_arms("studies/window/arms.py")[arm]))
+    schedule = kind(load_config(*read_arms("studies/window/arms.py")[1][arm]))
     steps, last, width = schedule.prune_steps(), schedule.max_steps, schedule.width
     gone = [width(step - 1, "d_ff") - width(step, "d_ff") for step in steps]
     rates = [schedule.rate_share(step, last) for step in steps]
@@ -41,7 +40,7 @@ def shares(arm: str, kind: type[Schedule]) -> tuple[float, float, float]:
 def main(argv: list[str] | None = None) -> None:
     figure, axes = open_figure(1, 3, figsize=(11, 4.6), sharey=True)
     for name, (label, color, kind) in RUNS.items():
-        runs = read_csv(FOLDER / name / "runs.csv")
+        runs = read_csv(FOLDER / name / "runs.csv")[""]
         found = {a: effect([paired(runs[a], runs[REFERENCE])]) for a in runs if a != REFERENCE}
         halves = {a: (e.mean, e.high - e.mean) for a, e in found.items()} | {REFERENCE: (0, 0)}
         left = {a: shares(a, kind) for a in ARMS if a in halves}

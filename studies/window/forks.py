@@ -45,7 +45,7 @@ def fork(trunk: Path, out_dir: Path, config: str, knobs: list[str]) -> None:
 
 def main(seed: str) -> None:
     for trunk, leave in FORKS.items():
-        arms = read_arms("studies/window/arms.py")
+        arms = read_arms("studies/window/arms.py")[1]
         config, knobs = arms[trunk]
         folder, weights = RUNS / "trunks" / trunk / seed, RUNS / f"trunks/{trunk}/{seed}.pt"
         weights.parent.mkdir(parents=True, exist_ok=True)
