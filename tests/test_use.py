@@ -105,30 +105,15 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
 
     for to, made in (("picture", "picture.png"), ("", "run.png")):
         assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
-    two = picture(undisturbed, undisturbed)
-    assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
-    log, end = events(undisturbed, "prune"), events(undisturbed, "eval")[-1]["val_loss"]
-    cost = sum(e["loss_after"] - e["loss_before"] for e in log)
-    assert two.count(f">run ends at {end:.3f}, prunes cost {cost:.2f}<") == 2
+    cost = sum(plot.rises(events(undisturbed, "prune")))
+    end = f">run ends at {events(undisturbed, 'eval')[-1]['val_loss']:.3f}, prunes cost {cost:.2f}<"
+    assert picture(undisturbed, undisturbed).count(end) == 2
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
     units = picture(undisturbed, "--units")
     for kind in KINDS:
-        rises = [e["loss_after"] - e["loss_before"] for e in log if e["kind"] == kind]
-        cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
+        added = plot.rises([e for e in events(undisturbed, "prune") if e["kind"] == kind])
+        cost = f"cost {added[-1]:.2f} of {sum(added):.2f} nats"
         assert f">The last prune of {plot.NAMES[kind]} {cost}<" in units
-    _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    legend = [x.get_text() for x in n_layer.get_legend().texts]
-    assert legend == ["first prune", "last prune", "these go"]
-    ends = [[e for e in log if e["kind"] == "d_ff"][i] for i in (0, -1)]
-    lines = [x for x in d_ff.lines if len(x.get_xdata())]  # of each layer: all, and what goes
-    quantiles = [(e, q) for e in ends for q in e["scores"]]
-    assert len(lines) == 2 * len(quantiles)
-    for (e, q), every, go in zip(quantiles, lines[::2], lines[1::2]):
-        assert go.get_color() == plot.RED != every.get_color()
-        assert [*every.get_ydata()] == q
-        assert [*go.get_ydata()][:-1] == pytest.approx(q[: len(go.get_ydata()) - 1])
-        share = 100 * (1 - e["width_after"] / e["width_before"])
-        assert go.get_xdata()[-1] == pytest.approx(share)
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
@@ -145,22 +130,18 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
         refused(f"{tmp_path}: .*older version, or damaged", tmp_path, main=plot.main)
 
 
-def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
+def test_a_moment_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = plot.by_name(undisturbed)
-    panels, states, first = figure.subplots(3 + len(KINDS)), plot.unit_states(log), log["prune"][0]
-    chosen = states[first["tokens"], 0][first["kind"]] == plot.CHOSEN
+    panels, moments, first = figure.subplots(3 + len(KINDS)), plot.moments_of(log), log["prune"][0]
+    chosen = next(u for now, u in moments if now == first["tokens"])[first["kind"]] == plot.CHOSEN
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
-    for (now, _), units in states.items():
-        plot.draw_moment(panels, log, units, now)
-        step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
-        said = [panel.get_title() for panel in panels[1:-2]]
-        assert [x.partition(": ")[2].split(" of ")[0] for x in said] == [
-            str(step[k]) for k in units
-        ]
+    for now, units in moments:
+        plot.draw_moment(panels, log, now, units)
+        after = [e for e in log["step"] if e["tokens"] > now] or log["step"][-1:]
+        said = [x.get_title().partition(": ")[2].split(" of ")[0] for x in panels[1:-2]]
+        assert said == [str(after[0][kind]) for kind in units]
         seen = [e for e in log["prune"] if e["tokens"] <= now]
         jumps = [e[key] for e in seen for key in ("loss_before", "loss_after")]
         assert [*panels[-1].lines[1].get_ydata()][: len(jumps)] == jumps
-        assert f"by {sum(plot.rises(seen)):+.2f}" in panels[-1].get_title()
-    plot.draw_moment(panels, log, units, log["eval"][-1]["tokens"])
     assert panels[-1].lines[1].get_ydata()[-1] == log["eval"][-1]["val_loss"]

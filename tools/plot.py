@@ -5,7 +5,6 @@ units.png or run.gif, unless --to names another file. With --animate, a .png sho
 
 import math
 from argparse import ArgumentParser
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -153,28 +152,29 @@ def draw_units(out_dir: Path):
     return figure
 
 
-def unit_states(log: dict[str, list[dict]]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
-    """(tokens, stage of a prune) -> kind -> the states of its units from then on, (groups, width at
-    first). What goes is chosen where it stands; then the others close up."""
-    n_layer, states = widths(log, "n_layer")[1][0], {}
-    for e, layers, _ in prunes_by_layer(log):
+def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Tokens, and kind -> the states of its units, (groups, width at first), for each image: of 60
+    steps or so; at a prune, of what goes where it stands, and of the others closed up."""
+    prunes, moments, units = list(prunes_by_layer(log)), [], {}
+    n_layer, steps = widths(log, "n_layer")[1][0], along(log["step"])
+    for e, layers, _ in prunes:
         shape = 1 if layers == [0] else n_layer, e["width_before"]
-        states.setdefault(e["kind"], np.full(shape, USED))
-    moments = {(0, 0): states}
-    for now, prunes in groupby(prunes_by_layer(log), lambda prune: prune[0]["tokens"]):
-        states = {kind: units.copy() for kind, units in states.items()}
-        for e, layers, gone in prunes:
+        units.setdefault(e["kind"], np.full(shape, USED))
+    for now in sorted({*steps[-1 :: -math.ceil(len(steps) / 60)], *along(log["prune"])}):
+        units = {kind: states.copy() for kind, states in units.items()}
+        for e, layers, gone in [prune for prune in prunes if prune[0]["tokens"] == now]:
             for layer, removed in zip(layers, e["removed"]):
-                states[e["kind"]][layer, removed] = CHOSEN
-            for units in (u for u in states.values() if len(u) > 1):
-                units[gone] = np.minimum(units[gone], CHOSEN)  # a layer goes with its units
-        moments[now, 0] = moments[now, 1] = states
-        states = {k: -np.sort(-np.where(u == CHOSEN, GONE, u)) for k, u in states.items()}
-        moments[now, 2] = states
+                units[e["kind"]][layer, removed] = CHOSEN
+            for states in (u for u in units.values() if len(u) > 1):
+                states[gone] = np.minimum(states[gone], CHOSEN)  # a layer goes with its units
+        moments.append((now, units))
+        if now in along(log["prune"]):
+            units = {k: -np.sort(-np.where(u == CHOSEN, GONE, u)) for k, u in units.items()}
+            moments += [moments[-1], (now, units)]
     return moments
 
 
-def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> None:
+def draw_moment(panels, log: dict, now: int, units: dict[str, np.ndarray]) -> None:
     """Draw a run after `now` tokens. panels: a title, each kind of unit, rate and loss."""
     from matplotlib.colors import to_rgba_array
 
@@ -185,18 +185,17 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
     past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
     x, prunes, n = along(log["step"]), along(past["prune"]), max(1, len(past["step"]))
     step = log["step"][n - 1]
-    phase = "prune" if now in prunes else step["phase"]
-    title.set_title(CAPTIONS.get(phase, phase), fontsize=24, weight="bold")
+    title.set_title(CAPTIONS["prune" if now in prunes else step["phase"]], size=24, weight="bold")
     title.set_title(f"{compact(now)} tokens", loc="right")
     kinds[0].set_title(f"{compact(step['params'])} parameters", loc="right")
-    for panel, (kind, units) in zip(kinds, states.items()):
-        groups, width = units.shape
+    for panel, (kind, states) in zip(kinds, units.items()):
+        groups, width = states.shape
         lines = math.gcd(width, 8) if width > 64 else 1  # of cells, for each group
-        cells = units.reshape(groups, -1, lines).swapaxes(1, 2)  # (groups, lines, cells of a line)
+        cells = states.reshape(groups, -1, lines).swapaxes(1, 2)  # (groups, lines, cells of a line)
         cells = np.pad(cells, ((0, 0), (0, 1), (0, 0)), constant_values=GAP)
         colors = to_rgba_array((GREY, RED, BLUE, "none"))[cells.reshape(-1, width // lines)[:-1]]
         panel.imshow(colors, aspect="auto", interpolation="nearest")
-        used = units == USED
+        used = states == USED
         where = NAMES.get(kind, kind) + f", {used.any(1).sum()} layers" * (groups > 1)
         panel.set_title(f"{where}: {used.sum(1).max()} of {width}")
     rate.plot(x, lr := along(log["step"], "lr"), color=GREY)
@@ -219,23 +218,20 @@ def draw_moment(panels, log: dict, states: dict[str, np.ndarray], now: int) -> N
 def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
-    states = unit_states(log)
-    heights = [0.01, *(min(4, 0.5 * len(u)) for u in states[0, 0].values()), 0.6, 2]
+    moments, images = moments_of(log), []
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in moments[0][1].values()), 0.6, 2]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
     from matplotlib import rc_context
     from PIL import Image
 
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     style = {"text.color": ink, "axes.titlesize": 18, "axes.titlelocation": "left"}
     style |= {"lines.linewidth": 2.5, "lines.markersize": 8}
-    steps = along(log["step"])
-    few = {(tokens, 9) for tokens in steps[-1 :: -math.ceil(len(steps) / 60)]}  # 9: all stages over
-    moments, images = sorted(few | states.keys(), reverse=True), []
-    for now in moments if moving else moments[:1]:
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
+    for moment in moments[::-1] if moving else moments[-1:]:
         with rc_context(style):
-            draw_moment(axes[:, 0], log, states[max(m for m in states if m <= now)], now[0])
+            draw_moment(axes[:, 0], log, *moment)
         figure.canvas.draw()
         figure.set_layout_engine("none")  # all moments keep the places of the last one
         images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
