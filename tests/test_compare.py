@@ -57,13 +57,10 @@ def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths, shorter
 
 
 def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
-    path = table(idea, oneshot={"prune_schedule": "oneshot"}, other={})
-    (many := Path(path).with_name("many.py")).write_text(
-        "import runpy\n"
-        f"first = {{'base': {idea!r}, 'arms': {{}}}}\nsecond = runpy.run_path({path!r})"
-    )
-    for table_of_arms, setting in ((path, "arms"), (f"{many}:second", "second")):
-        base, one = load_arms([idea, f"{table_of_arms}:oneshot"], ["--d_model=32"], "idea")
+    arms = {"oneshot": {"prune_schedule": "oneshot"}, "other": {}}
+    (many := Path(idea).with_name("many.py")).write_text(f"two = {dict(base=idea, arms=arms)}")
+    for path, setting in ((table(idea, **arms), "arms"), (f"{many}:two", "two")):
+        base, one = load_arms([idea, f"{path}:oneshot"], ["--d_model=32"], "idea")
         assert (base.setting, one.setting, base.config.d_model) == ("", setting, 32)
         assert one.config == replace(base.config, prune_schedule="oneshot")
 

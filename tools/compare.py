@@ -301,8 +301,7 @@ def print_tables(settings: dict[str, Arms], reference: str) -> None:
     if not tables:
         arms = {arm: 0 for arms in settings.values() for arm in arms}
         raise UserError(f"--reference={reference}: not among the arms {', '.join(arms)}")
-    for name, text in tables.items():
-        print(f"{name}\n\n{text}" if name else text)
+    print("\n".join(f"{name}\n\n{text}" if name else text for name, text in tables.items()), end="")
 
 
 @command
@@ -316,12 +315,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
     args, knobs = parser.parse_known_args(argv)
-    runs_csv = args.out / "runs.csv"
-    if runs_csv.exists() or not args.configs:  # before hours of runs
-        settings = read_csv(runs_csv)
+    path = args.out / "runs.csv"
     if not args.configs:
-        print_tables(settings, args.reference)
+        print_tables(read_csv(path), args.reference)
         return 0
+    if path.exists():
+        read_csv(path)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     folder = args.runs or Path("out") / args.out.name / setting
@@ -329,7 +328,7 @@ def main(argv: list[str]) -> int:
     good = train_all(arms, args.seeds, folder, args.jobs)
     found = collect(arms, folder)
     if args.reference in found:  # what is done is written
-        write(runs_csv, setting, found)
+        write(path, setting, found)
         print_tables({setting: found}, args.reference)
     return 0 if good else 1
 

@@ -45,7 +45,8 @@ def rises(prunes: list[dict]) -> list[float]:
 
 
 def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
-    """The tokens (or FLOPs) from which each width of a kind holds, and the width; the end last."""
+    """x and y of a curve: where each width of a kind begins, in tokens or FLOPs, and the width. The
+    last width comes twice, the second time at the end of the run."""
     prunes = [e for e in log["prune"] if e["kind"] == kind]
     first = prunes[0]["width_before"] if prunes else log["step"][0][kind]
     y = [first, *along(prunes, "width_after")]
