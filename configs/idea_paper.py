@@ -1,6 +1,6 @@
 # What is known of the paper: the window opens after half of the tokens, and the optimizer is Adam.
-# The shape, of 250k final parameters, is ours. The rate is Muon's, and not searched for AdamW: until
-# it is, this run says nothing on the method.
+# The shape, of 250k final parameters, is ours. The rate is Muon's, and not searched for AdamW:
+# until it is, this run says nothing on the method.
 
 n_layer = 4
 d_model = 64

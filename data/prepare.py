@@ -12,25 +12,19 @@ A task is a run of input files, 64 MiB or more together. One process makes its t
 `.NAME.part` beside `--out`, which appears as a whole at the end. After a kill or an error, the same
 command goes on with the shards that are missing."""
 
-import os
-import signal
-
-if __name__ == "__main__":  # Ctrl-C while the imports run; main() takes over from here
-    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(130))
-elif __name__ == "__mp_main__":  # a worker, for which the main process speaks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
 import argparse
 import hashlib
 import json
 import math
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
@@ -204,11 +198,7 @@ def do_all(work: Callable, tasks: list[tuple], **bar_settings) -> None:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
             try:
-                with ThreadPoolExecutor(1) as thread:  # Ctrl-C interrupts the main one mid-start
-                    if os.name == "posix":  # a worker inherits it, until it ignores Ctrl-C itself
-                        thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
-                    started = list(thread.map(lambda task: pool.submit(work, *task), tasks))
-                for done in as_completed(started):
+                for done in as_completed([pool.submit(work, *task) for task in tasks]):
                     done.result()
                     bar.update()
             except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
@@ -235,12 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--key", default="text", help="of .jsonl, or column of .parquet")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)
     args = parser.parse_args(argv)
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
     for split in SPLITS:
         n = meta[split]  # a part of a .txt may be of no document that ends in the split
         print(f"{split}: {', '.join(f'{n[key]:,} {key}' for key in COUNTS if n[key])}")

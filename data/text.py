@@ -50,8 +50,12 @@ def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
 
     # Its table of contents is at its end, and an unpacked .zst cannot go back
     file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    if key not in (columns := file.schema_arrow.names):
-        raise UserError(f"{path}: has no column {key}; --key can be: {', '.join(columns)}")
+    columns = file.schema_arrow
+    try:
+        columns.empty_table().column(key).cast(pyarrow.large_binary())
+    except (KeyError, pyarrow.ArrowNotImplementedError):
+        what = f"has no column {key} of texts; --key can be: {', '.join(columns.names)}"
+        raise UserError(f"{path}: {what}") from None
     for rows in file.iter_batches(1024, columns=[key]):
         for text in rows.column(0).cast(pyarrow.large_binary()).to_pylist():
             yield text or b"", True
@@ -92,23 +96,25 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
     inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)
-        found = sorted(path for top in tops for path in _files(top, set()) if reader(path))
+        found = sorted(path for top in tops for path in _files(top) if reader(path))
         if not found:
             what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
             raise UserError(f"{what}, perhaps with {', '.join(UNPACK)}")
         for path in found:
+            if not path.is_file():  # a pipe gives its text once, and this is read twice
+                raise UserError(f"{path}: is no regular file")
             inputs.setdefault(os.path.realpath(path), path)
     return list(inputs.values())
 
 
-def _files(path: str, seen: set[str]) -> Iterator[Path]:
-    """All files in a folder, also behind links, or the file itself. seen: folders, for a circle."""
-    if not stat.S_ISDIR(os.stat(path).st_mode):  # an error for a link that leads nowhere
-        yield Path(path)
-    elif (folder := os.path.realpath(path)) not in seen:
-        seen.add(folder)
+def _files(path: str) -> Iterator[Path]:
+    """All files in a folder, also behind links, or the file itself. Raises OSError, also for a link
+    that leads nowhere, or to a folder above: the system follows no circle for long."""
+    if stat.S_ISDIR(os.stat(path).st_mode):
         for name in sorted(os.listdir(path)):
-            yield from _files(os.path.join(path, name), seen)
+            yield from _files(os.path.join(path, name))
+    else:
+        yield Path(path)
 
 
 def read_items(path: Path, key: str) -> Items:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from data import command
 from schedule import Schedule, knobs
-from tools import command
-from tools.figures import open_figure
+from tools.plot import open_figure
 
 BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1f7a46"
 # configs/idea.py in 1,000 steps, with the rate as a share of its peak; and the same with one prune

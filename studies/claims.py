@@ -4,7 +4,7 @@ from itertools import accumulate
 from statistics import mean, stdev
 
 from studies.results import effect, read
-from tools.results import paired
+from tools.compare import paired
 
 WINDOW = [("naive_50", "oneshot_50")]  # the first is said to end above the second
 WINDOW += [(arm, "idea_50_75") for arm in ("oneshot_50", "scratch", "scratch_flops")]

@@ -10,7 +10,6 @@ Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `speeche
 chose its rate); other methods and enlarged widths; runs of a setting again; window/plateau.
 """
 
-import csv
 import math
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
+from data import command
 from docs.pictures import forest, leads, save
 from run import UserError
-from tools import command
-from tools.results import COLUMNS, Arms, paired, t_test
+from tools.compare import Arms, paired, read_csv, t_test
 
 STUDIES = Path(__file__).parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
@@ -79,27 +78,18 @@ def effect(tests: list[list[float]]) -> Effect:
     return Effect(tests, pairs, mean(means), mean(means) - half, mean(means) + half, p)
 
 
-def settings(study: str) -> dict[str, Arms]:
-    """The runs of a study by setting, which is "" where its runs.csv has but one."""
-    found: dict = {}
-    with open(STUDIES / study / "runs.csv", newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
-            arms = found.setdefault(line.get("setting", ""), {})
-            arms.setdefault(row["arm"], {})[row["seed"]] = row
-    return found
-
-
 def read(name: str) -> Arms:
     """The runs of a STUDY, or of a STUDY/SETTING."""
     study, _, setting = name.partition("/")
-    return settings(study)[setting]
+    return read_csv(STUDIES / study / "runs.csv")[setting]
 
 
 def small_model_tests() -> list[tuple]:
     """(final parameters, text), tokens for each, setting, arm -> its losses minus IDEA's."""
     found = []
-    tokens = {f"tokens/{name}": name.partition("_")[0] for name in settings("tokens")}
+    tokens = {
+        f"tokens/{name}": name.partition("_")[0] for name in read_csv(STUDIES / "tokens/runs.csv")
+    }
     for name, text in (TEXTS | tokens).items():
         arms = read(name)
         run = next(iter(arms["idea"].values()))

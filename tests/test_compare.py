@@ -15,10 +15,8 @@ from run import UserError
 from run.checkpoint import load_checkpoint
 from run.cost import n_parameters
 from run.out_dir import read_log
-from studies.results import settings
-from tools import compare, results
-from tools.compare import load_arms
-from tools.results import COLUMNS, paired, read_csv, t_test
+from tools import compare
+from tools.compare import COLUMNS, Arms, load_arms, paired, read_csv, t_test, write
 
 SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
@@ -57,10 +55,12 @@ def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths, shorter
 
 
 def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
-    path = table(idea, oneshot={"prune_schedule": "oneshot"}, other={"seed": 2})
-    base, one = load_arms([idea, f"{path}:oneshot"], ["--d_model=32"], "idea")
-    assert base.config.d_model == 32
-    assert one.config == replace(base.config, prune_schedule="oneshot")
+    arms = {"oneshot": {"prune_schedule": "oneshot"}, "other": {}}
+    (many := Path(idea).with_name("many.py")).write_text(f"two = {dict(base=idea, arms=arms)}")
+    for path, setting in ((table(idea, **arms), "arms"), (f"{many}:two", "two")):
+        base, one = load_arms([idea, f"{path}:oneshot"], ["--d_model=32"], "idea")
+        assert (base.setting, one.setting, base.config.d_model) == ("", setting, 32)
+        assert one.config == replace(base.config, prune_schedule="oneshot")
 
 
 def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
@@ -73,6 +73,12 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
     no("studies/arms.py:gpu:a: no such name", "studies/arms.py:gpu:a")
     no("a second arm", idea)
     no("arm other: .* nearest is 'd_ff'", d_fff=3)
+    for knob in ("seed", "out_dir"):
+        no(f"arm other: --{knob}=7: not for a comparison", **{knob: 7})
+    path = Path(table(idea, other={}))
+    for name in ("../../esc", "..", "", 3, "a|b"):
+        path.write_text(f"base = {idea!r}\narms = {{{name!r}: {{}}}}")
+        no("cannot name a folder", str(path))
     # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
     no("not comparable with idea: ends as ", **SCRATCH | {"n_head": 3, "head_dim": 2})
     words = no("arm other: .*neither its tokens nor its FLOPs", **SCRATCH, max_steps=500)
@@ -85,7 +91,7 @@ def test_arms_that_do_not_compare_are_refused_with_a_max_steps(idea):
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the console tells the runs")
 def test_a_signal_saves_what_runs_and_starts_nothing_else(idea, tmp_path, monkeypatch):
-    first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"seed": 2})
+    first, other = tmp_path / "runs" / "idea" / "1", table(idea, other={"weight_decay": 0.2})
 
     def sleep(seconds: float, pause=compare.time.sleep) -> None:
         pause(seconds)
@@ -107,18 +113,18 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert same_end(first, tmp_path / "straight")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.*")}
     made = {path: path.read_bytes() for path in out.iterdir()}
-    (out / "table.md").unlink()  # it comes out of runs.csv
     assert compare.main(command) == 0
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.*")}
     assert made == {path: path.read_bytes() for path in out.iterdir()}
-    done, row = read_log(first)[-1], read_csv(out / "runs.csv")["idea"][1]
+    done, row = read_log(first)[-1], read_csv(out / "runs.csv")[""]["idea"][1]
     assert all(row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
     # All seeds that are there count, and must compare
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main([*command, "--seeds=2-2"]) == 0
-    assert read_csv(out / "runs.csv") == {"idea": {1: row, 2: row | {"seed": 2}}}
+    assert read_csv(out / "runs.csv") == {"": {"idea": {1: row, 2: row | {"seed": 2}}}}
     for name, old, new, words in (
         ("log.jsonl", '"data": "', '"data": "other', "2: does not compare: .*other"),
+        ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": ', "2: its log says no result"),
         ("config.json", '"dtype": "', '"dtype": "not ', "2: does not compare: .*not "),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2', "2: made .*=0.2"),
     ):
@@ -135,22 +141,36 @@ def test_an_arm_that_fails_stops_no_other_and_its_own_error_is_shown(idea, tmp_p
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
     words = "exit code 2: error: .* holds checkpoint.pt, but no config.json"
     assert re.search(words, capsys.readouterr().err)
-    arms = read_csv(tmp_path / "results" / "runs.csv")
+    arms = read_csv(tmp_path / "results" / "runs.csv")["arms"]  # the name of the table
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
 
-def test_results_that_the_call_has_not_got_are_never_lost(tmp_path):
-    def arm(name: str, *losses: float) -> results.Arms:  # with 7 in all other columns
+def test_results_that_the_call_has_not_got_are_never_lost(tmp_path, capsys, refused):
+    def arm(name: str, *losses: float) -> Arms:  # with 7 in all other columns
         seven = dict.fromkeys(COLUMNS, 7) | {"arm": name}
         return {name: {i: seven | {"seed": i, "val_loss": x} for i, x in enumerate(losses, 1)}}
 
-    results.write(tmp_path, few := arm("idea", 3.5, 3.25) | arm("oneshot", 4.0))
-    results.write(tmp_path, more := few | arm("naive", 3.75))
+    path = tmp_path / "new" / "runs.csv"
+    write(path, "", few := arm("idea", 3.5, 3.25) | arm("oneshot", 4.0))
+    path.write_text(path.read_text().replace("\n,", "\n").replace("setting,", ""))  # as old files
+    write(path, "other", few)
+    write(path, "", more := few | arm("naive", 3.75))
     fewer, other = arm("idea", 3.5, 3.25), more | arm("idea", 3.1, 3.25)
     for arms, lost, ours in ((fewer, "oneshot", "none"), (other, "idea", 3.1)):
         with pytest.raises(UserError, match=f"holds {lost}, seed 1, .*; this call has {ours}; "):
-            results.write(tmp_path, arms)
-    assert read_csv(tmp_path / "runs.csv") == more
+            write(path, "", arms)
+    assert read_csv(path) == {"": more, "other": few}
+    assert compare.main([f"--out={path.parent}"]) == 0
+    first, second = capsys.readouterr().out.split("other\n\n")
+    assert [line.split(" | ")[:5] for line in first.splitlines()[2:5]] == [
+        ["| idea", "2", "3.3750 ± 0.1768", "7.0000 ± 0.0000", ""],
+        ["| naive", "1", "3.7500", "7.0000", "+0.2500"],
+        ["| oneshot", "1", "4.0000", "7.0000", "+0.5000"],
+    ]
+    assert "naive" not in second
+    refused(
+        "--reference=none: not among", f"--out={path.parent}", "--reference=none", main=compare.main
+    )
 
 
 def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, monkeypatch, refused):
@@ -158,18 +178,16 @@ def test_what_is_no_result_is_refused_before_a_run_and_not_replaced(tmp_path, mo
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     monkeypatch.setattr(compare, "start", None)
     head, row = ",".join(COLUMNS) + "\n", "idea,1,3,1,7,7,7,7,0\n"
-    csv, made = (tmp_path / "mine" / name for name in ("runs.csv", "table.md"))
-    csv.parent.mkdir()
-    made.write_text("# my own")
-    refused("has no runs.csv beside", "configs/idea.py", "--out=~/mine", main=compare.main)
+    (csv := tmp_path / "mine" / "runs.csv").parent.mkdir()
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
         refused(f"{wrong}: not", "configs/idea.py", "--out=x", wrong, main=compare.main)
     rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
+    rows += [row.replace(",0", ",0,5"), row.replace(",0", ",nan")]  # a decimal comma
     texts = ["", "\0", "\udcff", "val_loss," + head + "1," + row, head + row + row]
     for text in texts + [head + wrong for wrong in rows]:
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         refused("runs.csv: line ", "configs/idea.py", "--out=~/mine", main=compare.main)
-        assert csv.read_bytes() == content and made.read_text() == "# my own"
+        assert csv.read_bytes() == content
 
 
 def test_p_values_match_the_table_of_student():
@@ -193,7 +211,7 @@ def test_the_records_are_those_of_their_runs():
     for line in lines:
         link = r"\[`(\w*) ?\b(\w+)`\]\(\.\./studies/(\S+)/runs\.csv\)"
         setting, name, study = re.search(link, line).groups()
-        arms = settings(study)[setting]
+        arms = read_csv(ROOT / "studies" / study / "runs.csv")[setting]
         loss = mean(row["val_loss"] for row in arms[name].values())
         behind = paired(arms[name], arms["scratch_flops"])
         assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in line, line

@@ -205,11 +205,15 @@ def test_each_file_is_read_once_also_behind_links(tmp_path):
         folder.mkdir()
         write_jsonl(folder / "a.jsonl", ["some text"] * 10)
     (inside / "there").symlink_to(outside)
-    (outside / "back").symlink_to(inside)
     meta = prepare([inside, inside / "a.jsonl", inside / "*"], "shipped", tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 20
-    (outside / "nowhere").symlink_to(tmp_path / "gone")
-    refuse("No such file.*nowhere", inside, tmp_path / "other")
+    os.mkfifo(pipe := inside / "x.txt")
+    for source in (inside, pipe):
+        refuse("x.txt: is no regular file", source, tmp_path / "other")
+    for target in (tmp_path / "gone", inside):  # which would be a circle
+        (link := outside / "back").symlink_to(target)
+        refuse("cannot be made: .*back", inside, tmp_path / "other")
+        link.unlink()
 
 
 def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
@@ -218,7 +222,7 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     texts = [None if i % 9 == 0 else f"Text {i}. é " * 20 for i in range(2000)]
     lines = [json.dumps({"id": 1, "body": text}).encode() + b"\n" for text in texts[1000:]]
     frames = [pa.compress(b"".join(x), "zstd", asbytes=True) for x in (lines[:500], lines[500:])]
-    table = pa.table({"id": range(1000), "body": texts[:1000]})
+    table = pa.table({"id": range(1000), "body": texts[:1000], "words": [["a"]] * 1000})
     for name, rows in (("a.parquet", table[:700]), ("a.parquet.zst", table[700:])):
         parquet.write_table(rows, folder / name, row_group_size=300)
     (folder / name).write_bytes(pa.compress((folder / name).read_bytes(), "zstd", asbytes=True))
@@ -229,7 +233,9 @@ def test_parquet_and_zst_give_the_bytes_of_jsonl(tmp_path, capsys):
     for i, name in enumerate([tmp_path / "in", folder / "*.[pj]*"]):
         assert prepare([name], "shipped", tmp_path / f"out{i}", key="body") == expected
         assert "skipped 223 documents without text\n" in capsys.readouterr().err
-    refuse("no column text; --key can be: id, body", folder / "a.parquet", tmp_path / "x")
+    for key in ("text", "id", "words"):  # no such column; integers; lists
+        words = f"a.parquet: has no column {key} of texts; --key can be: id, body, words"
+        refuse(words, folder / "a.parquet", tmp_path / "x", key=key)
     for path in folder.glob("[ab].*"):
         path.write_bytes(path.read_bytes()[:-9])
         refuse("cannot be read to its end", path, tmp_path / "x", key="body")
@@ -266,46 +272,34 @@ def test_an_input_that_grows_meanwhile_is_refused(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_a_worker_ends_with_the_main_process_and_the_command_goes_on(tmp_path, small_tasks, number):
-    write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
-    os.mkfifo(tmp_path / "b.jsonl")
-    # The main process holds the pipe, too: where it ends without a worker, so does this test
-    hold = "import os, sys; pipe = os.open(sys.argv.pop(), os.O_RDONLY | os.O_NONBLOCK)"
-    code = f"{hold}; import data.prepare as p; p.TASK_BYTES = 1; sys.exit(p.main())"
+    for name in "ab":
+        write_jsonl(tmp_path / f"{name}.jsonl", [f"some text of {name}"] * 40)
+    # A worker waits at b.jsonl. All hold the pipe: where they end earlier, so does this test
+    (tmp_path / "sitecustomize.py").write_text("""import os, sys
+if "PIPE" in os.environ:
+    pipe = os.open(os.environ["PIPE"], os.O_RDONLY | os.O_NONBLOCK)
+    def hook(event, arguments):
+        if event == "open" and str(arguments[0]).endswith("b.jsonl"):
+            os.set_blocking(pipe, True)
+            while os.read(pipe, 2**16):
+                pass
+    sys.addaudithook(hook)""")
+    os.mkfifo(tmp_path / "pipe")
+    code = "import sys, data.prepare as p; p.TASK_BYTES = 1; sys.exit(p.main())"
     command = [sys.executable, "-c", code, f"--input={tmp_path}", "--tokenizer=shipped"]
-    command += [f"--out={tmp_path / 'out'}", tmp_path / "b.jsonl"]
-    main = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    line = json.dumps({"text": "some text " * 10_000}).encode() + b"\n"  # more than a pipe holds
-    with pytest.raises(BrokenPipeError), (tmp_path / "b.jsonl").open("wb", 0) as pipe:
-        pipe.write(line)  # a worker is in the middle of this file
+    command += [f"--out={tmp_path / 'out'}"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PIPE": str(tmp_path / "pipe")}
+    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    main = subprocess.Popen(command, **options)
+    with pytest.raises(BrokenPipeError), (tmp_path / "pipe").open("wb", 0) as pipe:
+        pipe.write(bytes(10**6))  # more than a pipe holds
         main.send_signal(getattr(signal, number))
         while True:
-            pipe.write(line)
-    assert main.communicate()[1] == "stopped; the same command goes on\n" or number == "SIGKILL"
-    (tmp_path / "b.jsonl").unlink()
-    write_jsonl(tmp_path / "b.jsonl", ["more text"] * 40)
+            pipe.write(bytes(10**6))
+    assert main.communicate()[1] == "stopped\n" or number == "SIGKILL"
     assert subprocess.run(command, cwd=ROOT, capture_output=True).stderr == b""
     prepare([tmp_path], "shipped", tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals a group of processes, as a terminal does")
-@pytest.mark.parametrize("sender", ["-m", "--multiprocessing-fork"])
-def test_ctrl_c_while_imports_run_or_workers_start_is_one_line(tmp_path, sender):
-    (tmp_path / "sitecustomize.py").write_text(f"""import os, signal, sys
-def hook(event, arguments):
-    if event == "import" and arguments[0] == "numpy" and {sender!r} in sys.orig_argv:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.killpg(0, signal.SIGINT)
-sys.addaudithook(hook)""")
-    for name in "abc":
-        write_jsonl(tmp_path / f"{name}.jsonl", ["some text"] * 40)
-    code = "import os, data.prepare as p; p.TASK_BYTES = 1; os.cpu_count = lambda: 2; p.main()"
-    how = ["-m", "data.prepare"] if sender == "-m" else ["-c", code]
-    command = [sys.executable, *how, f"--input={tmp_path}", "--tokenizer=shipped"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    options = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
-    ended = subprocess.run([*command, f"--out={tmp_path}/out"], capture_output=True, **options)
-    assert ended.stderr in ("stopped\n", "stopped; the same command goes on\n")
 
 
 def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
@@ -319,17 +313,13 @@ def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
 
 
 def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.txt").write_text("a line\n" * 20_000)
+    source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
     no_locks = Mock(side_effect=OSError(37, "No locks available"))
     monkeypatch.setattr(FileLock, "acquire", no_locks)
     monkeypatch.setattr("run.out_dir.lock_descriptor", no_locks)
-    command = [f"--input={tmp_path / 'a.txt'}", "--tokenizer=shipped", f"--out={tmp_path / 'out'}"]
-    assert main([*command, "--val-fraction=0.2"]) == 0
-    said, warned = capsys.readouterr()
-    assert "its disk has no locks" in warned and warned.count("\n") == 1
-    assert ["documents" in line for line in said.splitlines()] == [True, False, False]
+    prepare([source], "shipped", tmp_path / "out")
     OutDir(Config(out_dir=str(tmp_path / "run")), Mock(rank=0), Mock(), None, ExitStack())
-    assert "its disk has no locks" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("its disk has no locks") == 2
 
 
 def test_the_shipped_tokens_stay_as_they_are(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Our model as a Hugging Face folder and back, and as a GGUF file."""
+"""Our model as a Hugging Face folder and back."""
 # ruff: noqa: E402 (imports after importorskip)
 
 import json
@@ -13,22 +13,19 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from helpers import ROOT, events, run
+from helpers import events, run
 from test_model import SHAPES, large
 
 from data.prepare import prepare
-from data.tokenizer import END_OF_TEXT, FolderTokenizer, load_tokenizer
+from data.tokenizer import END_OF_TEXT, load_tokenizer
 from model import GPT
-from run import UserError
 from run.checkpoint import load_checkpoint, load_model
 from run.hugging_face import load_folder, read_shape
-from tools import export, sample
-from tools.load import Trained, load_trained
+from tools import Trained, export, load_trained, sample
 
 V = 1024  # of the shipped tokenizer
 BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head_dim=8)
@@ -61,12 +58,6 @@ def folder(tmp_path) -> Path:
 @pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
 def model(request) -> GPT:
     return large(GPT(request.param))
-
-
-def read(file: Path) -> dict:
-    """What a GGUF file says, by the last word of each key."""
-    fields = gguf.GGUFReader(file).fields
-    return {key.split(".")[-1]: field.contents() for key, field in fields.items()}
 
 
 def change_json(path: Path, **change) -> None:
@@ -192,44 +183,14 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
     assert b"".join(pieces).decode() == " caféé"
 
 
-def test_transformers_reads_the_same_logits_and_no_padding_from_a_gguf_file(model, tmp_path):
-    pytest.importorskip("accelerate")
-    file = exported(model, tmp_path / "a.gguf").name
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file)
-    x = torch.randint(0, V, (2, 32))
-    torch.testing.assert_close(theirs(x).logits, model(x)[..., :V], rtol=1e-4, atol=1e-4)
-
-
-def test_its_vocabulary_is_that_of_the_folder_and_its_ids_are_those_of_llama_cpp(model, folder):
-    about, end = read(exported(model, folder.with_name("a.gguf"))), V - 1
-    assert (about["context_length"], about["key_length"], about["value_length"]) == (32, 16, 16)
-    assert (about["model"], about["pre"], about["add_bos_token"]) == ("gpt2", "llama-bpe", False)
-    assert (about["bos_token_id"], about["eos_token_id"]) == (end, end)
-    assert about["token_type"] == [gguf.TokenType.NORMAL] * end + [gguf.TokenType.CONTROL]
-    theirs = json.loads((folder / "tokenizer.json").read_bytes())
-    vocab = theirs["model"]["vocab"] | {t["content"]: t["id"] for t in theirs["added_tokens"]}
-    assert {token: i for i, token in enumerate(about["tokens"])} == vocab and len(vocab) == V
-    assert [merge.split(" ") for merge in about["merges"]] == theirs["model"]["merges"]
-    gpt2 = exported(GPT(OTHER), folder.with_name("2.gguf"), "gpt2")  # which has its own cut
-    assert read(gpt2)["pre"] == "gpt-2"
-    for line in (ROOT / "studies/gguf/measured.jsonl").read_text(encoding="utf-8").splitlines():
-        for text, ids in json.loads(line)["ids"]:  # by llama.cpp
-            assert load_tokenizer("shipped").encode_ordinary(text) == ids
-
-
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, refused, monkeypatch):
-    to, foreign = tmp_path / "run.GGUF", Mock(spec=FolderTokenizer)
-    with pytest.raises(UserError, match=r"Hugging Face tokenizer.*convert_hf_to_gguf\.py"):
-        export.export(Trained(GPT(OTHER), foreign, "a folder"), to)
+    command = (undisturbed, f"--to={tmp_path / 'hf'}")
     with monkeypatch.context() as patched:
         full = Mock(side_effect=OSError("No space left"))
-        patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
         patched.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
-        for name in ("run.gguf", "hf"):
-            to_full = (undisturbed, f"--to={tmp_path / name}")
-            refused(f"{name}: cannot.*: No space", *to_full, main=export.main)
-        patched.setitem(sys.modules, "gguf", None)
-        refused("run.GGUF: cannot.* gguf", undisturbed, f"--to={to}", main=export.main)
+        refused("hf: cannot.*: No space", *command, main=export.main)
+        patched.setitem(sys.modules, "transformers", None)
+        refused("hf: cannot.*transformers", *command, main=export.main)
     assert not list(tmp_path.iterdir())
-    assert export.main([str(undisturbed), f"--to={to}"]) == 0 and read(to)
-    refused(f"{to}: exists", undisturbed, f"--to={to}", main=export.main)
+    assert export.main([*map(str, command)]) == 0
+    refused("hf: exists", *command, main=export.main)

@@ -14,8 +14,7 @@ from model import KINDS
 from run.config import load_config, micro_batch
 from run.cost import memory_of
 from run.machine import Machine
-from tools import bench
-from tools.load import load_plan
+from tools import bench, load_plan
 from tools.plan import GPT2_VOCABULARY
 
 # In float32, weights that differ by a millionth of each at first differ by up to 7e-5 at last

@@ -26,8 +26,7 @@ from docs import pictures
 from run.config import load_config
 from studies import arms
 from studies.results import effect, read, rows, small_model_tests, table
-from tools.compare import load_arms, read_arms
-from tools.results import paired, t_test
+from tools.compare import load_arms, paired, read_arms, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
@@ -147,7 +146,7 @@ def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
     paths = [*map(str, ROOT.glob("configs/*.py"))]
     tables = [name for name, x in vars(arms).items() if isinstance(x, dict) and "arms" in x]
     paths += [f"studies/arms.py:{name}" for name in tables]
-    every = [arm for path in paths for arm in read_arms(path).values()]
+    every = [arm for path in paths for arm in read_arms(path)[1].values()]
     assert len(every) > 80 and all(load_config(*arm) for arm in every)
 
 

@@ -19,8 +19,7 @@ from run.config import load_config
 from run.cost import Plan
 from run.machine import Machine
 from run.teacher import Teacher
-from tools import export
-from tools.load import load_trained
+from tools import export, load_trained
 
 SHORT = "--shorter=3"
 

@@ -12,9 +12,7 @@ from test_model import large
 
 from data.tokenizer import encode_bytes
 from model import KINDS
-from run.out_dir import compact
-from tools import evaluate, figures, film, plot, sample
-from tools.load import Trained, load_trained
+from tools import Trained, evaluate, load_trained, plot, sample
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +73,26 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
     assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
 
 
+def test_a_model_that_has_diverged_is_told(undisturbed, tmp_path, capsys, refused):
+    path, text = tmp_path / "checkpoint.pt", tmp_path / "text"
+    text.write_text("The sum")
+    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
+    state["model"]["norm.weight"].fill_(1e6)  # its perplexity is past the largest float
+    torch.save(state, path)
+    assert evaluate.main([str(path), f"--text={text}"]) == 0
+    assert "| perplexity per token | inf |" in capsys.readouterr().out
+    state["model"]["norm.weight"].fill_(math.nan)
+    torch.save(state, path)
+    refused("not finite", path, main=sample.main)
+
+
 def test_a_run_is_read_without_its_log_but_not_with_other_data(undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["log.jsonl"])
     for path in (out, out / "checkpoint.pt"):  # after <|endoftext|>
         assert sample.main([str(path), "--prompt=", "--tokens=1"]) == 0
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     torch.save(state | {"data": "of another text"}, out / "checkpoint.pt")
-    refused(f"{out}: .*other data than .*toy", out, main=sample.main)
+    refused(f"{out}: .*data that .*toy", out, main=sample.main)
 
 
 def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
@@ -94,30 +105,15 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
 
     for to, made in (("picture", "picture.png"), ("", "run.png")):
         assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
-    two = picture(undisturbed, undisturbed)
-    assert all(f">{x}<" in two for x in (*KINDS, "learning rate", "training tokens", "2k"))
-    log, end = events(undisturbed, "prune"), events(undisturbed, "eval")[-1]["val_loss"]
-    cost = sum(e["loss_after"] - e["loss_before"] for e in log)
-    assert two.count(f">run ends at {end:.3f}, prunes cost {cost:.2f}<") == 2
+    cost = sum(plot.rises(events(undisturbed, "prune")))
+    end = f">run ends at {events(undisturbed, 'eval')[-1]['val_loss']:.3f}, prunes cost {cost:.2f}<"
+    assert picture(undisturbed, undisturbed).count(end) == 2
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
     units = picture(undisturbed, "--units")
     for kind in KINDS:
-        rises = [e["loss_after"] - e["loss_before"] for e in log if e["kind"] == kind]
-        cost = f"cost {rises[-1]:.2f} of {sum(rises):.2f} nats"
-        assert f">The last prune of {film.NAMES[kind]} {cost}<" in units
-    _, d_ff, *_, n_layer = plot.draw_units(undisturbed).axes
-    legend = [x.get_text() for x in n_layer.get_legend().texts]
-    assert legend == ["first prune", "last prune", "these go"]
-    ends = [[e for e in log if e["kind"] == "d_ff"][i] for i in (0, -1)]
-    lines = [x for x in d_ff.lines if len(x.get_xdata())]  # of each layer: all, and what goes
-    quantiles = [(e, q) for e in ends for q in e["scores"]]
-    assert len(lines) == 2 * len(quantiles)
-    for (e, q), every, go in zip(quantiles, lines[::2], lines[1::2]):
-        assert go.get_color() == film.RED != every.get_color()
-        assert [*every.get_ydata()] == q
-        assert [*go.get_ydata()][:-1] == pytest.approx(q[: len(go.get_ydata()) - 1])
-        share = 100 * (1 - e["width_after"] / e["width_before"])
-        assert go.get_xdata()[-1] == pytest.approx(share)
+        added = plot.rises([e for e in events(undisturbed, "prune") if e["kind"] == kind])
+        cost = f"cost {added[-1]:.2f} of {sum(added):.2f} nats"
+        assert f">The last prune of {plot.NAMES[kind]} {cost}<" in units
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
@@ -134,26 +130,18 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
         refused(f"{tmp_path}: .*older version, or damaged", tmp_path, main=plot.main)
 
 
-def test_a_frame_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
+def test_a_moment_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    log = figures.by_name(undisturbed)
-    panels, states, first = figure.subplots(4 + len(KINDS)), film.unit_states(log), log["prune"][0]
-    chosen = states[first["tokens"], 0][first["kind"]] == film.CHOSEN
+    log = plot.by_name(undisturbed)
+    panels, moments, first = figure.subplots(3 + len(KINDS)), plot.moments_of(log), log["prune"][0]
+    chosen = next(u for now, u in moments if now == first["tokens"])[first["kind"]] == plot.CHOSEN
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
-    for (now, _), units in states.items():
-        film.draw_moment(panels, log, units, now)
-        said = [panel.get_title(loc) for panel in panels for loc in ("center", "right")]
-        step = next(e for e in log["step"] if e["tokens"] > now)  # the first of the new widths
-        counts = [title.partition(": ")[2].split(" of ")[0] for title in said[2:10:2]]
-        assert counts == [str(step[kind]) for kind in units]
-        assert f"{compact(step['params'])} parameters" in said
-        (bars,), (_, line) = panels[-1].collections, panels[-2].lines
+    for now, units in moments:
+        plot.draw_moment(panels, log, now, units)
+        after = [e for e in log["step"] if e["tokens"] > now] or log["step"][-1:]
+        said = [x.get_title().partition(": ")[2].split(" of ")[0] for x in panels[1:-2]]
+        assert said == [str(after[0][kind]) for kind in units]
         seen = [e for e in log["prune"] if e["tokens"] <= now]
         jumps = [e[key] for e in seen for key in ("loss_before", "loss_after")]
-        assert [*line.get_ydata()][: len(jumps)] == jumps
-        rises = [(e["tokens"], e["loss_after"] - e["loss_before"]) for e in seen]
-        assert [tuple(top) for _, top in bars.get_segments()] == rises
-        assert panels[-1].get_ylim()[0] <= min([0, *(rise for _, rise in rises)])
-    film.draw_moment(panels, log, units, log["eval"][-1]["tokens"])
-    (validation,) = [x for x in panels[-2].lines if "validation" in x.get_label()]
-    assert validation.get_ydata()[-1] == log["eval"][-1]["val_loss"]
+        assert [*panels[-1].lines[1].get_ydata()][: len(jumps)] == jumps
+    assert panels[-1].lines[1].get_ydata()[-1] == log["eval"][-1]["val_loss"]

@@ -1,19 +1,23 @@
-"""What you do with a run. Each module with a `main` is a command: python -m tools.NAME --help."""
+"""What you do with a run. Each module here is a command: python -m tools.NAME --help. Here is what
+they share: types of arguments, what a run left, and what a run would do."""
 
 import os
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from data import command
+import torch
 
-
-def program(main: Callable) -> Callable[..., int]:
-    """The command of a module, from its `main(parser, argv)`. The parser says the first line of the
-    module's docstring."""
-    description = main.__globals__["__doc__"].split("\n")[0]
-    return command(lambda argv: main(ArgumentParser(description=description), argv))
+from data.loader import TokenDataset
+from data.prepare import prepare_shipped
+from data.tokenizer import Encoding, load_tokenizer
+from model import GPT
+from run import UserError
+from run.checkpoint import load_model, load_shape, load_weights, tokenizer_of
+from run.config import Config, take_shape
+from run.cost import Plan
 
 
 def expanded(text: str) -> Path:
@@ -35,13 +39,36 @@ def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str],
     return read
 
 
-def seed_range(text: str) -> range:
-    """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
-    first, dash, last = text.rpartition("-")
-    seeds = range(int(first) if dash else 1, int(last) + 1)
-    if not 0 <= seeds.start < seeds.stop <= 10**6:
-        raise ValueError(text)
-    return seeds
-
-
 positive = number(int, 1)
+
+
+@dataclass
+class Trained:
+    model: GPT  # in eval mode
+    tokenizer: Encoding
+    tokenizer_name: str  # as load_tokenizer takes it
+
+
+def load_trained(path: Path) -> Trained:
+    """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
+    one. Raises UserError, also where the data that it was trained on is gone or damaged."""
+    saved = load_weights(path)
+    name = tokenizer_of(saved, path)
+    tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
+    if (ids := tokenizer.n_vocab) > known:
+        raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Trained(load_model(saved, torch.device(device)).eval(), tokenizer, name)
+
+
+def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
+    """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
+    the data is not there yet; with 0, that raises UserError, as an impossible config does."""
+    prepare_shipped(c.data_dir)
+    shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
+    if missing and not (Path(c.data_dir) / "meta.json").exists():
+        vocab_size = shape.vocab_size if shape else missing
+    else:
+        vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
+    c = take_shape(c, shape, vocab_size) if shape else c
+    return c, Plan(c, vocab_size, teacher)

@@ -6,6 +6,7 @@ compared takes turns; the median of --repeats turns counts. --compile=on adds co
 import gc
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -13,6 +14,7 @@ from statistics import median
 
 import torch
 
+from data import command
 from model import GPT, GPTConfig
 from prune import Pruner
 from run.config import Config, load_config, micro_batch
@@ -20,8 +22,7 @@ from run.cost import Plan, flops_per_token, memory_of
 from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
-from tools import ArgumentParser, positive, program
-from tools.load import load_plan
+from tools import load_plan, positive
 from tools.plan import GPT2_VOCABULARY, GPUS
 
 
@@ -133,8 +134,9 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
         yield "a prune alone", f"{t / t_step:.2f} steps of the whole batch"
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--repeats", type=positive, default=5)

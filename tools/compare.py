@@ -1,36 +1,54 @@
 """Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
 A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and `arms`, name ->
-{key: value}; FILE.py:NAME is one of them. Where FILE.py assigns dicts of `base` and `arms` instead,
-FILE.py:TABLE is one of these tables, FILE.py:TABLE:NAME one arm. Every arm and seed is a run of
-train.py in --runs, on one CPU thread unless OMP_NUM_THREADS says more. What is done is not run
-again: after a stop, the same command goes on. --out gets runs.csv and table.md, of every seed that
-is done: to give some arms more seeds, call it for these first, then for all. Any other --key=value
-is a knob for every arm."""
+{key: value}; FILE.py:ARM is one of them. A file of several tables assigns a dict of both to the
+name of each: FILE.py:TABLE, FILE.py:TABLE:ARM. Every arm and seed is a run of train.py in --runs,
+on one CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the
+same command goes on. Of every seed that is done, the results go to runs.csv in --out, under the
+name of the first table as their `setting`; other settings there stay. To give some arms more seeds,
+call it for these first, then for all. Without a CONFIG, it prints the tables of runs.csv. Any other
+--key=value is a knob for every arm."""
 
+import csv
+import io
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
+from mpmath import betainc  # torch installs it
+
+from data import command
 from run import UserError
+from run.checkpoint import write_text
 from run.config import NOT_SAVED, OF_ONE_RUN, Config, load_config, read_file
 from run.cost import Plan
 from run.machine import SIGNALS
 from run.out_dir import read_log
-from tools import ArgumentParser, expanded, positive, program, seed_range
-from tools.figures import rises
-from tools.load import load_plan
-from tools.results import COLUMNS, Arms, read_results, report, write
+from tools import expanded, load_plan, positive
+from tools.plot import rises
 
 TRAIN = Path(__file__).parent.parent / "train.py"
+OUR_OWN = NOT_SAVED | {"seed"}  # knobs that no arm has
+NAME = re.compile(r"\w[\w .+-]*")  # of an arm: a folder has it, and a row of a table
+# Of runs.csv, behind `setting`, which old files lack. prune_cost: the rise of the loss on the same
+# batches, summed over the run's prunes
+COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
+COLUMNS |= {"tokens": int, "flops": int, "seconds": float, "prune_cost": float}
+
+Arms = dict[str, dict[int, dict]]  # arm -> seed -> row
 
 
 @dataclass
 class Arm:
+    setting: str  # its table, "" for a config file
     name: str
     path: str
     knobs: list[str]  # --key=value, for train.py
@@ -38,22 +56,35 @@ class Arm:
     plan: Plan
 
 
-def read_arms(argument: str) -> dict[str, tuple[str, list[str]]]:
-    """Name -> (config file, knobs), of the CONFIG of a command line. Raises UserError."""
+def seed_range(text: str) -> range:
+    """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
+    first, dash, last = text.rpartition("-")
+    seeds = range(int(first) if dash else 1, int(last) + 1)
+    if not 0 <= seeds.start < seeds.stop <= 10**6:
+        raise ValueError(text)
+    return seeds
+
+
+def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
+    """The name of the table, "" for a config file, and arm -> (config file, knobs), of the CONFIG
+    of a command line. Raises UserError."""
     path, colon, name = argument.partition(".py:")
-    table = read_file(path + ".py" if colon else path)
-    if not colon and not any(isinstance(value, dict) for value in table.values()):
-        return {Path(path).stem: (path, [])}
+    values, table = read_file(path + ".py" if colon else path), Path(path).stem
+    if not colon and "arms" not in values:
+        return "", {table: (path, [])}
     try:
-        if "arms" not in table:  # a file of several tables
-            key, _, name = name.partition(":")
-            table = table[key]
-        base, arms = table["base"], table["arms"]
-        names = [name] if name else arms
-        return {n: (base, [f"--{key}={value}" for key, value in arms[n].items()]) for n in names}
-    except (KeyError, TypeError, AttributeError) as error:
+        if "arms" not in values:
+            table, _, name = name.partition(":")
+            values = values[table]
+        base, arms = values["base"], values["arms"]
+        names = [name] if name else [*arms]
+        if wrong := [n for n in names if not (isinstance(n, str) and NAME.fullmatch(n))]:
+            raise ValueError(f"{wrong[0]!r} cannot name a folder")
+        knobs = {n: [f"--{key}={value}" for key, value in arms[n].items()] for n in names}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = "no such name, or no table of base = 'FILE.py' and arms = {NAME: {key: value}}"
         raise UserError(f"{argument}: {what}: {error}") from error
+    return table, {n: (base, knobs[n]) for n in names}
 
 
 def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
@@ -61,12 +92,17 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
     does not compare with the reference."""
     arms: dict[str, Arm] = {}
     for argument in arguments:
-        for name, (path, changes) in read_arms(argument).items():
+        setting, found = read_arms(argument)
+        for name, (path, changes) in found.items():
             if name in arms:
                 raise UserError(f"{argument}: a second arm of the name {name}; rename one")
             try:
                 knobs = [*changes, *overrides]
-                arms[name] = Arm(name, path, knobs, *load_plan(load_config(path, knobs)))
+                for knob in knobs:
+                    if knob.removeprefix("--").partition("=")[0] in OUR_OWN:
+                        what = "not for a comparison, which has --seeds, --runs and --out"
+                        raise UserError(f"{knob}: {what}")
+                arms[name] = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -160,36 +196,139 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
                 raise UserError(f"{out_dir}: {what}")
             try:
                 cost = sum(rises([e for e in log if e["event"] == "prune"]))
-                row = {"arm": arm.name, "seed": seed, "prune_cost": cost}
-                row |= {key: log[-1][key] for key in list(COLUMNS)[2:-1]}
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{out_dir}: an event of its log is damaged: {error}") from error
-            found.setdefault(arm.name, {})[seed] = row
+                row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
+                found.setdefault(arm.name, {})[seed] = as_row(row)
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(f"{out_dir}: its log says no result: {error}") from error
     return found
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> int:
+def as_row(values: dict) -> dict:
+    """What runs.csv holds of them. Raises LookupError, TypeError, ValueError: a number is missing,
+    not finite or, from `val_loss` to `seconds`, not above 0."""
+    row = {key: kind(values[key]) for key, kind in COLUMNS.items()}
+    *above_0, cost = list(row.values())[2:]
+    if not (all(0 < x < math.inf for x in above_0) and math.isfinite(cost)):
+        raise ValueError("a number that is not finite, or not above 0")
+    return row
+
+
+def read_csv(path: Path) -> dict[str, Arms]:
+    """Setting -> its arms; "" where there is none. Raises UserError for other columns or cells, for
+    what is no row, and for a run that comes twice."""
+    settings: dict[str, Arms] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        try:
+            if lines.fieldnames not in (heads := ["setting", *COLUMNS], heads[1:]):
+                raise ValueError(f"the columns should be {', '.join(heads)}")
+            for line in lines:
+                arms, row = settings.setdefault(line.get("setting", ""), {}), as_row(line)
+                if None in line or row["seed"] in arms.setdefault(row["arm"], {}):
+                    raise ValueError("more cells than columns, or a run that comes twice")
+                arms[row["arm"]][row["seed"]] = row
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{path}: line {lines.line_num}: {error}") from error
+    return settings
+
+
+def write(path: Path, setting: str, arms: Arms) -> None:
+    """Put a setting into runs.csv, whose folder is made. Raises UserError where that would lose a
+    run of it."""
+    settings = read_csv(path) if path.exists() else {}
+    for arm, runs in settings.get(setting, {}).items():
+        for seed, row in runs.items():
+            if (ours := arms.get(arm, {}).get(seed, {}).get("val_loss", "none")) != row["val_loss"]:
+                what = f"holds {arm}, seed {seed}, val_loss={row['val_loss']}; this call has {ours}"
+                way = "name its arm as well, put its value back, or give another --out"
+                raise UserError(f"{path}: {what}; {way}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = csv.writer(file := io.StringIO(), lineterminator="\n")
+    lines.writerow(["setting", *COLUMNS])
+    for name, of_setting in (settings | {setting: arms}).items():
+        rows = [row for runs in of_setting.values() for row in runs.values()]
+        lines.writerows([name, *row.values()] for row in rows)
+    write_text(path, file.getvalue())
+
+
+def t_test(differences: list[float]) -> float:
+    """Two-sided p of a paired t-test: how likely so large a mean is by chance; nan below 2."""
+    if len(differences) < 2:
+        return math.nan
+    df, middle = len(differences) - 1, mean(differences)
+    noise = df * stdev(differences) ** 2
+    share = noise / (noise + (df + 1) * middle**2) if middle else 1  # df / (df + Student's t ** 2)
+    return float(betainc(df / 2, 0.5, 0, share, regularized=True))
+
+
+def paired(runs: dict[int, dict], base: dict[int, dict]) -> list[float]:
+    """The differences in loss of two arms, on the seeds that both have."""
+    return [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def table(arms: Arms, reference: str) -> str:
+    """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
+    the reference on the seeds that both have, with its p-value; lowest difference first."""
+    lines = {}  # each with the difference
+    for arm, runs in arms.items():
+        loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
+        params, tokens, flops, seconds, cost = map(mean, others)
+        pairs = paired(runs, arms[reference])
+        against = f"{mean(pairs):+.4f}" if pairs and arm != reference else ""
+        if against and len(pairs) > 1:
+            against += f" ({t_test(pairs):.2g})"
+        line = f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} "
+        line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
+        lines[line] = mean(pairs) if pairs else math.inf
+    heads = f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
+    text = [f"{heads}| parameters | tokens | FLOPs | seconds | prunes cost |", "| --- " * 10 + "|"]
+    text += sorted(lines, key=lines.get)
+    if all(len(runs) == 1 for runs in arms.values()):
+        text += ["", "One seed: no difference in this table proves anything."]
+    elif len({tuple(sorted(runs)) for runs in arms.values()}) > 1:
+        text += ["", "Arms have different seeds: compare the differences, not the losses."]
+    return "\n".join(text) + "\n"
+
+
+def print_tables(settings: dict[str, Arms], reference: str) -> None:
+    """One for each setting that has the reference. Raises UserError where none has it."""
+    tables = {name: table(arms, reference) for name, arms in settings.items() if reference in arms}
+    if not tables:
+        arms = {arm: 0 for arms in settings.values() for arm in arms}
+        raise UserError(f"--reference={reference}: not among the arms {', '.join(arms)}")
+    print("\n".join(f"{name}\n\n{text}" if name else text for name, text in tables.items()), end="")
+
+
+@command
+def main(argv: list[str]) -> int:
+    parser = ArgumentParser(description=__doc__)
     parser.allow_abbrev = False  # what is no option is a knob
-    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG")
     parser.add_argument("--out", type=expanded, required=True, help="folder of the results")
-    parser.add_argument("--runs", type=expanded, help="of the runs; default: out/ and its name")
+    parser.add_argument("--runs", type=expanded, help="of the runs; default: out/, its name, table")
     parser.add_argument("--seeds", type=seed_range, default="3", help="5: 1 to 5; or 21-30")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--reference", default="idea", help="the arm that others are compared to")
     args, knobs = parser.parse_known_args(argv)
-    for knob in knobs:
-        if knob.removeprefix("--").partition("=")[0] in NOT_SAVED | {"seed"}:
-            raise UserError(f"{knob}: not for a comparison, which has --seeds, --runs and --out")
-    read_results(args.out)  # before hours of runs: what is no result stays there
+    path = args.out / "runs.csv"
+    if not args.configs:
+        print_tables(read_csv(path), args.reference)
+        return 0
+    if path.exists():
+        read_csv(path)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
-    folder = args.runs or Path("out") / args.out.name
+    setting = next((arm.setting for arm in arms if arm.setting), "")
+    folder = args.runs or Path("out") / args.out.name / setting
     collect(arms, folder)  # what is done must be of these arms
     good = train_all(arms, args.seeds, folder, args.jobs)
     found = collect(arms, folder)
     if args.reference in found:  # what is done is written
-        write(args.out, found)
-        report(args.out, args.reference)
+        write(path, setting, found)
+        print_tables({setting: found}, args.reference)
     return 0 if good else 1
 
 

@@ -4,15 +4,15 @@ OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: doc
 """
 
 import math
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import UserError
+from data import UserError, command
 from data.tokenizer import encode_bytes
-from tools import ArgumentParser, expanded, program
-from tools.load import Trained, load_trained
+from tools import Trained, expanded, load_trained
 
 
 @torch.no_grad()
@@ -29,12 +29,14 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
         end = min(start + T, n)
         logits = model(tokens[max(0, end - T) : end][None])[0, start - end :]  # (new, vocab_size)
         nats += F.cross_entropy(logits.float(), tokens[start + 1 : end + 1], reduction="sum").item()
-    metrics = {"nats per token": nats / n, "perplexity per token": math.exp(nats / n)}
+    perplexity = math.exp(nats / n) if nats / n < 709 else math.inf  # past the largest float
+    metrics = {"nats per token": nats / n, "perplexity per token": perplexity}
     return metrics | {"bits per byte": nats / math.log(2) / len(text)}
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     args = parser.parse_args(argv)

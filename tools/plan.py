@@ -4,12 +4,14 @@ Of each phase, from shapes alone; and of the final shape from scratch. Hours and
 work: training, what is computed again (`recompute`), and the products of Muon, which each GPU does
 on its own. Where the data is not there yet, GPT-2's vocabulary is assumed."""
 
+from argparse import ArgumentParser
+
+from data import command
 from model import GPTConfig
 from run import cost
 from run.config import Config, check_ranks, load_config, micro_batch
 from run.out_dir import compact
-from tools import ArgumentParser, number, positive, program
-from tools.load import load_plan
+from tools import load_plan, number, positive
 
 # The makers' figures: dense bfloat16 FLOP/s, bytes of memory
 GPUS = {"a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9)}
@@ -59,8 +61,9 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str, mfu: float) -> str
     return text + f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.allow_abbrev = False  # what is no option is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)

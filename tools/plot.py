@@ -3,17 +3,84 @@
 Loss, widths and learning rate over tokens, one colour a run, go to the first OUT_DIR, as run.png,
 units.png or run.gif, unless --to names another file. With --animate, a .png shows the end alone."""
 
+import math
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 
+from data import command
 from run import UserError
-from tools import ArgumentParser, expanded, program
-from tools.figures import along, by_name, open_figure, prunes_by_layer, rises, widths
-from tools.film import NAMES, RED, draw_film
+from run.out_dir import compact, read_log
+from tools import expanded
 
 # Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
 LINES = "-", "--", "-.", ":"
+NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
+BLUE, RED = "#4c8cd9", "#e54c4c"
+# The film
+CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
+CAPTIONS["recover"] = "What is left recovers"
+GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
+GREY = (0.5, 0.5, 0.5, 0.25)
+
+
+def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
+    """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
+    events = read_log(out_dir)
+    log = {name: [e for e in events if e["event"] == name] for name in ("step", "eval", "prune")}
+    for name in ("step", "eval", "prune")[: 2 + pruned]:
+        if not log[name]:
+            raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
+    return log
+
+
+def along(events: list[dict], key: str = "tokens") -> list:
+    return [e[key] for e in events]
+
+
+def rises(prunes: list[dict]) -> list[float]:
+    """What each prune added to the loss, in nats per token."""
+    return [e["loss_after"] - e["loss_before"] for e in prunes]
+
+
+def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
+    """x and y of a curve: where each width of a kind begins, in tokens or FLOPs, and the width. The
+    last width comes twice, the second time at the end of the run."""
+    prunes = [e for e in log["prune"] if e["kind"] == kind]
+    first = prunes[0]["width_before"] if prunes else log["step"][0][kind]
+    y = [first, *along(prunes, "width_after")]
+    return [0, *along(prunes, x), log["step"][-1][x]], [*y, y[-1]]
+
+
+def prunes_by_layer(log: dict[str, list[dict]]):
+    """Each prune with two lists: the layer of each group that it cut, [0] for one group of all
+    layers; and the layers that went. Layers keep the numbers that they had at first."""
+    layers = list(range(widths(log, "n_layer")[1][0]))
+    in_layers: dict[str, bool] = {}  # kind -> whether each layer has a group of it
+    for e in log["prune"]:
+        in_layers.setdefault(e["kind"], len(e["removed"]) == len(layers))
+        gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
+        yield e, layers if in_layers[e["kind"]] else [0], gone
+        layers = [layer for layer in layers if layer not in gone]
+
+
+def open_figure(rows: int, columns: int, **settings):
+    """A figure and its axes over tokens, (rows, columns). Raises UserError without matplotlib."""
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter
+    except ModuleNotFoundError as error:
+        raise UserError(f"no figure: {error}; pip install -r requirements-extra.txt") from error
+    plt.switch_backend("Agg")
+    plt.rcParams.update({"font.size": 9})
+    settings = {"sharex": "col", "squeeze": False, "constrained_layout": True} | settings
+    figure, axes = plt.subplots(rows, columns, **settings)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25, lw=0.5)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M, 2M
+    return figure, axes
 
 
 def draw(out_dirs: list[Path], x: str = "tokens"):
@@ -86,8 +153,98 @@ def draw_units(out_dir: Path):
     return figure
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Tokens, and kind -> the states of its units, (groups, width at first), for each image: of 60
+    steps or so; at a prune, of what goes where it stands, and of the others closed up."""
+    prunes, moments, units = list(prunes_by_layer(log)), [], {}
+    n_layer, steps = widths(log, "n_layer")[1][0], along(log["step"])
+    for e, layers, _ in prunes:
+        shape = 1 if layers == [0] else n_layer, e["width_before"]
+        units.setdefault(e["kind"], np.full(shape, USED))
+    for now in sorted({*steps[-1 :: -math.ceil(len(steps) / 60)], *along(log["prune"])}):
+        units = {kind: states.copy() for kind, states in units.items()}
+        for e, layers, gone in [prune for prune in prunes if prune[0]["tokens"] == now]:
+            for layer, removed in zip(layers, e["removed"]):
+                units[e["kind"]][layer, removed] = CHOSEN
+            for states in (u for u in units.values() if len(u) > 1):
+                states[gone] = np.minimum(states[gone], CHOSEN)  # a layer goes with its units
+        moments.append((now, units))
+        if now in along(log["prune"]):
+            units = {k: -np.sort(-np.where(u == CHOSEN, GONE, u)) for k, u in units.items()}
+            moments += [moments[-1], (now, units)]
+    return moments
+
+
+def draw_moment(panels, log: dict, now: int, units: dict[str, np.ndarray]) -> None:
+    """Draw a run after `now` tokens. panels: a title, each kind of unit, rate and loss."""
+    from matplotlib.colors import to_rgba_array
+
+    title, *kinds, rate, loss = panels
+    for panel in panels:
+        panel.clear()
+        panel.axis("off")
+    past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
+    x, prunes, n = along(log["step"]), along(past["prune"]), max(1, len(past["step"]))
+    step = log["step"][n - 1]
+    title.set_title(CAPTIONS["prune" if now in prunes else step["phase"]], size=24, weight="bold")
+    title.set_title(f"{compact(now)} tokens", loc="right")
+    kinds[0].set_title(f"{compact(step['params'])} parameters", loc="right")
+    for panel, (kind, states) in zip(kinds, units.items()):
+        groups, width = states.shape
+        lines = math.gcd(width, 8) if width > 64 else 1  # of cells, for each group
+        cells = states.reshape(groups, -1, lines).swapaxes(1, 2)  # (groups, lines, cells of a line)
+        cells = np.pad(cells, ((0, 0), (0, 1), (0, 0)), constant_values=GAP)
+        colors = to_rgba_array((GREY, RED, BLUE, "none"))[cells.reshape(-1, width // lines)[:-1]]
+        panel.imshow(colors, aspect="auto", interpolation="nearest")
+        used = states == USED
+        where = NAMES.get(kind, kind) + f", {used.any(1).sum()} layers" * (groups > 1)
+        panel.set_title(f"{where}: {used.sum(1).max()} of {width}")
+    rate.plot(x, lr := along(log["step"], "lr"), color=GREY)
+    rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
+    rate.vlines(prunes, 0, 1, color=RED, lw=1.5, zorder=0, transform=rate.get_xaxis_transform())
+    rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
+    # On the same batches around each prune; after the last one, on the whole split
+    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
+    y = losses[: 2 * len(prunes)] + along(evals, "val_loss")
+    label = f"validation: {y[-1]:.2f}" if y else "validation"
+    loss.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
+    loss.plot([*np.repeat(prunes, 2), *along(evals)], y, color=BLUE, label=label)
+    loss.set(xlim=(0, x[-1]), ylim=(min(losses + along(log["step"], "loss")), max(losses) + 0.35))
+    added = round(sum(rises(past["prune"])), 2) + 0.0  # no -0
+    loss.set_title(f"loss, nats; prunes change it by {added:+.2f}")
+    loss.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+
+
+def draw_film(out_dir: Path, moving: bool) -> list:
+    """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
+    log = by_name(out_dir, pruned=True)
+    moments, images = moments_of(log), []
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in moments[0][1].values()), 0.6, 2]
+    ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
+    size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
+    figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
+    from matplotlib import rc_context
+    from PIL import Image
+
+    style = {"text.color": ink, "axes.titlesize": 18, "axes.titlelocation": "left"}
+    style |= {"lines.linewidth": 2.5, "lines.markersize": 8}
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
+    for moment in moments[::-1] if moving else moments[-1:]:
+        with rc_context(style):
+            draw_moment(axes[:, 0], log, *moment)
+        figure.canvas.draw()
+        figure.set_layout_engine("none")  # all moments keep the places of the last one
+        images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
+    if moving:  # one palette for all: a small file
+        palette = images[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
+        images = [image.quantize(palette=palette, dither=0) for image in images]
+    return images
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dirs", type=expanded, nargs="+", metavar="OUT_DIR")
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()

@@ -6,15 +6,17 @@ The model sees the last context_length tokens; each new token is one forward pas
 
 import codecs
 import os
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from data import command
 from data.tokenizer import encode_bytes
-from tools import ArgumentParser, expanded, number, program
-from tools.load import Trained, load_trained
+from run import UserError
+from tools import Trained, expanded, load_trained, number
 
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
@@ -28,19 +30,24 @@ def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
 
 @torch.no_grad()
 def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
-    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`."""
+    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`. Raises
+    UserError where the logits are not finite."""
     device, T = trained.model.embed.weight.device, trained.model.config.context_length
     for _ in range(n):
         logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
-        token = draw_token(logits[0, -1, : trained.tokenizer.n_vocab].cpu(), *choice)
+        logits = logits[0, -1, : trained.tokenizer.n_vocab].cpu()
+        if not logits.isfinite().all():
+            raise UserError("the logits of the model are not finite: has its training diverged?")
+        token = draw_token(logits, *choice)
         if token == trained.tokenizer.eot_token:
             return
         yield token
         tokens = [*tokens, token]
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--prompt", default="Fellow citizens of the Senate")
     parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")

@@ -13,11 +13,11 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
+from data import command
 from model import GPT
 from run.checkpoint import FORMAT
 from run.config import load_config
-from tools import command
-from tools.load import load_plan
+from tools import load_plan
 
 
 @command

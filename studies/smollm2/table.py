@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
+from data import command
 from data.prepare import VAL_FRACTION, is_validation
 from prune import CRITERIA, Pruner
 from run.checkpoint import load_weights
 from run.config import load_config
 from run.out_dir import read_log
 from studies.smollm2.lambada import accuracy, read_lambada
-from tools import command
+from tools import Trained, load_trained
 from tools.evaluate import judge_text
-from tools.load import Trained, load_trained
 from train import main as main_of_train
 
 HERE = Path(__file__).parent

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from data import command
 from run.config import Config, enlarged_shape
 from run.cost import n_parameters
 from run.machine import Machine
-from tools import command
 from tools.bench import Step, race
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
