@@ -4,14 +4,15 @@ One HTML file, OUT_DIR/page.html, has all that it needs inside. With OTHER, that
 tools/page.html is the page without the runs."""
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 
-from data import UserError
+from data import UserError, command
 from model import KINDS, SLICES
 from run.config import load_config
 from run.out_dir import read_log
 from schedule import Schedule
-from tools import ArgumentParser, expanded, program
+from tools import expanded
 
 KNOBS = ("max_steps", "learning_rate", "min_lr_fraction", "warmup_steps", "lr_restart")
 KNOBS += ("prune_schedule", "prune_start", "prune_end", "prune_every", "n_head", "head_dim", *KINDS)
@@ -51,19 +52,18 @@ def read_run(out_dir: Path) -> dict:
 def page_of(runs: list[dict]) -> str:
     """The HTML of one or two runs."""
     data = json.dumps(runs, separators=(",", ":")).replace("<", "\\u003c")  # no name ends a script
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return page.replace("/*RUNS*/", data)
+    return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("/*RUNS*/", data)
 
 
-@program
-def main(parser: ArgumentParser, argv: list[str]) -> None:
+@command
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out_dir", type=expanded, metavar="OUT_DIR")
     parser.add_argument("other", type=expanded, nargs="?", metavar="OTHER")
     args = parser.parse_args(argv)
     runs = [read_run(out_dir) for out_dir in (args.out_dir, args.other) if out_dir]
-    path = args.out_dir / "page.html"
-    path.write_text(page_of(runs), encoding="utf-8")
-    print(path)
+    (args.out_dir / "page.html").write_text(page_of(runs), encoding="utf-8")
+    print(args.out_dir / "page.html")
 
 
 if __name__ == "__main__":
