@@ -70,7 +70,7 @@ def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
     of a command line. Raises UserError."""
     path, colon, name = argument.partition(".py:")
     values, table = read_file(path + ".py" if colon else path), Path(path).stem
-    if not colon and "arms" not in values:
+    if not colon and not any(isinstance(value, dict) for value in values.values()):
         return "", {table: (path, [])}
     try:
         if "arms" not in values:
