@@ -37,7 +37,7 @@ KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
 SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
-EXERCISE_8 = "tokens/speeches_36", "restart/speeches_142"
+EXERCISE_7 = "tokens/speeches_36", "restart/speeches_142"
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
@@ -119,8 +119,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    for *_, setting, pairs in small_model_tests():  # exercise 8
-        for d in pairs.values() if setting in EXERCISE_8 else ():
+    for *_, setting, pairs in small_model_tests():  # exercise 7
+        for d in pairs.values() if setting in EXERCISE_7 else ():
             leader = "IDEA" if mean(d) > 0 else "small model"
             assert f"|{leader} by {abs(mean(d)):.3f} ({t_test(d):.2f})|" in COURSE
     words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
