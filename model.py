@@ -44,18 +44,15 @@ class GPTConfig:
 # Kind of unit -> where a block holds its units.
 SLICES = {
     "d_ff": (Slice("ffn.gate.weight", 0), Slice("ffn.up.weight", 0), Slice("ffn.down.weight", 1)),
-    "n_kv_head": (
-        Slice("attention.q.weight", 0), Slice("attention.k.weight", 0),
-        Slice("attention.v.weight", 0), Slice("attention.o.weight", 1),
-    ),
+    "n_kv_head": (Slice("attention.q.weight", 0), Slice("attention.k.weight", 0),
+                  Slice("attention.v.weight", 0), Slice("attention.o.weight", 1)),
     # A channel of the stream; it is also in `norm` and the embeddings: see groups(). To remove
     # a channel is not the same as to set it to zero: the norms take their mean over fewer channels
     "d_model": (
         Slice("attention_norm.weight", 0), Slice("attention.q.weight", 1),
         Slice("attention.k.weight", 1), Slice("attention.v.weight", 1),
         Slice("attention.o.weight", 0), Slice("ffn_norm.weight", 0),
-        Slice("ffn.gate.weight", 1), Slice("ffn.up.weight", 1), Slice("ffn.down.weight", 0),
-    ),
+        Slice("ffn.gate.weight", 1), Slice("ffn.up.weight", 1), Slice("ffn.down.weight", 0)),
 }  # fmt: skip
 KINDS = (*SLICES, "n_layer")  # every kind, by the name of its width in GPTConfig
 
@@ -98,7 +95,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    # Two views: with one, torch.compile takes head_dim for a dynamic size (run/forward.py)
+    # One view would do, but from it torch.compile concludes that head_dim varies as heads do
     return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -166,11 +163,10 @@ class GPT(nn.Module):
     @property
     def config(self) -> GPTConfig:
         """The shape of the model as it is now."""
-        each = {(len(b.ffn.gate.weight), len(b.attention.k.weight)) for b in self.blocks}
-        ((d_ff, kv_width),) = each  # all layers are equally wide
-        widths = {"d_ff": d_ff, "n_kv_head": kv_width // self.initial_config.head_dim}
-        widths |= {"d_model": len(self.norm.weight), "n_layer": len(self.blocks)}
-        return replace(self.initial_config, **widths)
+        block = self.blocks[0]  # all layers are equally wide
+        widths = {"d_ff": len(block.ffn.gate.weight), "d_model": len(self.norm.weight)}
+        widths["n_kv_head"] = len(block.attention.k.weight) // self.initial_config.head_dim
+        return replace(self.initial_config, **widths, n_layer=len(self.blocks))
 
     def init_weights(self) -> None:
         """Normal, std 0.02, as in GPT-2. The projections that write to the residual stream, two in
@@ -191,6 +187,10 @@ class GPT(nn.Module):
         x = self.embed(tokens)  # (B, T, d_model)
         for block in self.blocks:
             x = block(x, cos, sin)
+        return self.head(x, targets)
+
+    def head(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        """What forward does after the blocks; a method, so that it can be compiled as they are."""
         logits = self.unembed(self.norm(x))  # (B, T, vocab_size)
         if targets is None:
             return logits

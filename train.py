@@ -123,6 +123,8 @@ def train(asked: Config, files: ExitStack) -> int:
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # the loop may be empty
     val_loss, stopping = None, 0.0
+    part = c.batch_size, c.seed, machine.rank, machine.ranks  # this rank's of each batch
+    batch = data.batch(step + 1, *part)
     for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
@@ -143,10 +145,10 @@ def train(asked: Config, files: ExitStack) -> int:
                     before = after
 
         # Forward and backward
-        batch = data.batch(step, c.batch_size, c.seed, machine.rank, machine.ranks)
         tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
         loss = forward_and_backward(forward, tokens, targets, teacher)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        batch = data.batch(step + 1, *part)  # while the GPU computes
 
         # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
         # a signal: then all stop. Here the CPU waits for the GPU

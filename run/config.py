@@ -36,7 +36,7 @@ class Config:
     batch_size: int = 32  # sequences per step, over all ranks and micro batches
     micro_batch_size: int = 0  # sequences per rank in one forward pass; 0: all of the rank's share
     context_length: int = 128  # tokens per sequence
-    recompute: bool = False  # activations in the backward pass: a third more work, less memory
+    recompute: str = "none"  # in the backward pass, for memory: none, cheap (no products) or all
     # Optimizer
     optimizer: str = "muon"  # of the blocks' matrices: muon or adamw; of the rest: adamw
     learning_rate: float = 8e-3  # the peak
@@ -89,6 +89,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),
     "compile": ("auto", "on", "off"),
+    "recompute": ("none", "cheap", "all"),
     "optimizer": ("muon", "adamw"),
     "criterion": CRITERIA,
     "prune_schedule": SCHEDULES,
@@ -201,6 +202,8 @@ def set_key(values: dict, key: str, value: object, where: str) -> None:
         way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
         own = "" if where == "command line" else "; a name of your own starts with _"
         raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}{own}")
+    if key == "recompute":  # once True or False, as is `--recompute` alone
+        value = {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
     kind = TYPES[key]
     if type(value) is not kind and (kind, type(value)) != (float, int):
         raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")
@@ -241,7 +244,8 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")
         kind = TYPES.get(key)
-        if not argument.startswith("--") or not (equals or kind in (bool, None)):
+        alone = kind in (bool, None) or key == "recompute"
+        if not argument.startswith("--") or not (equals or alone):
             raise UserError(f"command line: {argument!r} is not of the form --key=value")
         if kind is bool:
             value = value.capitalize() if equals else "True"

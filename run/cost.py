@@ -1,12 +1,25 @@
-"""What a run costs, known before step 1: parameters, FLOPs, memory."""
+"""What a run costs, known before step 1: parameters, FLOPs, memory; and what cards can do."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import torch
+
 from model import GPTConfig
-from run.config import Config, enlarged_shape
+from run.config import CHOICES, Config, enlarged_shape
 from schedule import Schedule
+
+# The makers' figures, dense bfloat16 FLOP/s and bytes/s of memory; and bytes that CUDA finds there
+GPUS = {"a100": (312e12, 2.04e12, 85e9), "h200": (989e12, 4.8e12, 150e9)}
+GPUS |= {"h100 pcie": (756e12, 2.04e12, 85e9), "h100": (989e12, 3.35e12, 85e9)}
+GPUS |= {"4090": (165e12, 1.01e12, 25e9)}
+
+
+def card_of(device: torch.device) -> str:
+    """The key in GPUS of this device; "" if it is not there."""
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    return next((key for key in GPUS if key in name), "")
 
 
 def block_matrices(shape: GPTConfig) -> list[tuple[int, int]]:
@@ -43,50 +56,56 @@ def flops_per_token(shape: GPTConfig) -> int:
 
 
 def muon_flops(shape: GPTConfig) -> int:
-    """FLOPs of Muon's products in a step, which every rank does. Of an (n, m) matrix x, each of
-    five iterations multiplies x x^T, the (n, n) result by itself, and that by x."""
+    """FLOPs of Muon's products in a step. Each of five iterations multiplies an (n, m) matrix x by
+    its transpose, the (n, n) result by itself, and that by x."""
     return shape.n_layer * sum(5 * 2 * n * n * (m + n + m) for n, m in block_matrices(shape))
 
 
 def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None = None) -> dict:
     """Bytes of a process's tensors, `state` and `activations`, at the peak of a step of several
     micro batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at
-    most. With dtype "auto", products are in bfloat16. Muon's own products are left out: they matter
-    only where batches are tiny. On a CPU, bfloat16 takes more, as model.py writes attention out."""
-    lower, n = c.dtype != "float32", n_parameters(shape)
+    most. With dtype "auto", products are in bfloat16, and only with compile "on" is it compiled.
+    Muon's own products are left out: they matter only where batches are tiny. On a CPU, bfloat16
+    takes more, as model.py writes attention out."""
+    compiled, lower, n = c.compile == "on", c.dtype != "float32", n_parameters(shape)
     e = 2 if lower else 4  # bytes of a number in the matrix products
-    tokens = rows * shape.context_length
-    # What the backward pass needs of a block. Two norms: input and normalized input in float32,
-    # and the output, of which autocast makes a copy for each of the five matrices that read it
-    norms = (2 * 2 * 4 + (5 if lower else 2) * e) * shape.d_model
-    attention = 5 * e * shape.n_head * shape.head_dim  # q, k, v, the output, its copy for o
-    ffn = 4 * e * shape.d_ff  # gate, up, silu(gate), and the product that down reads
-    block = tokens * (norms + attention + ffn)
-    passing = 12 * tokens * shape.vocab_size  # log-softmax and two gradients, all in float32
-    gradients = tokens * 2 * e * shape.d_ff  # of the FFN's inner activations
-    if c.recompute:  # the input of each block is kept; of one block at a time, the rest is there
-        kept, passing = 4 * tokens * shape.d_model * shape.n_layer, max(passing, block + gradients)
-    else:
-        kept, passing = block * shape.n_layer, max(passing, gradients)
+    tokens, head, d_ff = rows * shape.context_length, shape.vocab_size * shape.d_model, shape.d_ff
+    d_model, q, kv = shape.d_model, shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim
+    # What the backward pass needs of a block and token. Compiled: the inputs of both norms, in
+    # float32, and their outputs; q, k, v and the output of attention; gate, up and their product
+    full = (2 * 4 + 2 * e) * d_model + 4 * e * q + 3 * e * d_ff
+    if not compiled:  # and the normalized inputs, copies for the matrices that read, and silu(gate)
+        full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * q + e * d_ff
+    products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
+    kept = {"none": full, "cheap": 4 * d_model + products, "all": 4 * d_model}[c.recompute]
+    # What passes: the rest of a block and two gradients in its FFN, or of the head, where it is
+    # eager, log-softmax and two gradients in float32
+    block, logits = tokens * (full - kept + 2 * e * d_ff), tokens * 12 * shape.vocab_size
     state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
+    if compiled:  # a gradient a logit; and gradients and casts of one block's or the head's weights
+        weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
+        block += (4 + casts) * weights
+        logits = tokens * e * shape.vocab_size + (4 + casts) * head
+        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)
     if c.optimizer == "muon":  # it has one
         state -= 4 * block_weights(shape)
     if teacher:  # its weights; its distribution, in float32
         state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
-    return {"state": state, "activations": kept + passing}
+    return {"state": state, "activations": tokens * kept * shape.n_layer + max(block, logits)}
 
 
 def knobs_that_fit(
     c: Config, shape: GPTConfig, teacher: GPTConfig | None, room: float, ranks: int
 ) -> str:
-    """The knobs with which a step fits into `room` bytes of each rank: the largest micro batch, and
-    `recompute` if none fits without; "" if none fits at all."""
-    share = c.batch_size // ranks
-    for recompute in sorted({c.recompute, True}):
+    """The knobs with which a step fits into `room` bytes of each rank: the least `recompute`, from
+    what it is on, and with it the largest micro batch; "" if none fits at all."""
+    share, ways = c.batch_size // ranks, CHOICES["recompute"]
+    for recompute in ways[ways.index(c.recompute) :]:
         less = replace(c, recompute=recompute)
         for n in range(share, 0, -1):
             if share % n == 0 and sum(memory_of(less, shape, n, teacher).values()) <= room:
-                return f"--micro_batch_size={n}" + " --recompute" * (recompute and not c.recompute)
+                more = f" --recompute={recompute}" if recompute != c.recompute else ""
+                return f"--micro_batch_size={n}{more}"
     return ""
 
 

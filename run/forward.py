@@ -1,5 +1,6 @@
 """The model as a training step calls it: compiled, recomputed, under torchrun in DDP."""
 
+import logging
 import os
 import sys
 import warnings
@@ -11,32 +12,37 @@ from textwrap import shorten
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from model import GPT, SLICES
+from prune import Slice
 from run.config import Config, micro_batch
 from run.cost import Plan
 from run.machine import Machine, out_of_memory
 
+# What costs more to compute again than to keep: matrix products, and attention in any kernel
+KERNELS = "flash_attention", "cudnn_attention", "efficient_attention", "flash_attention_for_cpu"
+PRODUCTS = ["mm", "bmm", *(f"_scaled_dot_product_{kernel}" for kernel in KERNELS)]
+
 
 class Forward:
     """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
-    of a step. `compiled`: whether the blocks are. Raises UserError as `wrap` does. An empty pass is
-    forward and backward with a loss of 0. Blocks are compiled in one. And under torchrun two come
-    before the first step and after each prune: DistributedDataParallel sorts its buckets after its
-    first backward pass, by the order in which gradients came. So every step that counts, also the
-    first of a run that resumes, adds the ranks' gradients in one order."""
+    of a step. `compiled`: whether the model is. Raises UserError as `wrap` does."""
 
     def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine):
         self.model, self.wrapped, self.machine = model, model, machine
         self.micro_batch_size, self.context_length = micro_batch(c, machine.ranks), c.context_length
         self.compiled = choose_compile(c, machine.device, plan)
-        if self.compiled:
-            compile_blocks(model, plan.schedule.widths)
-        if c.recompute:  # the forward pass in the backward pass (gradient checkpointing)
+        if c.recompute != "none":  # keep the inputs of blocks only (gradient checkpointing)
+            how = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn in them
+            if c.recompute == "cheap":  # and products
+                keep = [getattr(torch.ops.aten, name).default for name in PRODUCTS]
+                how["context_fn"] = partial(create_selective_checkpoint_contexts, keep)
+                logging.getLogger("torch._higher_order_ops.wrap").setLevel("ERROR")  # a false alarm
             for block in model.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if self.compiled:
+                block.forward = partial(checkpoint, block.forward, **how)
+        if self.compiled:  # around what is recomputed, so that one graph holds both
+            compile_training(model, plan.schedule.widths)
             self.keep_compiled()
         self.wrap()
 
@@ -59,8 +65,11 @@ class Forward:
         self.wrap()
 
     def wrap(self) -> None:
-        """Under torchrun, put the parameters of now into a new DistributedDataParallel. Raises
-        UserError where the ranks hold different weights: they would train no model at all."""
+        """Under torchrun, put the parameters of now into a new DistributedDataParallel. After its
+        first backward pass it sorts its buckets by the order in which gradients came. Two empty
+        passes have that done before any step counts, so the first step of a run that resumes adds
+        the ranks' gradients in the same order as all others. Raises UserError where the ranks hold
+        different weights: they would train no model at all."""
         if not self.machine.launched:
             return
         self.machine.check_same(self.model)
@@ -68,13 +77,14 @@ class Forward:
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
             self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **same)
-        for _ in range(2):  # DDP sorts its buckets between them, when no gradient lies in one
+        for _ in range(2):  # it sorts between them, when no gradient lies in a bucket
             self.model.zero_grad()
             self.empty_pass()
         # All gradients lie in the buckets from then on: DDP rounds where it copies one in
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
+        """Forward and backward with a loss of 0, for what torch does in its first pass."""
         shape = self.micro_batch_size, self.context_length
         tokens = torch.zeros(shape, dtype=torch.long, device=self.machine.device)
         (0 * self(tokens, tokens)).backward()
@@ -106,29 +116,31 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
     return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
 
 
-def compile_blocks(model: GPT, kinds: Container[str]) -> None:
-    """Compile the blocks for training. One graph serves all blocks, which are alike, and all widths
-    of these kinds above 1, so a prune does not compile anything again. In eval mode, where
-    batches have other shapes, blocks stay as they are."""
+def compile_training(model: GPT, kinds: Container[str]) -> None:
+    """Compile the blocks and the head for training. One graph serves all blocks, which are alike,
+    and each graph serves all widths of these kinds above 1, so a prune does not compile anything
+    again. In eval mode, where batches have other shapes, the model stays as it is."""
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
-    slices = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
 
-    def switched(block: nn.Module) -> Callable:
-        eager, compiled = block.forward, torch.compile(block.forward)
+    def switched(module: nn.Module, eager: Callable, slices: list[Slice]) -> Callable:
+        compiled = torch.compile(eager)
 
-        def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            if not (model.compiled and block.training):
-                return eager(x, cos, sin)
+        def forward(x: Tensor, *others: Tensor) -> Tensor:
+            if not (model.compiled and module.training):
+                return eager(x, *others)
             for s in slices:  # each time: a prune makes new parameters
-                torch._dynamo.maybe_mark_dynamic(block.get_parameter(s.name), s.dim)
+                torch._dynamo.maybe_mark_dynamic(module.get_parameter(s.name), s.dim)
             if "d_model" in kinds:
                 torch._dynamo.maybe_mark_dynamic(x, 2)
-            return compiled(x, cos, sin)
+            return compiled(x, *others)
 
         return forward
 
     model.compiled = True
+    in_block = [s for kind in SLICES if kind in kinds for s in SLICES[kind]]
     for block in model.blocks:
-        block.forward = switched(block)
+        block.forward = switched(block, block.forward, in_block)
+    in_head = [Slice("norm.weight", 0), Slice("unembed.weight", 1)] if "d_model" in kinds else []
+    model.head = switched(model, model.head, in_head)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from model import GPT
@@ -29,7 +30,8 @@ class Muon(torch.optim.Optimizer):
     """Makes all singular values of an update nearly equal, and scales it to the usual size of
     AdamW's (2502.16982), so that one learning rate fits both. torch.optim.Muon does the same with
     adjust_lr_fn="match_rms_adamw", but always multiplies in bfloat16. A CPU without bfloat16
-    emulates that, many times slower than float32. dtype: of the products alone."""
+    emulates that, many times slower than float32. dtype: of the products alone. Ranks, whose
+    gradients are the same, share the products out."""
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
@@ -38,20 +40,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         (group,) = self.param_groups
-        lr, momentum = group["lr"], group["momentum"]
-        for params in stacks(group["params"]):
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            gradients = [p.grad for p in params]
-            averages = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_lerp_(averages, gradients, 1 - momentum)
-            ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's momentum
-            wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
-            updates = orthogonalize(torch.stack(wide).to(self.dtype)).to(params[0].dtype)
-            updates = [u if p.shape == u.shape else u.mT for p, u in zip(params, updates)]
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(params[0].shape)))
+        lr, alike = group["lr"], list(stacks(group["params"]))
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for turn in (alike[i : i + ranks] for i in range(0, len(alike), ranks)):
+            for owner, params in enumerate(turn):  # one stack for each rank
+                ahead = self.average(params, group["momentum"])
+                if owner == rank:
+                    wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
+                    mine = orthogonalize(torch.stack(wide).to(self.dtype))
+            for owner, params in enumerate(turn):
+                first, size = params[0], (len(params), *sorted(params[0].shape))
+                x = mine if owner == rank else first.new_empty(size, dtype=self.dtype)
+                if ranks > 1:
+                    dist.broadcast(x, owner)
+                updates = [u if u.shape == p.shape else u.mT for u, p in zip(x.to(first), params)]
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(first.shape)))
+
+    def average(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """Average the gradients into the state, which all ranks hold whole, so that rank 0 can save
+        it. Returns the averages after one more such step (Nesterov's momentum)."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        gradients = [p.grad for p in params]
+        averages = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, averages, momentum)
 
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:

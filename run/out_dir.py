@@ -22,7 +22,7 @@ from model import KINDS, GPTConfig
 from run import UserError
 from run.checkpoint import NAME, PREVIOUS, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, SHAPE, Config, need
-from run.cost import Plan, n_parameters
+from run.cost import GPUS, Plan, card_of, n_parameters
 from run.machine import Machine
 from run.teacher import Teacher
 
@@ -196,10 +196,14 @@ class OutDir:
         phase, params = self.plan.schedule.phase(step), n_parameters(shape)
         widths = {kind: getattr(shape, kind) for kind in KINDS}
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": round(speed)}
+        if card := card_of(self.machine.device):  # the share of its peak in bfloat16
+            flops = self.plan.token_flops(shape) * speed / self.machine.ranks
+            values["mfu"] = round(flops / GPUS[card][0], 4)
         self.write("step", step, **values, params=params, **widths, phase=phase)
         flops = self.plan.flops() - self.plan.flops(step)
         left = tqdm.format_interval(flops / (self.plan.token_flops(shape) * speed))
         pace = f"{compact(speed)} tok/s {compact(params)} parameters {left} left"
+        pace += f" MFU {values['mfu']:.0%}" if card else ""
         self.say(f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {pace} lr {lr:.1e} {phase}")
 
     def eval(self, step: int, val_loss: float) -> None:

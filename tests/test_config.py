@@ -46,6 +46,12 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
 
 
+def test_recompute_takes_what_it_once_was(tmp_path):
+    (tmp_path / "config.json").write_text('{"max_steps": 99, "recompute": true}')
+    assert load_config(str(tmp_path)).recompute == load("idea", "--recompute").recompute == "all"
+    assert load("idea_2.8b", "--recompute=False").recompute == "none"
+
+
 def test_what_is_not_there_is_a_config_that_was_meant_or_no_run(refused):
     refused("no such config file, .*mean configs/idea.py", "configs/idea")
     refused("no such config file, and no run; see con", "out/ieda", "--resume")

@@ -11,7 +11,7 @@ from helpers import ROOT, events, run
 from test_ranks import assert_close
 
 from model import KINDS
-from run.config import load_config, micro_batch
+from run.config import CHOICES, load_config, micro_batch
 from run.cost import memory_of
 from run.machine import Machine
 from tools import bench, load_plan
@@ -42,18 +42,19 @@ def test_the_default_run_in_bfloat16_ends_near_the_loss_of_the_readme(device, tm
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_a_compiled_run_has_one_graph_and_ends_like_one_on_the_cpu_that_is_not(
-    device, full_float32, toy, tmp_path, monkeypatch
+@pytest.mark.parametrize("recompute", CHOICES["recompute"])
+def test_a_compiled_run_has_one_graph_for_all_blocks_and_ends_like_one_on_the_cpu_that_is_not(
+    recompute, device, full_float32, toy, tmp_path, monkeypatch
 ):
     if device == "cpu":  # no C++ compiler is needed
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     eager, compiled = tmp_path / "eager", tmp_path / "compiled"
-    knobs = ("--shorter=3", "--n_kv_head_target=2")
+    knobs = ("--shorter=3", "--n_kv_head_target=2", f"--recompute={recompute}")
     assert run(toy, eager, *knobs) == 0
     torch._dynamo.reset()  # what another process would know
     torch._dynamo.utils.counters.clear()
     assert run(toy, compiled, *knobs, f"--device={device}", "--compile=on") == 0
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # and one for the head
     prunes = [[(e["kind"], e["removed"]) for e in events(o, "prune")] for o in (eager, compiled)]
     assert prunes[0] == prunes[1] and {kind for kind, _ in prunes[0]} == set(KINDS)
     assert_close(compiled, eager, 0 if device == "cpu" else TOLERANCE)
@@ -61,9 +62,10 @@ def test_a_compiled_run_has_one_graph_and_ends_like_one_on_the_cpu_that_is_not(
 
 @on_a_gpu
 @pytest.mark.parametrize("knobs", ["idea_gpt2.py --micro_batch_size=8", "idea_2.8b.py --n_layer=2"])
-def test_a_step_takes_the_memory_that_was_planned(device, knobs):
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_step_takes_the_memory_that_was_planned(device, compile, knobs):
     config, *knobs = knobs.split()
-    c = load_config(f"configs/{config}", [*knobs, f"--device={device}"])
+    c = load_config(f"configs/{config}", [*knobs, f"--device={device}", f"--compile={compile}"])
     c, plan = load_plan(c, missing=GPT2_VOCABULARY)
     planned = sum(memory_of(c, plan.enlarged, micro_batch(c, ranks=1)).values())
     machine = Machine(c)

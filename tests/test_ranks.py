@@ -111,6 +111,11 @@ events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[m
 changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 print(max(accumulate(changes)), file=sys.stderr)
 """
+COUNT = """
+import run.optimizer as optimizer
+calls, orthogonalize = [], optimizer.orthogonalize
+optimizer.orthogonalize = lambda x: calls.append(x) or orthogonalize(x)
+"""
 
 
 def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
@@ -118,7 +123,8 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
     knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute"]
     knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
     several = "assert len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')) >= 4"
-    ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
+    several += "; assert len(calls) <= 10, calls"  # of two or three in each of ten steps
+    ranks = {"ranks": 3, "before": SMALL_BUCKETS + COUNT, "after": several}
     whole, cut, one = (tmp_path / name for name in ("whole", "cut", "one"))
     run_ranks(processes, toy, whole, *knobs, **ranks)
     run_ranks(processes, toy, cut, *knobs, "--stop_after=7", **ranks)

@@ -18,12 +18,12 @@ from data import command
 from model import GPT, GPTConfig
 from prune import Pruner
 from run.config import Config, load_config, micro_batch
-from run.cost import Plan, flops_per_token, memory_of
+from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of
 from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
 from tools import load_plan, positive
-from tools.plan import GPT2_VOCABULARY, GPUS
+from tools.plan import GPT2_VOCABULARY
 
 
 class Step:
@@ -75,10 +75,8 @@ def matmul_peak(machine: Machine) -> float:
 def share(speed: float, limit: float, device: torch.device) -> str:
     """`speed` as a share of `limit`, and of the card's peak by its maker: the MFU. In FLOP/s."""
     text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
-    card = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    for name, (peak, _) in GPUS.items():
-        if name in card:
-            text += f"; MFU {speed / peak:.0%} ({name})"
+    if card := card_of(device):
+        text += f"; MFU {speed / GPUS[card][0]:.0%} ({card})"
     return text
 
 
@@ -86,7 +84,7 @@ def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
     """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
 
     def steps() -> None:
-        step = Step(c, shape, machine)
+        step = Step(c, shape, machine, c.compile)
         step(micro_batches=2), step(micro_batches=2)
 
     gc.collect()  # or what was there before counts when it goes
@@ -106,9 +104,12 @@ def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     machine, full = Machine(c), plan.shape(1)
     c, device = replace(c, dtype=machine.dtype_name), machine.device
-    planned = sum(memory_of(c, full, micro_batch(c, ranks=1)).values()) / 2**20
-    peak = peak_memory(c, full, machine) / 2**20
-    yield "peak memory", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
+    for compile in ("off", "on")[: 1 + (c.compile == "on")]:
+        so = replace(c, compile=compile)
+        planned = sum(memory_of(so, full, micro_batch(c, ranks=1)).values()) / 2**20
+        what = "peak memory, compiled" if compile == "on" else "peak memory"
+        peak = peak_memory(so, full, machine) / 2**20
+        yield what, f"{peak:.0f} MiB; planned {planned:.0f} MiB"
     wide, slim = (Step(c, shape, machine) for shape in (full, plan.final))
     t_wide, t_slim = race([wide, slim], repeats)
     limit, tokens = matmul_peak(machine), wide.batch[0].numel()
