@@ -3,24 +3,27 @@
 `python -m studies.results` draws results.png and studies/settings.png. All need matplotlib.
 """
 
+import math
 import sys
 from pathlib import Path
 from statistics import mean
 
 from data import command
 from schedule import Schedule, knobs
-from tools.plot import open_figure
+from tools.plot import BLUE, GREY, RED, open_figure
 
-BLUE, ORANGE, GREY, RED, GREEN = "#2f6fb7", "#d9730d", "#8b949e", "#e5484d", "#1f7a46"
+ORANGE = "#c85200"  # beside BLUE, for who cannot tell red from green
 # configs/idea.py in 1,000 steps, with the rate as a share of its peak; and the same with one prune
 # and a restart
 IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-# In results.png: a head, and which rows of studies/results.py stand under it (optimizer, pruned at)
-GROUPS = [("Muon, our optimizer", "Muon", "10 to 35%"), ("AdamW", "AdamW", "10 to 35%")]
-GROUPS += [("AdamW, pruned late", "AdamW", "50 to 75%")]
+# In results.png: an optimizer, and the rows of studies/results.py (tokens, pruned at) under it
+EARLY = "10 to 35%"
+ROWS = [("Muon", "16 to 18", EARLY, "few tokens"), ("Muon", "36 to 142", EARLY, "more tokens")]
+ROWS += [("AdamW", "142", EARLY, "more tokens"), ("AdamW", "570", EARLY, "many tokens")]
+ROWS += [("AdamW", "570", "50 to 75%", "many tokens, pruned late")]
 
 
 def method():
@@ -74,43 +77,31 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
     out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(11, 3.9), sharey=True)
-    names = [tuple(cells) for (compared, *cells), _ in rows if "same tokens" in compared]
-    lines: list = []  # from the top: a head, or what is compared
-    for head, *group in GROUPS:
-        lines += [head, *(name for name in names if [*name[1:]] == group)]
-    left = {"transform": tokens.get_yaxis_transform(), "va": "center", "ha": "right"}
-    tokens.text(-0.05, -0.9, "tokens per final parameter", color="0.35", **left)
-    for y, line in enumerate(lines):
-        weight, words = ("bold", line) if line not in names else (None, line[0])
-        tokens.text(-0.05, y, words, weight=weight, **left)
-    for panel, part, title in (
-        (tokens, "same tokens", "Same tokens: IDEA mostly leads,\nif it prunes early"),
-        (flops, "same FLOPs", "Same FLOPs:\nmostly, we cannot tell"),
-    ):
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 4.6), sharey=True)
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line through words
+    left = {"transform": tokens.get_yaxis_transform(), "ha": "right", "va": "center"}
+    for y, (optimizer, each, _, words) in enumerate(ROWS):
+        tokens.text(-0.04, y - 0.12, words, weight="bold", **left)
+        tokens.text(-0.04, y + 0.16, f"{each} for each parameter, {optimizer}", color="0.4", **left)
+    for panel, part in ((tokens, "same tokens"), (flops, "same FLOPs")):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
-        style = {"transform": panel.get_yaxis_transform(), "va": "center"}
-        for y, line in enumerate(lines):
-            if line not in found:
-                if line in names:
-                    panel.text(1.02, y, "not run", color=GREY, **style)
-                continue
-            e, color, verdict = found[line], GREY, "cannot tell"
+        for y, (optimizer, each, when, _) in enumerate(ROWS):
+            e, color, verdict = found[each, optimizer, when], "0.5", "no clear difference"
             if not e.low < 0 < e.high:
-                color, leader = (GREEN, "IDEA") if e.mean > 0 else (ORANGE, "small model")
-                verdict = f"{leader} by {abs(e.mean):.3f}"
-            panel.hlines(y, e.low, e.high, color=color, lw=2.5)
-            panel.plot(e.mean, y, "o", color=color)
-            verdict += f" ({len(e.tests)} setting{'s' * (len(e.tests) > 1)})"
-            panel.text(1.02, y, verdict, color=color, **style)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(lines) - 0.4, -0.6), yticks=[])
+                color, leader = (BLUE, "IDEA") if e.mean > 0 else (ORANGE, "small model")
+                size = f"{abs(e.mean):.3f} nats ({100 * math.expm1(abs(e.mean)):.1g}% perplexity)"
+                verdict = f"{leader} by {size}"
+            panel.hlines(y, e.low, e.high, color=color, lw=3)
+            face = "white" if e.low < 0 < e.high else color
+            panel.plot(e.mean, y, "o", ms=7, color=color, mfc=face, mew=2)
+            panel.text(-0.02, y - 0.32, verdict, color=color, ha="center", va="center", bbox=plain)
+        panel.set(xlim=(-0.08, 0.04), ylim=(len(ROWS) - 0.6, -0.6), yticks=[])
+        panel.set_xlabel("nats by which IDEA's loss ends lower\n(bar: 95% interval)")
         panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.set_xlabel("IDEA ends lower by ... nats\n(bar: 95% interval; grey: it holds 0)")
-        panel.axvline(0, color="0.3", lw=1)
-        panel.axvspan(0, 0.04, color=GREEN, alpha=0.06, lw=0)
-        panel.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=18)
-        panel.text(0.04, -0.9, "IDEA leads →", color=GREEN, ha="right", va="center")
-        panel.text(-0.08, -0.9, "← small model leads", color=ORANGE, va="center")
+        panel.axvline(0, color="0.3", lw=1, zorder=0)
+        panel.set_title(f"S{part[1:]}", fontsize=12, fontweight="bold", pad=22)
+        panel.text(0.002, -0.75, "IDEA better →", color=BLUE, va="center")
+        panel.text(-0.002, -0.75, "← small model better", color=ORANGE, ha="right", va="center")
         panel.spines["left"].set_visible(False)
         panel.grid(visible=False, axis="y")
     return figure
@@ -135,7 +126,10 @@ def forest(rows: list):
         if "against" in label.get_text():
             label.set_fontweight("bold")
     panel.axvline(0, color="0.3", lw=1)
-    panel.set(ylim=(len(labels), -1), xlabel="lead of the first, nats per token →")
+    panel.set(
+        ylim=(len(labels), -1),
+        xlabel="nats by which the first ends lower (bar: 95% interval; faint dots: settings)",
+    )
     panel.set_title(
         "tokens for each final parameter, optimizer, pruned at", loc="right", x=0, fontsize=9
     )

@@ -1,5 +1,6 @@
 """What one does with a run: sample from its model, judge a text by it, draw it."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -105,15 +106,35 @@ def test_pictures_of_several_runs_and_of_units(undisturbed, tmp_path, capsys):
 
     for to, made in (("picture", "picture.png"), ("", "run.png")):
         assert picture(undisturbed, to=to, made=made)[1:4] == "PNG"
-    cost = sum(plot.rises(events(undisturbed, "prune")))
-    end = f">run ends at {events(undisturbed, 'eval')[-1]['val_loss']:.3f}, prunes cost {cost:.2f}<"
-    assert picture(undisturbed, undisturbed).count(end) == 2
+    prunes, (*_, last) = events(undisturbed, "prune"), events(undisturbed, "eval")
+    end = f" {last['val_loss']:.3f} (validation), prunes cost {sum(plot.rises(prunes)):.2f}<"
+    assert picture(undisturbed, undisturbed).count(f">run ends at{end}") == 2
+    most = f" cost most, {max(plot.rises(prunes)):.3f} nats<"  # the headline
+    assert picture(undisturbed).count(most) == 1
     assert ">training FLOPs<" in picture(undisturbed, "--flops")
     units = picture(undisturbed, "--units")
     for kind in KINDS:
-        added = plot.rises([e for e in events(undisturbed, "prune") if e["kind"] == kind])
-        cost = f"cost {added[-1]:.2f} of {sum(added):.2f} nats"
-        assert f">The last prune of {plot.NAMES[kind]} {cost}<" in units
+        added = max(plot.rises([e for e in prunes if e["kind"] == kind]))
+        assert f"{plot.NAMES[kind]} cost most, {added:.3f} nats<" in units
+
+
+def test_prunes_and_validations_are_two_lines_and_runs_meet_where_both_have_one(
+    undisturbed, tmp_path
+):
+    pytest.importorskip("matplotlib")
+    log = plot.by_name(undisturbed)
+    jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
+    other[0]["tokens"] -= 1  # where the first run has none
+    lines = "".join(json.dumps(e) + "\n" for e in log["step"] + log["prune"] + other)
+    (tmp_path / "log.jsonl").write_text(lines)
+    loss, minus, *_ = plot.draw([undisturbed, tmp_path]).axes
+    drawn = {e["tokens"]: e["val_loss"] for e in log["eval"]}
+    x, y = loss.lines[1].get_data()
+    assert {a: b for a, b in zip(x, y) if b == b} == drawn  # a gap is NaN
+    assert len(x) == len(drawn) + len(log["prune"]) and [*loss.lines[2].get_ydata()] == jumps
+    assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
+    assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
 
 
 def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
@@ -133,15 +154,17 @@ def test_what_cannot_be_drawn_is_one_line(undisturbed, tmp_path, refused):
 def test_a_moment_of_the_film_has_the_widths_and_the_prunes_of_the_log(undisturbed):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     log = plot.by_name(undisturbed)
-    panels, moments, first = figure.subplots(3 + len(KINDS)), plot.moments_of(log), log["prune"][0]
-    chosen = next(u for now, u in moments if now == first["tokens"])[first["kind"]] == plot.CHOSEN
+    panels, first = figure.subplots(2 + len(KINDS)), log["prune"][0]
+    due = next(units for *_, units in plot.moments_of(log) if units)
+    chosen = plot.units_of(log, 0, due)[first["kind"]] == plot.CHOSEN
     assert [row.nonzero()[0].tolist() for row in chosen] == first["removed"]  # where they stand
-    for now, units in moments:
-        plot.draw_moment(panels, log, now, units)
-        after = [e for e in log["step"] if e["tokens"] > now] or log["step"][-1:]
-        said = [x.get_title().partition(": ")[2].split(" of ")[0] for x in panels[1:-2]]
-        assert said == [str(after[0][kind]) for kind in units]
-        seen = [e for e in log["prune"] if e["tokens"] <= now]
-        jumps = [e[key] for e in seen for key in ("loss_before", "loss_after")]
-        assert [*panels[-1].lines[1].get_ydata()][: len(jumps)] == jumps
+    for now, done, due in plot.moments_of(log):
+        plot.draw_moment(panels, log, now, done, due)
+        said = [x.get_title().partition(": ")[2].split(" of ")[0] for x in panels[1:-1]]
+        used = dict(zip(plot.units_of(log, done, []), map(int, said)))
+        for e in log["prune"][done : done + (not due)]:
+            assert used[e["kind"]] == e["width_before"]
+        jumps = [e[key] for e in log["prune"][:done] for key in ("loss_before", "loss_after")]
+        assert [*panels[-1].lines[2].get_ydata()] == jumps
+    assert used == {kind: log["step"][-1][kind] for kind in KINDS}
     assert panels[-1].lines[1].get_ydata()[-1] == log["eval"][-1]["val_loss"]

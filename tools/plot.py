@@ -17,20 +17,18 @@ from tools import expanded
 # Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
 LINES = "-", "--", "-.", ":"
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
-BLUE, RED = "#4c8cd9", "#e54c4c"
-# The film
-CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}
+BLUE, RED, GREY = "#2f6fb7", "#e5484d", "#8b949e"
+CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}  # of the film
 CAPTIONS["recover"] = "What is left recovers"
-GONE, CHOSEN, USED, GAP = range(4)  # the states of a unit; a gap is between two groups
-GREY = (0.5, 0.5, 0.5, 0.25)
+GONE, CHOSEN, USED = range(3)  # the states of a unit
 
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
-    events = read_log(out_dir)
-    log = {name: [e for e in events if e["event"] == name] for name in ("step", "eval", "prune")}
-    for name in ("step", "eval", "prune")[: 2 + pruned]:
-        if not log[name]:
+    events, log = read_log(out_dir), {}
+    for name in ("step", "eval", "prune"):
+        log[name] = [e | {"run": out_dir.name} for e in events if e["event"] == name]
+        if not log[name] and (pruned or name != "prune"):
             raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
 
@@ -44,25 +42,16 @@ def rises(prunes: list[dict]) -> list[float]:
     return [e["loss_after"] - e["loss_before"] for e in prunes]
 
 
-def widths(log: dict[str, list[dict]], kind: str, x: str = "tokens") -> tuple[list, list]:
-    """x and y of a curve: where each width of a kind begins, in tokens or FLOPs, and the width. The
-    last width comes twice, the second time at the end of the run."""
-    prunes = [e for e in log["prune"] if e["kind"] == kind]
-    first = prunes[0]["width_before"] if prunes else log["step"][0][kind]
-    y = [first, *along(prunes, "width_after")]
-    return [0, *along(prunes, x), log["step"][-1][x]], [*y, y[-1]]
+def costliest(prunes: list[dict]) -> str:
+    e = max(prunes, key=lambda e: rises([e]))
+    what = f"{e['width_before']} → {e['width_after']} {NAMES.get(e['kind'], e['kind'])}"
+    return f"{e['run']}: pruning {what} cost most, {rises([e])[0]:.3f} nats"
 
 
-def prunes_by_layer(log: dict[str, list[dict]]):
-    """Each prune with two lists: the layer of each group that it cut, [0] for one group of all
-    layers; and the layers that went. Layers keep the numbers that they had at first."""
-    layers = list(range(widths(log, "n_layer")[1][0]))
-    in_layers: dict[str, bool] = {}  # kind -> whether each layer has a group of it
-    for e in log["prune"]:
-        in_layers.setdefault(e["kind"], len(e["removed"]) == len(layers))
-        gone = [layers[i] for i in e["removed"][0]] if e["kind"] == "n_layer" else []
-        yield e, layers if in_layers[e["kind"]] else [0], gone
-        layers = [layer for layer in layers if layer not in gone]
+def widths(log: dict[str, list[dict]], done: int) -> dict[str, int]:
+    """Kind -> its width when so many prunes are done."""
+    first = {e["kind"]: e["width_before"] for e in log["prune"][::-1]}
+    return log["step"][0] | first | {e["kind"]: e["width_after"] for e in log["prune"][:done]}
 
 
 def open_figure(rows: int, columns: int, **settings):
@@ -83,144 +72,154 @@ def open_figure(rows: int, columns: int, **settings):
     return figure, axes
 
 
+def draw_losses(panel, log: dict, x: str, jump: str, label: str, first=True, **style) -> None:
+    """Draw the losses of a run, its prunes as jumps. No line joins these, of few tokens, with the
+    validations, of many: their own line has a gap at each prune. first: name all in the legend."""
+    steps, prunes = log["step"], log["prune"]
+    words = ("training", "a prune (on few tokens)") if first else (None, None)
+    style |= {"label": label, "marker": "o", "ms": 3.5}
+    faint = {"color": style["color"], "alpha": 0.4, "lw": 1}
+    panel.plot(along(steps, x), along(steps, "loss"), label=words[0], **faint)
+    points = sorted(log["eval"] + prunes, key=lambda e: e["tokens"])
+    panel.plot(along(points, x), [e.get("val_loss", math.nan) for e in points], **style)
+    jumps = np.reshape([(e["loss_before"], e["loss_after"]) for e in prunes], (-1, 2))
+    panel.plot(np.repeat(along(prunes, x), 2), jumps.flat, color=jump, lw=0.8)
+    panel.vlines(along(prunes, x), *jumps.T, color=jump, lw=3, label=words[1] if prunes else None)
+
+
+def span(logs: list[dict]) -> tuple[float, float]:
+    """Where losses are drawn: of all prunes, and of validations but for a run's first tenth."""
+    y = [e[k] for log in logs for e in log["prune"] for k in ("loss_before", "loss_after")]
+    for log in logs:
+        y += [e["val_loss"] for e in log["eval"] if e["tokens"] > log["step"][-1]["tokens"] / 10]
+    return np.min(y) - np.ptp(y) / 5 - 0.01, np.max(y) + np.ptp(y) / 3 + 0.01
+
+
 def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
-    kinds = list(dict.fromkeys(e["kind"] for log in logs for e in log["prune"]))
-    heights = (3, *[1.2] * len(kinds), 1.2)
-    size = 8, 1.1 * sum(heights)
-    figure, axes = open_figure(len(heights), 1, figsize=size, height_ratios=heights)
-    loss, *rest, lr = axes[:, 0]
-    for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
-        evals, steps, color = log["eval"], along(log["step"], x), f"C{i}"
-        style = {"color": color, "ls": LINES[i % len(LINES)]}
-        label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f}"
-        if log["prune"]:
-            label += f", prunes cost {round(sum(rises(log['prune'])), 2) + 0.0:.2f}"  # no -0
-        loss.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3, label=label, **style)
-        loss.plot(steps, along(log["step"], "loss"), color=color, alpha=0.35, lw=0.8)
-        for prune in along(log["prune"], x):  # dots in turn, where two runs prune at one step
-            loss.axvline(prune, color=color, lw=0.8, ls=(2 * i, (1, 2 * len(logs) - 1)))
-        for panel, kind in zip(rest, kinds):
-            panel.plot(*widths(log, kind, x), drawstyle="steps-post", **style)
-        lr.plot(steps, along(log["step"], "lr"), **style)
-    final = min(e["val_loss"] for log in logs for e in log["eval"])
-    loss.set(ylim=(final - 0.15, final + 1.6), ylabel="loss, nats per token")
-    loss.plot([], [], "o-", color="grey", ms=3, label="validation")
-    loss.plot([], [], color="grey", alpha=0.35, lw=0.8, label="training")
-    loss.plot([], [], ":", color="grey", label="prune" if kinds else None)
-    loss.legend(frameon=False, loc="upper right")
-    for panel, name in zip((*rest, lr), (*kinds, "learning rate")):
-        panel.set(ylim=(0, None), ylabel=name)
+    every = [e for log in logs for e in log["prune"]]
+    kinds, minus = [*dict.fromkeys(along(every, "kind"))], ["minus the first run"] * bool(logs[1:])
+    names = ["loss, nats per token", *minus, *kinds, "learning rate"]
+    heights = [3, *[1.2] * len(names[1:])]
+    size = {"figsize": (8.3, 1.1 * sum(heights)), "height_ratios": heights}
+    panels = dict(zip(names, open_figure(len(names), 1, **size)[1].flat))
+    loss, *others, lr = panels.values()
+    known = {e["tokens"]: e["val_loss"] for e in logs[0]["eval"]}
+    for i, log in enumerate(logs):
+        steps, prunes, evals, color = log["step"], log["prune"], log["eval"], f"C{i}"
+        style = {"color": color, "ls": LINES[i % 4]}
+        label = f"{evals[-1]['run']} ends at {evals[-1]['val_loss']:.3f} (validation)"
+        if prunes:
+            label += f", prunes cost {round(sum(rises(prunes)), 2) + 0.0:.2f}"  # no -0
+        draw_losses(loss, log, x, color if logs[1:] else RED, label, first=i == 0, **style)
+        if i:  # where both have a validation: between two, a curve bends more than runs differ
+            both = [e for e in evals if e["tokens"] in known]
+            y = [e["val_loss"] - known[e["tokens"]] for e in both]
+            others[0].plot(along(both, x), y, marker="o", ms=3.5, **style)
+            for e in both[-1:]:
+                others[0].text(e[x], y[-1], f" {y[-1]:+.3f}", color=color, va="bottom")
+        for kind in kinds:
+            cuts = [e for e in prunes if e["kind"] == kind]
+            y = [widths(log, 0)[kind], *along(cuts, "width_after"), steps[-1][kind]]
+            panels[kind].step([0, *along(cuts, x), steps[-1][x]], y, where="post", **style)
+        lr.plot(along(steps, x), along(steps, "lr"), **style)
+    for name, panel in panels.items():
+        panel.set(ylabel=NAMES.get(name, name))
+        if panel is not loss:
+            panel.axhline(0, color="C0" if name in minus else "0.8", lw=1, zorder=0)
+    loss.set(ylim=span(logs), title=costliest(every) if every else None)
+    loss.legend(loc="upper right", edgecolor="none")
     lr.set_xlabel("training FLOPs" if x == "flops" else "training tokens")
-    return figure
+    return loss.figure
 
 
 def draw_units(out_dir: Path):
     """A figure: what the prunes of a kind cost, and the scores that chose. Raises UserError."""
     log = by_name(out_dir, pruned=True)
-    n_layer = widths(log, "n_layer")[1][0]
     kinds = {kind: NAMES.get(kind, kind) for kind in along(log["prune"], "kind")}
     figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)), sharex=False)
-    from matplotlib import colormaps
-
     for (kind, name), (cost, score) in zip(kinds.items(), axes):
-        own = [(e, layers) for e, layers, _ in prunes_by_layer(log) if e["kind"] == kind]
-        prunes, scores = [e for e, _ in own], [dict(zip(layers, e["scores"])) for e, layers in own]
-        added, turn = rises(prunes), 90 * (len(prunes) > 12)
-        bars = cost.bar(range(len(prunes)), added, 0.5, color=RED)
-        cost.bar_label(bars, fmt="%.3f", padding=2, rotation=turn)
-        cost.set(ymargin=0.1, ylabel="rise of the loss, nats per token")
-        cost.set_title(f"The last prune of {name} cost {added[-1]:.2f} of {sum(added):.2f} nats")
-        ends = {"first prune": 0, "last prune": len(prunes) - 1} if prunes[1:] else {"prune": 0}
-        for (when, i), line in zip(ends.items(), ("-", "--")):
-            gone = 100 * (1 - prunes[i]["width_after"] / prunes[i]["width_before"])
-            for layer, y in scores[i].items():  # quantiles at 0, 5, ... 100%
+        prunes = [e for e in log["prune"] if e["kind"] == kind]
+        bars = cost.bar(range(len(prunes)), rises(prunes), 0.5, color=RED)
+        cost.bar_label(bars, fmt="%.3f", padding=2, rotation=90 * (len(prunes) > 12))
+        cost.set_xticks(range(len(prunes)), along(prunes, "width_after"))
+        cost.set(xlim=(-1, len(prunes)), xlabel=f"{name} left after each prune", ymargin=0.1)
+        cost.set(ylabel="rise of the loss, nats per token", title=costliest(prunes))
+        ends = ("first prune", prunes[0], GREY), ("last prune", prunes[-1], BLUE)
+        for when, e, color in ends[-len(prunes) :]:  # one, if it is the first and the last
+            gone = 100 * (1 - e["width_after"] / e["width_before"])
+            for layer, y in enumerate(e["scores"]):  # quantiles at 0, 5, ... 100%
                 x = np.linspace(0, 100, len(y))
-                color = colormaps["viridis"](layer / n_layer)
-                words = when + f", layer {layer}" * (len(scores[i]) > 1)
-                named = layer in (min(scores[i]), max(scores[i]))
-                score.plot(x, y, line, color=color, label=words if named else None)
+                score.plot(x, y, color=color, label=None if layer else when)
                 go = np.append(x[x < gone], gone)
                 score.plot(go, np.interp(go, x, y), color=RED, lw=3)
         score.plot([], [], color=RED, lw=3, label="these go")
         score.legend(frameon=False)
         score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
         score.set_title(f"The {name} with the lowest scores go")
-        ticks = [f"{e['width_before']}\n→ {e['width_after']}" for e in prunes]
-        cost.set_xticks(range(len(prunes)), ticks, rotation=turn, fontsize=8)
-        cost.set(xlim=(-1, len(prunes)), xlabel=f"{kind} before and after each prune")
     return figure
 
 
-def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Tokens, and kind -> the states of its units, (groups, width at first), for each image: of 60
-    steps or so; at a prune, of what goes where it stands, and of the others closed up."""
-    prunes, moments, units = list(prunes_by_layer(log)), [], {}
-    n_layer, steps = widths(log, "n_layer")[1][0], along(log["step"])
-    for e, layers, _ in prunes:
-        shape = 1 if layers == [0] else n_layer, e["width_before"]
-        units.setdefault(e["kind"], np.full(shape, USED))
-    for now in sorted({*steps[-1 :: -math.ceil(len(steps) / 60)], *along(log["prune"])}):
-        units = {kind: states.copy() for kind, states in units.items()}
-        for e, layers, gone in [prune for prune in prunes if prune[0]["tokens"] == now]:
-            for layer, removed in zip(layers, e["removed"]):
-                units[e["kind"]][layer, removed] = CHOSEN
-            for states in (u for u in units.values() if len(u) > 1):
-                states[gone] = np.minimum(states[gone], CHOSEN)  # a layer goes with its units
-        moments.append((now, units))
-        if now in along(log["prune"]):
-            units = {k: -np.sort(-np.where(u == CHOSEN, GONE, u)) for k, u in units.items()}
-            moments += [moments[-1], (now, units)]
-    return moments
+def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, int, list[dict]]]:
+    """For each image: tokens, prunes done, and the prune that is due, if its units are shown: 60
+    steps or so, and three images of each prune."""
+    moments, at = [], along(log["prune"])
+    for now in along(log["step"])[:: -math.ceil(len(log["step"]) / 60)]:
+        moments.append((now, sum(x <= now for x in at), []))
+    for i, e in enumerate(log["prune"]):
+        moments += [(at[i], i, [e])] * 2 + [(at[i], i + 1, [])]
+    return sorted(moments, key=lambda moment: moment[:2])
 
 
-def draw_moment(panels, log: dict, now: int, units: dict[str, np.ndarray]) -> None:
-    """Draw a run after `now` tokens. panels: a title, each kind of unit, rate and loss."""
-    from matplotlib.colors import to_rgba_array
+def units_of(log: dict[str, list[dict]], done: int, due: list[dict]) -> dict[str, np.ndarray]:
+    """Kind -> the states of its units, (layers or 1, width at first). Those left stand first."""
+    first, now, units = widths(log, 0), widths(log, done), {}
+    for e in log["prune"]:
+        shape = first["n_layer"] if e["removed"][1:] else 1, first[e["kind"]]
+        states = units.setdefault(e["kind"], np.full(shape, GONE))
+        states[: now["n_layer"], : now[e["kind"]]] = USED
+    for e in due:
+        for states, removed in zip(units[e["kind"]], e["removed"]):
+            states[removed] = CHOSEN
+    return units
 
-    title, *kinds, rate, loss = panels
+
+def draw_moment(panels, log: dict, now: int, done: int, due: list[dict]) -> None:
+    """Draw a run after `now` tokens. panels: a title, each kind of unit, and the loss."""
+    from matplotlib.colors import ListedColormap
+
     for panel in panels:
         panel.clear()
         panel.axis("off")
+    (title, *kinds, loss), paper = panels, panels[0].figure.get_facecolor()
     past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
-    x, prunes, n = along(log["step"]), along(past["prune"]), max(1, len(past["step"]))
-    step = log["step"][n - 1]
-    title.set_title(CAPTIONS["prune" if now in prunes else step["phase"]], size=24, weight="bold")
+    past["prune"] = log["prune"][:done]
+    step = [log["step"][0], *past["step"]][-1]
+    title.set_title(CAPTIONS["prune" if due else step["phase"]], size=24, weight="bold")
     title.set_title(f"{compact(now)} tokens", loc="right")
     kinds[0].set_title(f"{compact(step['params'])} parameters", loc="right")
-    for panel, (kind, states) in zip(kinds, units.items()):
-        groups, width = states.shape
-        lines = math.gcd(width, 8) if width > 64 else 1  # of cells, for each group
-        cells = states.reshape(groups, -1, lines).swapaxes(1, 2)  # (groups, lines, cells of a line)
-        cells = np.pad(cells, ((0, 0), (0, 1), (0, 0)), constant_values=GAP)
-        colors = to_rgba_array((GREY, RED, BLUE, "none"))[cells.reshape(-1, width // lines)[:-1]]
-        panel.imshow(colors, aspect="auto", interpolation="nearest")
-        used = states == USED
+    colors = ListedColormap([GREY + "40", RED, BLUE])
+    for panel, (kind, states) in zip(kinds, units_of(log, done, due).items()):
+        (groups, width), used = states.shape, states == USED
+        panel.pcolormesh(states[::-1], cmap=colors, vmin=GONE, vmax=USED)
+        for y in range(1, groups):
+            panel.axhline(y, color=paper, lw=6)
         where = NAMES.get(kind, kind) + f", {used.any(1).sum()} layers" * (groups > 1)
         panel.set_title(f"{where}: {used.sum(1).max()} of {width}")
-    rate.plot(x, lr := along(log["step"], "lr"), color=GREY)
-    rate.plot(x[:n], lr[:n], "o-", markevery=[-1], color=BLUE, clip_on=False)
-    rate.vlines(prunes, 0, 1, color=RED, lw=1.5, zorder=0, transform=rate.get_xaxis_transform())
-    rate.set(xlim=(0, x[-1]), ylim=(0, None), title="learning rate")
-    # On the same batches around each prune; after the last one, on the whole split
-    losses = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    evals = [e for e in past["eval"] if e["tokens"] > log["prune"][-1]["tokens"]]
-    y = losses[: 2 * len(prunes)] + along(evals, "val_loss")
-    label = f"validation: {y[-1]:.2f}" if y else "validation"
-    loss.plot(along(past["step"]), along(past["step"], "loss"), color=GREY, label="training")
-    loss.plot([*np.repeat(prunes, 2), *along(evals)], y, color=BLUE, label=label)
-    loss.set(xlim=(0, x[-1]), ylim=(min(losses + along(log["step"], "loss")), max(losses) + 0.35))
+    val_loss = f": {past['eval'][-1]['val_loss']:.2f}" if past["eval"] else ""
+    draw_losses(loss, past, "tokens", RED, "validation" + val_loss, color=BLUE)
     added = round(sum(rises(past["prune"])), 2) + 0.0  # no -0
-    loss.set_title(f"loss, nats; prunes change it by {added:+.2f}")
-    loss.legend(frameon=False, loc="upper right", handlelength=1, fontsize=15)
+    loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=span([log]))
+    loss.set_title(f"loss, nats; prunes add {added:.2f}")
+    loss.legend(loc="upper right", handlelength=1, fontsize=15, facecolor=paper, edgecolor="none")
 
 
 def draw_film(out_dir: Path, moving: bool) -> list:
     """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     moments, images = moments_of(log), []
-    heights = [0.01, *(min(4, 0.5 * len(u)) for u in moments[0][1].values()), 0.6, 2]
+    heights = [0.01, *(min(4, 0.5 * len(u)) for u in units_of(log, 0, []).values()), 2.3]
     ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
     size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
     figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
