@@ -63,15 +63,13 @@ class TokenDataset:
         self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard
         self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
-            few = f"its {split} split has {self.tokens:,} tokens, fewer than one window of"
-            way = f"context_length + 1 = {T + 1:,}; give more text or a shorter context"
-            raise UserError(f"{data_dir}: {few} {way}")
+            few = f"{self.tokens:,} tokens, fewer than one window of context_length + 1 = {T + 1:,}"
+            raise UserError(f"{data_dir}: its {split} split has {few}; give more text")
 
     def check(self) -> None:
         """Raises UserError where the folder has been replaced: each read opens a file anew."""
         if hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest() != self.digest:
-            what = "was replaced while it was read; put it back, or prepare into another folder"
-            raise UserError(f"{self.data_dir}: {what}", 1)
+            raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1

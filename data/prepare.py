@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -61,8 +60,6 @@ def prepare(
     .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a whole, but
     a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes, on any
     number of cores. Raises UserError, also where `out` exists."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for itself
-        raise UserError('a script that calls prepare() needs: if __name__ == "__main__":')
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
@@ -80,35 +77,26 @@ def prepare(
         (part / "lock").touch()
         try:
             lock.acquire()
-        except Timeout:
-            raise
-        except OSError:  # some network disks have no locks
+        except OSError as error:  # some network disks have no locks
+            if isinstance(error, Timeout):
+                raise
             print(f"{part}: its disk has no locks; start no second one there", file=sys.stderr)
         if out.exists():
             raise UserError(f"{out}: exists; remove it, or give another --out")
         tasks = _cut(part, inputs, settings)
-        # Read until there is an item for each split: without one, all the work would be in vain
-        held_out = (
-            is_validation(item, val_fraction, task)
-            for task, paths in enumerate(tasks.values())
-            for item, _ in enumerate(x for path in paths for x, _ in read_items(path, key) if x)
-        )
-        first = next(held_out, None)
-        if all(other == first for other in held_out):
-            what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
-            raise UserError(f"{what} {val_fraction}; give more text, or another fraction")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)
         (shards := part / "shards").mkdir(exist_ok=True)
-        do_all(_make_shards, left, desc="tokenizing", unit="task", delay=10)  # seconds
+        _make_all(left)
         _cut(part, inputs, settings)  # has a file changed meanwhile?
         made = [json.loads(path.read_bytes()) for path in tasks]
-        if skipped := sum(of_task["skipped"] for of_task in made):
-            print(f"skipped {skipped:,} documents without text", file=sys.stderr)
         for split in SPLITS:
             counts = [of_task[split] for of_task in made]
             meta[split] = {name: sum(count[name] for count in counts) for name in COUNTS}
+            if not meta[split]["tokens"]:  # of a few documents: what was done is not worth keeping
+                shutil.rmtree(part, ignore_errors=True)
+                raise UserError(f"the {split} split would be empty; give more text")
             shard = ("file", "tokens", "sha256")
             meta[split]["shards"] = [{k: c[k] for k in shard} for c in counts if c["tokens"]]
         meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
@@ -157,14 +145,13 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
     """Writes the task's shard of each split, and at last, in `done`, what meta.json says of it."""
     tokenizer, dtype, key, val_fraction, _ = settings
     encoding, task = load_tokenizer(tokenizer), int(done.name.split("_")[0])
-    items, made = 0, {"skipped": 0}
+    items, made = 0, {}
     paths = [done.parent / "shards" / f"{split}_{task:03d}.bin" for split in SPLITS]
     digests = [hashlib.sha256() for _ in SPLITS]
     counts = [dict.fromkeys(COUNTS, 0) for _ in SPLITS]
     with paths[0].open("wb") as train, paths[1].open("wb") as val:
         for text, ends_document in (item for path in inputs for item in read_items(path, key)):
             if not text:
-                made["skipped"] += 1
                 continue
             split = is_validation(items, val_fraction, task)  # an index of SPLITS
             items += 1
@@ -180,31 +167,27 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
             os.fsync(file.fileno())
     for split, path, digest, count in zip(SPLITS, paths, digests, counts):
         made[split] = count | {"file": path.name, "sha256": digest.hexdigest()}
-        if not count["tokens"]:
-            path.unlink()
     done.with_suffix(".tmp").write_text(json.dumps(made))
     os.rename(done.with_suffix(".tmp"), done)
 
 
-def do_all(work: Callable, tasks: list[tuple], **bar_settings) -> None:
-    """work(*task) for each task: in processes on all cores, as threads would wait for Python's
-    lock; one task alone, in this process. bar_settings: of a progress bar."""
-    with tqdm(total=len(tasks), **bar_settings) as bar:
-        if len(tasks) < 2 or os.cpu_count() == 1:
-            for task in tasks:
-                work(*task)
-                bar.update()
-            return
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
-            try:
-                for done in as_completed([pool.submit(work, *task) for task in tasks]):
-                    done.result()
-                    bar.update()
-            except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
+def _make_all(tasks: list[tuple]) -> None:
+    """_make_shards of each task: in processes on all cores, as threads would wait for Python's
+    lock; one task alone, in this process."""
+    if len(tasks) < 2 or os.cpu_count() == 1:
+        for task in tasks:
+            _make_shards(*task)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
+        try:
+            running = [pool.submit(_make_shards, *task) for task in tasks]
+            for done in tqdm(as_completed(running), "tokenizing", len(tasks), delay=10):
+                done.result()
+        except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def end_with_main() -> None:
@@ -215,7 +198,7 @@ def end_with_main() -> None:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     path = {"required": True, "type": os.path.expanduser}  # a shell expands no ~ behind a =
     parser.add_argument("--input", **path, nargs="+", help="files, folders, or globs in quotes")
@@ -227,10 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     meta = prepare(args.input, args.tokenizer, args.out, args.val_fraction, key=args.key)
     for split in SPLITS:
-        n = meta[split]  # a part of a .txt may be of no document that ends in the split
-        print(f"{split}: {', '.join(f'{n[key]:,} {key}' for key in COUNTS if n[key])}")
-    print(f"{args.out}: ready")
-    return 0
+        print(f"{split}: {', '.join(f'{meta[split][name]:,} {name}' for name in COUNTS)}")
 
 
 if __name__ == "__main__":

@@ -98,10 +98,10 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
         tops = [name] if os.path.exists(name) else glob.glob(name)
         found = sorted(path for top in tops for path in _files(top) if reader(path))
         if not found:
-            what = f"{name!r}: no such file, or none that ends in one of {', '.join(READ)}"
-            raise UserError(f"{what}, perhaps with {', '.join(UNPACK)}")
+            ends = ", ".join([*READ, *UNPACK])
+            raise UserError(f"{name!r}: no such file, or none that ends in one of {ends}")
         for path in found:
-            if not path.is_file():  # a pipe gives its text once, and this is read twice
+            if not path.is_file():  # a pipe gives its text once, or waits for it
                 raise UserError(f"{path}: is no regular file")
             inputs.setdefault(os.path.realpath(path), path)
     return list(inputs.values())

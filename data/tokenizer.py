@@ -58,12 +58,7 @@ class FolderTokenizer:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
-            if self.n_vocab > 2**21:  # the length of each token is looked up
-                raise ValueError(f"a token id of {self.n_vocab - 1}")
-        except ImportError:
-            way = "needs the package tokenizers: pip install -r requirements-extra.txt"
-            raise UserError(f"tokenizer {folder}: {way}") from None
-        except Exception as error:  # the package has no class of its own
+        except Exception as error:  # the package has no class of its own, or is missing
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise UserError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True
@@ -96,7 +91,7 @@ def load_tokenizer(name: str) -> Encoding:
             return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
             what = f"tiktoken cannot download it ({type(error).__name__})"
-            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine, or take another tokenizer"
+            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine"
             raise UserError(f"tokenizer gpt2: {what}; {way}") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
