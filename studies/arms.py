@@ -1,18 +1,14 @@
 # The arms of the studies: python -m tools.compare studies/arms.py:TABLE --out studies/mine
-# studies/arms.py:TABLE:ARM is one of them. An arm is configs/idea.py with these changes. The
+# studies/arms.py:TABLE:ARM is one of them. An arm is the base with these changes. The
 # commands of a study, and how it found its rates, are in its folder.
 
-
-def table(**arms: dict) -> dict:
-    return {"base": "configs/idea.py", "arms": arms}
-
-
+base = "configs/idea.py"
 small = {"d_ff": 96, "d_ff_target": 0}  # the final shape from the start
 once = {"prune_schedule": "oneshot"}  # where the window opens
 twice = once | {"lr_restart": True}
 
 # One thing changed in configs/idea.py (studies/restart)
-changes = table(
+changes = dict(
     # When: the window, as fractions of the run
     paper={"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
     window_10_20={"prune_end": 0.2},  # shorter
@@ -36,7 +32,7 @@ changes = table(
 # The enlarged model, never pruned, as a teacher (studies/teacher)
 _teacher = {"teacher": "out/teacher", "teacher_weight": 0.25}  # the better of two weights
 _scratch = small | {"learning_rate": 3.2e-2}
-teacher = table(idea={}, idea_taught=_teacher, scratch=_scratch, scratch_taught=_scratch | _teacher)
+teacher = dict(idea={}, idea_taught=_teacher, scratch=_scratch, scratch_taught=_scratch | _teacher)
 
 # When to prune (studies/window): 570 tokens for each final parameter, with AdamW. The name of an
 # arm has its place: 10_35 is a window from 10% to 35% of the run, 625 is one prune at 62.5%.
@@ -47,7 +43,7 @@ _late = {
     "optimizer": "adamw", "learning_rate": 1.13e-2,
 }  # fmt: skip
 _scratch = _late | small | {"learning_rate": 5.6e-3}
-window = table(
+window = dict(
     # The paper's window, seeds 21 to 30
     idea_50_75=_late,
     oneshot_50=_late | once,
@@ -65,7 +61,7 @@ window = table(
 # Other lengths and texts (studies/tokens): TEXT_TOKENS, for each final parameter. 18 are an eighth
 # of the steps (--shorter=8).
 _scratch = small | {"learning_rate": 4.5e-2}
-speeches_18 = table(
+speeches_18 = dict(
     idea={"learning_rate": 3.2e-2},
     scratch=_scratch,
     scratch_flops=_scratch | {"max_steps": 4321},
@@ -75,7 +71,7 @@ _idea = {
     "prune_start": 0.25, "prune_end": 0.5,
     "data_dir": "data/gcide", "dtype": "float32", "eval_every": 20000,
 }  # fmt: skip
-dictionary_568 = table(
+dictionary_568 = dict(
     idea=_idea,
     scratch_flops=_idea | small | {"max_steps": 18283},
     scratch=_idea | small,
@@ -84,7 +80,7 @@ dictionary_568 = table(
 _idea = _idea | {
     "max_steps": 43240, "warmup_steps": 1080, "prune_every": 1080, "eval_every": 50000,
 }  # fmt: skip
-dictionary_1540 = table(idea=_idea, scratch_flops=_idea | small | {"max_steps": 49410})
+dictionary_1540 = dict(idea=_idea, scratch_flops=_idea | small | {"max_steps": 49410})
 
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {
@@ -93,7 +89,7 @@ _idea = {
     "eval_every": 250, "save_every": 250, "log_every": 10,
 }  # fmt: skip
 _small = {"d_ff": 176, "d_ff_target": 0}
-speeches_16_250k = table(
+speeches_16_250k = dict(
     idea=_idea,
     scratch=_idea | _small,
     scratch_flops=_idea | _small | {"max_steps": 1146},
@@ -106,13 +102,13 @@ speeches_16_250k = table(
     enlarged=_idea | {"d_ff_target": 0},
 )
 _longer = {"max_steps": 4000, "warmup_steps": 200, "prune_every": 80, "save_every": 2000}
-speeches_65_250k = table(
+speeches_65_250k = dict(
     idea=_idea | _longer,
     scratch=_idea | _longer | _small,
     scratch_flops=_idea | _longer | _small | {"max_steps": 4584},
 )
 _longer = {"max_steps": 8700, "warmup_steps": 435, "prune_every": 174, "eval_every": 2000}
-speeches_142_250k = table(
+speeches_142_250k = dict(
     idea=_idea | _longer,
     scratch=_idea | _longer | _small,
     scratch_flops=_idea | _longer | _small | {"max_steps": 9971},
@@ -124,7 +120,7 @@ _longer = {
     "prune_start": 0.25, "prune_end": 0.5,
     "data_dir": "data/gcide", "dtype": "float32", "eval_every": 40000, "save_every": 2000,
 }  # fmt: skip
-dictionary_568_250k = table(
+dictionary_568_250k = dict(
     idea=_idea | _longer,
     scratch_flops=_idea | _longer | _small | {"max_steps": 44155},
 )
@@ -135,7 +131,7 @@ _common = _idea | {
     "max_steps": 3400, "warmup_steps": 170, "eval_every": 400, "save_every": 200,
 }  # fmt: skip
 _scratch = _common | {"d_ff": 352, "d_ff_target": 0}
-speeches_16_870k = table(
+speeches_16_870k = dict(
     idea=_common | {"d_ff": 928, "d_ff_target": 352, "prune_every": 68},
     scratch=_scratch,
     scratch_flops=_scratch | {"max_steps": 3933},
@@ -144,7 +140,7 @@ speeches_16_870k = table(
 # Which axis (studies/units)? Five ways to be larger at first, with 250k final parameters. The
 # rates were chosen on one seed.
 _scratch = _idea | _small | {"head_dim": 16}
-axes = table(
+axes = dict(
     idea=_idea,  # neurons: d_ff 512 -> 176
     heads=_scratch | {"n_head": 12, "n_kv_head": 6, "n_kv_head_target": 2},
     hidden=_scratch | {"d_model": 128, "d_model_target": 64, "round_to": 8},
@@ -162,7 +158,7 @@ axes = table(
 _narrow = _idea | {"d_model": 32, "head_dim": 8, "round_to": 4, "learning_rate": 6.4e-2}
 _wide = _narrow | {"d_ff": 64, "d_ff_target": 0}
 _scratch = _wide | {"learning_rate": 1.28e-1}
-axes_70k = table(
+axes_70k = dict(
     idea=_narrow | {"d_ff": 256, "d_ff_target": 64},
     heads=_wide | {"n_head": 10, "n_kv_head": 5, "n_kv_head_target": 2},
     hidden=_wide | {"d_model": 64, "d_model_target": 32},
@@ -184,7 +180,7 @@ _idea = {
     "warmup_steps": 200, "prune_every": 200,
 }  # fmt: skip
 _scratch = _idea | {"d_ff": 384, "d_ff_target": 0}
-gpu = table(
+gpu = dict(
     idea=_idea,
     scratch=_scratch,
     scratch_flops=_scratch | {"max_steps": 9192},

@@ -1,13 +1,12 @@
 """Compare configs over seeds: python -m tools.compare CONFIG ... --out studies/NAME
 
-A config is an arm. A table of arms, FILE.py, assigns `base`, a config file, and `arms`, name ->
-{key: value}; FILE.py:ARM is one of them. A file of several tables assigns a dict of both to the
-name of each: FILE.py:TABLE, FILE.py:TABLE:ARM. Every arm and seed is a run of train.py in --runs,
-on one CPU thread unless OMP_NUM_THREADS says more. What is done is not run again: after a stop, the
-same command goes on. Of every seed that is done, the results go to runs.csv in --out, under the
-name of the first table as their `setting`; other settings there stay. To give some arms more seeds,
-call it for these first, then for all. Without a CONFIG, it prints the tables of runs.csv. Any other
---key=value is a knob for every arm."""
+A config is an arm. FILE.py:TABLE is a table of arms, a dict in FILE.py of name -> {key: value}, the
+changes of the config file that FILE.py assigns to `base`; FILE.py:TABLE:ARM is one of them. Every
+arm and seed is a run of train.py in --runs, on one CPU thread unless OMP_NUM_THREADS says more.
+What is done is not run again: after a stop, the same command goes on. The results of every seed
+that is done go to runs.csv in --out, under the name of the first table as their `setting`; other
+settings there stay. Without a CONFIG, it prints the tables of runs.csv. Any other --key=value is a
+knob for every arm."""
 
 import csv
 import io
@@ -58,33 +57,27 @@ class Arm:
 
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
-    first, dash, last = text.rpartition("-")
-    seeds = range(int(first) if dash else 1, int(last) + 1)
-    if not 0 <= seeds.start < seeds.stop <= 10**6:
-        raise ValueError(text)
-    return seeds
+    first, _, last = text.rpartition("-")
+    return range(int(first or 1), int(last) + 1)
 
 
 def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
     """The name of the table, "" for a config file, and arm -> (config file, knobs), of the CONFIG
     of a command line. Raises UserError."""
     path, colon, name = argument.partition(".py:")
-    values, table = read_file(path + ".py" if colon else path), Path(path).stem
-    if not colon and not any(isinstance(value, dict) for value in values.values()):
-        return "", {table: (path, [])}
+    if not colon:
+        return "", {Path(path).stem: (path, [])}
+    values, (table, _, arm) = read_file(path + ".py"), name.partition(":")
     try:
-        if "arms" not in values:
-            table, _, name = name.partition(":")
-            values = values[table]
-        base, arms = values["base"], values["arms"]
-        names = [name] if name else [*arms]
-        if wrong := [n for n in names if not (isinstance(n, str) and NAME.fullmatch(n))]:
+        base, changes = values["base"], values[table]
+        changes = {arm: changes[arm]} if arm else changes
+        knobs = {n: [f"--{key}={value}" for key, value in changes[n].items()] for n in changes}
+        if wrong := [n for n in knobs if not NAME.fullmatch(n)]:
             raise ValueError(f"{wrong[0]!r} cannot name a folder")
-        knobs = {n: [f"--{key}={value}" for key, value in arms[n].items()] for n in names}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        what = "no such name, or no table of base = 'FILE.py' and arms = {NAME: {key: value}}"
+        what = "no such name, or no base = 'FILE.py' and TABLE = {ARM: {key: value}}"
         raise UserError(f"{argument}: {what}: {error}") from error
-    return table, {n: (base, knobs[n]) for n in names}
+    return table, {n: (base, knobs[n]) for n in knobs}
 
 
 def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
@@ -94,14 +87,12 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
     for argument in arguments:
         setting, found = read_arms(argument)
         for name, (path, changes) in found.items():
-            if name in arms:
-                raise UserError(f"{argument}: a second arm of the name {name}; rename one")
+            knobs = [*changes, *overrides]
             try:
-                knobs = [*changes, *overrides]
-                for knob in knobs:
-                    if knob.removeprefix("--").partition("=")[0] in OUR_OWN:
-                        what = "not for a comparison, which has --seeds, --runs and --out"
-                        raise UserError(f"{knob}: {what}")
+                if name in arms:
+                    raise UserError("a second arm of this name; rename one")
+                if own := [x for x in knobs if x.lstrip("-").partition("=")[0] in OUR_OWN]:
+                    raise UserError(f"{own[0]}: not for a comparison; see --seeds, --runs, --out")
                 arms[name] = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
@@ -128,10 +119,6 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
         raise UserError(f"{where}: neither its tokens nor its FLOPs; {way}")
 
 
-def is_done(log: list[dict]) -> bool:
-    return bool(log) and log[-1]["event"] == "done"
-
-
 def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -142,12 +129,9 @@ def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
         return subprocess.Popen(call, stdout=file, stderr=file, env=environment)
 
 
-def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
-    """Run every arm and seed that is not done, `jobs` side by side. One that fails stops no other.
+def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
+    """Run each arm with its seed in its folder, `jobs` side by side. One that fails stops no other.
     At a signal to stop, every run saves. Returns whether none has failed."""
-    every = [(arm, seed, folder / arm.name / str(seed)) for seed in seeds for arm in arms]
-    todo = [run for run in every if not is_done(read_log(run[-1]))]
-    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
@@ -166,8 +150,6 @@ def train_all(arms: list[Arm], seeds: range, folder: Path, jobs: int) -> bool:
                     words = output.strip().rpartition("\n")[2]
                     print(f"error: {out_dir}: exit code {code}: {words}", file=sys.stderr)
     finally:
-        if running:
-            print("stopping; the same command goes on", file=sys.stderr)
         for process in running:
             if os.name == "posix":  # on Windows it would end unsaved; Ctrl-C is the runs' as well
                 process.terminate()
@@ -182,8 +164,8 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
     found, same = {}, ()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
-            out_dir = folder / arm.name / str(seed)
-            if not is_done(log := read_log(out_dir)):
+            log = read_log(out_dir := folder / arm.name / str(seed))
+            if not log or log[-1]["event"] != "done":
                 continue
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
             wanted = {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
@@ -238,10 +220,9 @@ def write(path: Path, setting: str, arms: Arms) -> None:
     settings = read_csv(path) if path.exists() else {}
     for arm, runs in settings.get(setting, {}).items():
         for seed, row in runs.items():
-            if (ours := arms.get(arm, {}).get(seed, {}).get("val_loss", "none")) != row["val_loss"]:
-                what = f"holds {arm}, seed {seed}, val_loss={row['val_loss']}; this call has {ours}"
-                way = "name its arm as well, put its value back, or give another --out"
-                raise UserError(f"{path}: {what}; {way}")
+            if row["val_loss"] != arms.get(arm, {}).get(seed, {}).get("val_loss"):
+                what = f"this call has not got its {arm}, seed {seed}, loss {row['val_loss']}"
+                raise UserError(f"{path}: {what}; name that arm, too, or give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = csv.writer(file := io.StringIO(), lineterminator="\n")
     lines.writerow(["setting", *COLUMNS])
@@ -277,30 +258,18 @@ def table(arms: Arms, reference: str) -> str:
     for arm, runs in arms.items():
         loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
         params, tokens, flops, seconds, cost = map(mean, others)
-        pairs = paired(runs, arms[reference])
-        against = f"{mean(pairs):+.4f}" if pairs and arm != reference else ""
-        if against and len(pairs) > 1:
-            against += f" ({t_test(pairs):.2g})"
+        pairs = paired(runs, arms.get(reference, {}))
+        shown = pairs and arm != reference
+        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if shown else ""
         line = f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} "
         line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
         lines[line] = mean(pairs) if pairs else math.inf
     heads = f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
     text = [f"{heads}| parameters | tokens | FLOPs | seconds | prunes cost |", "| --- " * 10 + "|"]
     text += sorted(lines, key=lines.get)
-    if all(len(runs) == 1 for runs in arms.values()):
-        text += ["", "One seed: no difference in this table proves anything."]
-    elif len({tuple(sorted(runs)) for runs in arms.values()}) > 1:
+    if len({tuple(sorted(runs)) for runs in arms.values()}) > 1:
         text += ["", "Arms have different seeds: compare the differences, not the losses."]
     return "\n".join(text) + "\n"
-
-
-def print_tables(settings: dict[str, Arms], reference: str) -> None:
-    """One for each setting that has the reference. Raises UserError where none has it."""
-    tables = {name: table(arms, reference) for name, arms in settings.items() if reference in arms}
-    if not tables:
-        arms = {arm: 0 for arms in settings.values() for arm in arms}
-        raise UserError(f"--reference={reference}: not among the arms {', '.join(arms)}")
-    print("\n".join(f"{name}\n\n{text}" if name else text for name, text in tables.items()), end="")
 
 
 @command
@@ -316,19 +285,21 @@ def main(argv: list[str]) -> int:
     args, knobs = parser.parse_known_args(argv)
     path = args.out / "runs.csv"
     if not args.configs:
-        print_tables(read_csv(path), args.reference)
+        for name, of_setting in read_csv(path).items():
+            print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
-    if path.exists():
-        read_csv(path)  # before hours of runs: what is no result stays there
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     folder = args.runs or Path("out") / args.out.name / setting
-    collect(arms, folder)  # what is done must be of these arms
-    good = train_all(arms, args.seeds, folder, args.jobs)
+    done = collect(arms, folder)
+    every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]
+    todo = [run for run in every if run[1] not in done.get(run[0].name, {})]
+    print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
+    good = train_all(todo, args.jobs)
     found = collect(arms, folder)
-    if args.reference in found:  # what is done is written
+    if found:
         write(path, setting, found)
-        print_tables({setting: found}, args.reference)
+        print(table(found, args.reference), end="")
     return 0 if good else 1
 
 
