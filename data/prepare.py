@@ -55,11 +55,10 @@ def is_validation(item: int, fraction: float, task: int = 0) -> bool:
 def prepare(
     inputs: list[str | Path], tokenizer: str, out: str | Path, val_fraction=VAL_FRACTION, key="text"
 ) -> dict:
-    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says. Each line of a
-    .jsonl file and each row of a .parquet file is a document, its text under `key`, and so is a
-    .txt file; `<|endoftext|>` comes after it. A document goes to one of the splits as a whole, but
-    a .txt file in parts of about 32 KiB, cut at line ends. Same inputs give same bytes, on any
-    number of cores. Raises UserError, also where `out` exists."""
+    """Tokenizes `inputs` into the folder `out` and returns what its meta.json says. A document is a
+    line of .jsonl or a row of .parquet, its text under `key`, or a .txt file; `<|endoftext|>` comes
+    after it. It goes to one of the splits as a whole, but a .txt file in parts (data/text.py). Same
+    inputs give same bytes, on any number of cores. Raises UserError, also where `out` exists."""
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
     out, encoding = Path(out), load_tokenizer(tokenizer)
@@ -145,16 +144,13 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
     """Writes the task's shard of each split, and at last, in `done`, what meta.json says of it."""
     tokenizer, dtype, key, val_fraction, _ = settings
     encoding, task = load_tokenizer(tokenizer), int(done.name.split("_")[0])
-    items, made = 0, {}
     paths = [done.parent / "shards" / f"{split}_{task:03d}.bin" for split in SPLITS]
     digests = [hashlib.sha256() for _ in SPLITS]
     counts = [dict.fromkeys(COUNTS, 0) for _ in SPLITS]
     with paths[0].open("wb") as train, paths[1].open("wb") as val:
-        for text, ends_document in (item for path in inputs for item in read_items(path, key)):
-            if not text:
-                continue
-            split = is_validation(items, val_fraction, task)  # an index of SPLITS
-            items += 1
+        items = (item for path in inputs for item in read_items(path, key) if item[0])
+        for i, (text, ends_document) in enumerate(items):
+            split = is_validation(i, val_fraction, task)  # an index of SPLITS
             tokens = encode_to_numpy(encoding, text)
             if ends_document:
                 tokens = np.append(tokens, encoding.eot_token)
@@ -165,6 +161,7 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
         for file in (train, val):  # or a power cut could leave an empty one
             file.flush()
             os.fsync(file.fileno())
+    made = {}
     for split, path, digest, count in zip(SPLITS, paths, digests, counts):
         made[split] = count | {"file": path.name, "sha256": digest.hexdigest()}
     done.with_suffix(".tmp").write_text(json.dumps(made))
