@@ -62,6 +62,7 @@ class Schedule:
             require(getattr(c, knob) > 0, c, knob, "must be greater than 0")
         require(0 <= c.score_beta < 1, c, "score_beta", "must be 0 or more, and less than 1")
         require(0 <= c.min_lr_fraction <= 1, c, "min_lr_fraction", "must lie between 0 and 1")
+        require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
         # The steps at which the prune window opens and closes; None: never prune. After it opens,
         # a prune comes every `prune_every` steps, and one when it closes
@@ -145,15 +146,14 @@ class Schedule:
         return opens - self.score_steps <= step < closes
 
 
-def require(ok: object, c, knob: str, remedy: str) -> None:
+def require(ok: object, c, knob: str, remedy: str, error: type[Exception] = ValueError) -> None:
     if not ok:
-        raise ValueError(f"{knob}={getattr(c, knob)}: {remedy}")
+        raise error(f"{knob}={getattr(c, knob)!r}: {remedy}")
 
 
 def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes: after prune_start and prune_end of all."""
     oneshot = c.prune_schedule == "oneshot"
-    require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
     require(oneshot or c.prune_start < c.prune_end < 1, c, "prune_end", within)

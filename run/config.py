@@ -10,13 +10,14 @@ import os
 import runpy
 import types
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
 from model import KINDS, GPTConfig
 from prune import CRITERIA
 from run import UserError
-from schedule import SCHEDULES, Schedule
+from schedule import Schedule, require
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Config:
     n_kv_head_target: int = 0  # key-value heads per layer at the end; 0: not pruned
     d_model_target: int = 0  # channels of the residual stream at the end; 0: not pruned
     n_layer_target: int = 0  # layers at the end; 0: not pruned
-    criterion: str = "sensitivity"  # sensitivity, magnitude or random
+    criterion: str = "sensitivity"  # sensitivity, magnitude or random (prune.py)
     score_beta: float = 0.85  # scores are averaged over about 1 / (1 - score_beta) steps
     prune_schedule: str = "cubic"  # cubic, or oneshot: the window closes as it opens
     prune_start: float = 0.1  # the prune window opens when this fraction of max_steps is done
@@ -92,21 +93,13 @@ CHOICES = {
     "recompute": ("none", "cheap", "all"),
     "optimizer": ("muon", "adamw"),
     "criterion": CRITERIA,
-    "prune_schedule": SCHEDULES,
 }
-ADD = {"criterion": "; add one in prune.py", "prune_schedule": "; add one in schedule.py"}
-POSITIVE = """max_steps batch_size context_length learning_rate n_layer d_model n_head n_kv_head
-    d_ff prune_every round_to round_vocab_to eval_every eval_tokens save_every log_every"""
+POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff round_vocab_to
+    eval_every eval_tokens save_every log_every"""  # and what Schedule says of its own knobs
 # More than this is a slip, or would take for ever to plan or to build
-AT_MOST = {"min_lr_fraction": 1, "teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20}
-AT_MOST |= {"max_steps": 10**7, "batch_size": 10**6}
+AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
-
-
-def need(ok: object, c: Config, key: str, remedy: str) -> None:
-    """Unless it is ok, raises UserError with the key, its value and the remedy."""
-    if not ok:
-        raise UserError(f"{key}={getattr(c, key)!r}: {remedy}")
+need = partial(require, error=UserError)  # need(ok, c, key, remedy): unless ok, raises it
 
 
 def check_config(c: Config, shape_known: bool = True) -> None:
@@ -116,19 +109,15 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         if type(value) in (int, float):
             need(0 <= value < 2**63, c, key, "must be 0 or more, and less than 2^63")
             need(value > 0 or key not in POSITIVE.split(), c, key, "must be greater than 0")
-    need(not (c.resume and c.overwrite), c, "overwrite", "contradicts resume; give one of them")
-    for key in ("beta1", "beta2", "score_beta"):
+    for key in ("beta1", "beta2"):
         need(getattr(c, key) < 1, c, key, "must be less than 1")
     for key, most in AT_MOST.items():
         need(getattr(c, key) <= most, c, key, f"must be at most {most}")
     for key, known in CHOICES.items():
-        remedy = "must be one of " + ", ".join(known) + ADD.get(key, "")
-        need(getattr(c, key) in known, c, key, remedy)
+        need(getattr(c, key) in known, c, key, "must be one of " + ", ".join(known))
     need(c.n_head % c.n_kv_head == 0, c, "n_kv_head", f"must divide n_head={c.n_head}")
-    need(c.head_dim % 2 == 0, c, "head_dim", "must be even")
-    even = f"must be an even number times n_head={c.n_head}, or head_dim be set"
-    need(c.head_dim or c.d_model % (2 * c.n_head) == 0, c, "d_model", even)
-    need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
+    even = f"must be even; 0 is d_model / n_head = {c.d_model / c.n_head:g}"
+    need((c.head_dim or c.d_model / c.n_head) % 2 == 0, c, "head_dim", even)
     check_ranks(c, of_torchrun("WORLD_SIZE", 1))
     if not shape_known:
         return
@@ -136,6 +125,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
         schedule = Schedule(c)
     except ValueError as error:
         raise UserError(str(error)) from error
+    need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     d_model = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
     end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
@@ -158,10 +148,8 @@ def micro_batch(c: Config, ranks: int) -> int:
 
 def check_ranks(c: Config, ranks: int) -> None:
     """Refuse a batch that so many ranks cannot share out evenly. Raises UserError."""
-    need(c.batch_size % ranks == 0, c, "batch_size", f"must divide by the {ranks} ranks")
-    share = c.batch_size // ranks
-    remedy = f"must divide the {share} sequences of each of {ranks} ranks"
-    need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", remedy)
+    even = c.batch_size % (ranks * micro_batch(c, ranks)) == 0
+    need(even, c, "batch_size", f"must divide by {ranks} ranks, its parts by micro_batch_size")
 
 
 def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> None:
@@ -195,21 +183,6 @@ TYPES = get_type_hints(Config) | {"shorter": int}  # no knob: --shorter=N divide
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
 
 
-def set_key(values: dict, key: str, value: object, where: str) -> None:
-    """Raises UserError where a config has no such key, or the value is of another type."""
-    if key not in TYPES:
-        near = difflib.get_close_matches(key.lower(), TYPES, n=1)
-        way = f"the nearest is '{near[0]}' (all: --help)" if near else "--help lists all keys"
-        own = "" if where == "command line" else "; a name of your own starts with _"
-        raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}{own}")
-    if key == "recompute":  # once True or False, as is `--recompute` alone
-        value = {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
-    kind = TYPES[key]
-    if type(value) is not kind and (kind, type(value)) != (float, int):
-        raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")
-    values[key] = kind(value)
-
-
 def read_file(path: str) -> dict:
     """The names that a config file assigns, or the config.json of a run's folder. Names that start
     with an underscore, modules and functions are the file's own business."""
@@ -222,11 +195,9 @@ def read_file(path: str) -> dict:
             raise UserError(f"{path}: {what}") from error
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
-    if not os.path.isfile(path):
-        near = f"did you mean {path}.py?" if os.path.isfile(path + ".py") else "see configs/"
-        raise UserError(f"{path}: no such config file, and no run; {near}")
-    if not path.endswith(".py"):  # a checkpoint, perhaps: runpy would also run what is in a zip
-        raise UserError(f"{path}: no config (*.py); of a run, give the folder: {Path(path).parent}")
+    # By its name, as it may be a checkpoint: runpy would also run what is in a zip
+    if not (path.endswith(".py") and os.path.isfile(path)):
+        raise UserError(f"{path}: no config (*.py), no run's folder; look in {Path(path).parent}")
     try:
         names = runpy.run_path(path)
     except Exception as error:
@@ -238,9 +209,7 @@ def read_file(path: str) -> dict:
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
     the run N times shorter, also what the command line says of its steps. Raises UserError."""
-    values = vars(Config()) | {"shorter": 1}
-    for key, value in read_file(path).items():
-        set_key(values, key, value, path)
+    given = [(path, key, value) for key, value in read_file(path).items()]
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")
         kind = TYPES.get(key)
@@ -252,7 +221,19 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         if kind is not str:
             with contextlib.suppress(Exception):  # then it is a text, and of the wrong type
                 value = ast.literal_eval(value)
-        set_key(values, key, value, "command line")
+        given.append(("command line", key, value))
+    values = vars(Config()) | {"shorter": 1}
+    for where, key, value in given:
+        if key not in TYPES:
+            (near,) = difflib.get_close_matches(key.lower(), TYPES, n=1, cutoff=0)
+            way = f"the nearest is {near!r}; a name of a config's own starts with _"
+            raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
+        if key == "recompute":  # once True or False, as is `--recompute` alone
+            value = {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
+        kind = TYPES[key]
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")
+        values[key] = kind(value)
     shorter = values.pop("shorter")
     if shorter < 1:
         raise UserError(f"shorter={shorter}: must be 1, 2, 3, ...")
