@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from data import UserError
+from data.prepare import prepare_shipped
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
-    """One split (`train` or `val`) of a folder that data.prepare made. Only the windows asked for
-    are read, so a corpus may be far larger than memory. The sizes of the files are always checked,
+    """One split (`train` or `val`) of a folder that data.prepare made. The shipped corpus is made
+    here on first use. Only the windows asked for are read, so a corpus may be far larger than
+    memory. The sizes of the files are always checked,
     their sha256 up to VERIFY_BYTES, token ids when they are read.
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
@@ -28,6 +30,7 @@ class TokenDataset:
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
         self.data_dir = Path(data_dir)
         self.context_length = T = context_length
+        prepare_shipped(self.data_dir)
         try:
             content = (self.data_dir / "meta.json").read_bytes()
             self.digest = hashlib.sha256(content).hexdigest()

@@ -37,7 +37,7 @@ from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 
 SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
-SHIPPED_FOLDER = "data/sotu"  # where train.py looks for its tokens
+SHIPPED_FOLDER = "data/sotu"  # where TokenDataset looks for its tokens
 VAL_FRACTION = 0.05
 TASK_BYTES = 2**26  # of input, at least: less is done before another process has started
 WAIT = 300  # seconds, for another process that makes the same folder
@@ -112,11 +112,11 @@ def prepare(
     return meta
 
 
-def prepare_shipped(data_dir: str) -> None:
+def prepare_shipped(data_dir: Path) -> None:
     """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet. Each
     process makes its own, and the first is taken: ranks may share a disk without locks."""
-    if data_dir == SHIPPED_FOLDER and not os.path.exists(data_dir):
-        (folder := Path(data_dir).parent).mkdir(parents=True, exist_ok=True)
+    if data_dir == Path(SHIPPED_FOLDER) and not data_dir.exists():
+        (folder := data_dir.parent).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sotu-", dir=folder) as own, suppress(OSError):
             prepare([SHIPPED_CORPUS], "shipped", f"{own}/sotu")
             os.rename(f"{own}/sotu", data_dir)  # fails where another was faster

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from data.loader import TokenDataset
-from data.prepare import prepare_shipped
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
@@ -62,11 +61,12 @@ def load_trained(path: Path) -> Trained:
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; with 0, that raises UserError, as an impossible config does."""
-    prepare_shipped(c.data_dir)
     shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
-    if missing and not (Path(c.data_dir) / "meta.json").exists():
-        vocab_size = shape.vocab_size if shape else missing
-    else:
+    try:
         vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
+    except UserError:
+        if not missing or (Path(c.data_dir) / "meta.json").exists():
+            raise
+        vocab_size = shape.vocab_size if shape else missing
     c = take_shape(c, shape, vocab_size) if shape else c
     return c, Plan(c, vocab_size, teacher)
