@@ -23,16 +23,14 @@ from torch import Tensor
 
 from data import command
 from data.loader import TokenDataset
-from data.prepare import prepare_shipped
 from model import GPT
 from prune import Pruner
-from run.checkpoint import load_history, load_model, load_start
+from run.checkpoint import Teacher, load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
 from run.forward import Forward
 from run.optimizer import make_optimizers
 from run.out_dir import OutDir
-from run.teacher import Teacher
 
 
 def forward_and_backward(
@@ -74,30 +72,33 @@ def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     return nats / tokens
 
 
-def train(asked: Config, files: ExitStack) -> int:
+def train(c: Config, files: ExitStack) -> int:
     """Run a config, from the start or from its last checkpoint. Its files are in its out_dir;
     `files` closes those that are open.
+
+    A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
+    on step and seed alone, so a checkpoint has nothing of the data but its digest. The dict `saved`
+    has `step`, `model_config` (the shape), and, by names of parameters, `model` (the weights) and
+    `optimizer` (the moments), by names of groups `scores`; also `config`, `data` and `format`.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
     """
-    machine = Machine(asked)  # device, precision and ranks
+    machine = Machine(c)  # device, precision and ranks
+    c = replace(c, dtype=machine.dtype_name)  # what "auto" stands for here: a resume compares it
 
     # Data, and a teacher if there is one
-    prepare_shipped(asked.data_dir)  # makes the shipped corpus, if that is asked for and missing
-    data = TokenDataset(asked.data_dir, "train", asked.context_length)
-    val = TokenDataset(asked.data_dir, "val", asked.context_length)
-    teacher = Teacher(asked, data, machine) if asked.teacher else None
+    data = TokenDataset(c.data_dir, "train", c.context_length)
+    val = TokenDataset(c.data_dir, "val", c.context_length)
+    teacher = Teacher(c, data, machine) if c.teacher else None
 
-    # Start: from the run's own checkpoint, from other weights, or from new ones
-    asked = replace(asked, dtype=machine.dtype_name)  # not "auto": OutDir compares it
-    out = OutDir(asked, machine, data, teacher, files)  # locks it; refuses another run's
-    if asked.resume and out.has_checkpoint:
-        c, saved = out.load(asked)  # c has the enlarged shape; saved may be narrower
-    elif asked.init_from:
-        c, saved = load_start(asked, data, machine)  # at step 0; the config takes their shape
-    else:  # also with --resume, where nothing was saved
-        c, saved = asked, None
+    # Start: from new weights, from the run's own checkpoint, or from other weights
+    out = OutDir(c, machine, data, teacher, files)  # locks it; refuses another run's
+    saved = None
+    if c.resume and out.has_checkpoint:
+        c, saved = out.load(c)  # refuses another config; saved may be pruned already
+    elif c.init_from:
+        c, saved = load_start(c, data, machine)  # at step 0; c gets the shape of these weights
     steps_done = saved["step"] if saved else 0
     machine.check_start(c, steps_done, out.digests)  # all do the same run; now rank 0 may write
 
@@ -117,8 +118,7 @@ def train(asked: Config, files: ExitStack) -> int:
     del saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
-    out.begin(c, plan, val, steps_done)
-    out.print_plan(steps_done, data, machine.describe(forward.compiled))
+    out.begin(c, plan, val, steps_done, forward.compiled)  # writes config.json, prints the plan
 
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # the loop may be empty

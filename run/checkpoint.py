@@ -3,6 +3,7 @@ so loading one cannot run code. It is written aside, flushed and renamed: a kill
 leaves a whole one. The one before it is kept, too. Nothing in it depends on the clock, so equal
 runs leave equal bytes."""
 
+import hashlib
 import json
 import os
 import sys
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from data.loader import TokenDataset
-from data.prepare import prepare_shipped
 from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
 from run import UserError
-from run.config import NOT_SAVED, Config, need, take_shape
+from run.config import NOT_SAVED, Config, check_vocabulary, need, take_shape
 from run.hugging_face import load_folder, read_shape
 from run.machine import Machine, out_of_memory
 
@@ -61,8 +62,7 @@ def write_text(path: Path, text: str) -> None:
 def write_checkpoint(
     c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
 ) -> None:
-    """Save all that the step after `step` depends on, and keep the checkpoint before it. The order
-    of the data needs nothing (data/loader.py). digests: OutDir's. Raises OSError."""
+    """Save all that the step after `step` depends on. digests: OutDir's. Raises OSError."""
     moments = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     saved = {
         "format": FORMAT,
@@ -115,15 +115,14 @@ def check_content(saved: dict) -> None:
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
         model = GPT(shape).to("meta")
+    trained = {name: p.shape for name, p in model.named_parameters()} if step else {}
+    widths = {group.name: (group.width,) for group in model.groups()}
     model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # all sizes are those of a model
     model.load_state_dict(weights, assign=True)  # compares names and shapes
-    shapes = {name: ((), weight.shape) for name, weight in weights.items()}  # of its moments
-    shapes |= {group.name: ((group.width,),) for group in model.groups()}
-    found = [(name, m) for name, moments in saved["optimizer"].items() for m in moments.values()]
-    fit = all(x.shape in shapes[name] for name, x in [*found, *saved["scores"].items()])
-    whole = all(set(moments) in MOMENTS for moments in saved["optimizer"].values())
-    trained = len(weights) - shape.tie_embeddings if step else 0  # of two that are tied, one
-    if not (fit and whole and len(saved["optimizer"]) == trained):
+    fit = [x.shape == widths[name] for name, x in saved["scores"].items()]
+    for name, moments in saved["optimizer"].items():  # one may be the number of steps
+        fit += [set(moments) in MOMENTS, {x.shape for x in moments.values()} <= {(), trained[name]}]
+    if not all(fit) or len(saved["optimizer"]) < len(trained):
         raise ValueError("moments or scores that are missing, or of other shapes")
 
 
@@ -150,7 +149,6 @@ def tokenizer_of(saved: dict, path: Path) -> str:
     if "config" not in saved:
         return str(path)
     data_dir = saved["config"]["data_dir"]
-    prepare_shipped(data_dir)
     data = TokenDataset(data_dir, "val", context_length=1)
     if saved.get("data") != data.digest:
         raise UserError(f"{path}: was not trained on the data that {data_dir} holds now")
@@ -202,3 +200,34 @@ def load_history(saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner
         # Pickle writes a string once per object: with interned keys, equal runs save equal bytes
         optimizer_of[p].state[p] = {sys.intern(key): x.to(p, copy=True) for key, x in moments}
     pruner.scores = {n: x.to(model.norm.weight, copy=True) for n, x in saved["scores"].items()}
+
+
+class Teacher:
+    """A trained model, in `c.teacher`, that shows a run its distribution over the next token
+    (1503.02531). It is never trained, pruned or saved. `digest`: of its shape and weights. Raises
+    UserError, also where its tokens are not those of the data, text by text."""
+
+    def __init__(self, c: Config, data: TokenDataset, machine: Machine):
+        given = load_weights(Path(c.teacher))
+        shape = replace(given["model_config"], context_length=c.context_length)
+        check_vocabulary(c, "teacher", shape, data.vocab_size)
+        if unknown := check_tokenizer(c, "teacher", given, data):
+            raise UserError(unknown)
+        self.model = load_model(given | {"model_config": shape}, machine.device).eval()
+        self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
+        self.machine, self.weight = machine, c.teacher_weight
+        digest = hashlib.sha256(repr(shape).encode())
+        for name, weight in sorted(given["model"].items()):
+            digest.update(name.encode())
+            digest.update(weight.contiguous().view(torch.uint8).numpy())
+        self.digest = digest.hexdigest()
+
+    @torch.no_grad()
+    def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
+        """(B, T, vocab_size), float32: `teacher_weight` times the teacher's distribution over the
+        next token, and the rest on the token that came. tokens, came: (B, T)."""
+        with self.machine.autocast():
+            logits = self.model(tokens)
+        mixed = logits.float().softmax(-1) * self.weight
+        rest = torch.full(came.shape, 1 - self.weight, device=came.device)
+        return mixed.scatter_add_(-1, came[..., None], rest[..., None])

@@ -48,8 +48,7 @@ def need_transformers():
     try:
         import transformers
     except ImportError:
-        way = "pip install -r requirements-extra.txt"
-        raise UserError(f"Hugging Face folders need the package transformers: {way}") from None
+        raise UserError("needs transformers: pip install -r requirements-extra.txt") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -100,8 +99,8 @@ def read_shape(folder: Path) -> GPTConfig:
             raise ValueError(f"{ropes} is not supported: the rotary embedding would be scaled")
         for key, value in SUPPORTED.items():
             if said.get(key, value) != value:
-                what = f"{key}={said[key]!r} is not supported, only {value!r} is"
-                raise ValueError(f"{what}; docs/own-loop.md prunes other models")
+                what = f"{key}={said[key]!r}, not {value!r}"
+                raise ValueError(f"{what}: docs/own-loop.md prunes other models")
         n_head = said["num_attention_heads"]
         given = {  # what a LlamaForCausalLM has where config.json says nothing, or null
             "num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head,
@@ -117,5 +116,4 @@ def read_shape(folder: Path) -> GPTConfig:
             raise ValueError(f"no model has these sizes: {sizes}")
         return GPTConfig(**sizes)
     except Exception as error:  # whatever a foreign file leads to
-        what = f"has no {error}" if isinstance(error, KeyError) else shorten(str(error), 300)
-        raise UserError(f"{path}: {what}") from error
+        raise UserError(f"{path}: {shorten(f'{type(error).__name__}: {error}', 300)}") from error

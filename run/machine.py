@@ -33,9 +33,9 @@ NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer
 
 class Machine:
     """Device, precision, and the processes that train together: one, unless torchrun started more.
-    Where one of them dies, the others end within half an hour at the latest: with gloo by a
-    RuntimeError, with NCCL by its watchdog, which aborts the process. Raises UserError where the
-    device is missing or cannot do the work, or torchrun's variables are missing."""
+    Where one of them dies, the others end after WAIT at the latest: with gloo by a RuntimeError,
+    with NCCL by its watchdog, which aborts the process. Raises UserError where the device or
+    torchrun's variables are missing, or the device cannot do the work."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
@@ -70,10 +70,6 @@ class Machine:
         x = x.pin_memory() if self.device.type == "cuda" else x
         return x.to(self.device, non_blocking=True)
 
-    def describe(self, compiled: bool) -> str:
-        what = f"{self.device.type}, ranks: {self.ranks}, CPU threads: {torch.get_num_threads()}"
-        return f"{what}, {self.dtype_name}, {'compiled' if compiled else 'eager'}"
-
     def hardware(self) -> str:
         """The name of the GPU, or of the CPU as far as its system tells."""
         if self.device.type == "cuda":
@@ -105,8 +101,7 @@ class Machine:
         """Raises UserError where the ranks hold different weights."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
         if self.differ(torch.stack(bits).tolist()):
-            what = "the ranks hold different weights; --resume goes on from the last checkpoint. "
-            raise UserError(what + "Should it happen again, a GPU or the network may be faulty", 1)
+            raise UserError("ranks hold different weights; --resume goes on from the last save", 1)
 
     def differ(self, x: list) -> list:
         """The entries of x that are not the same on all ranks. Waits for all of them."""
@@ -119,8 +114,7 @@ class Machine:
         """Raises UserError where the ranks would not do the same run. steps: those done before."""
         same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
         for name, value in self.differ([("step", steps), *digests.items(), *same.items()]):
-            way = "give all of them one command, and out_dir, data and teacher that they share"
-            raise UserError(f"{name}={value!r} on this rank, another elsewhere; {way}", 1)
+            raise UserError(f"{name}={value!r} on this rank, another elsewhere; let them agree", 1)
 
 
 def choose_device(c: Config) -> torch.device:
@@ -137,19 +131,13 @@ def choose_device(c: Config) -> torch.device:
         need(here < gpus, c, "device", f"local rank {here}, but {gpus} GPUs are here")
         torch.cuda.set_device(here)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in a lower precision
-    if kind == "cpu":
-        keep_memory()
-    return torch.device(kind)
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc. By default it
-    returns every large tensor to the system and gets it back page by page, which is a third of a
-    step at small shapes (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
-    if platform.libc_ver()[0] == "glibc":
+    # glibc would return every large tensor to the system and get it back page by page, which is a
+    # third of a step at small shapes: let it keep what is freed (mallopt(3))
+    if kind == "cpu" and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # no allocation by mmap
-        mallopt(-1, -1)  # no return of the heap's end
+        mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: no return of the heap's end
+    return torch.device(kind)
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
@@ -168,11 +156,10 @@ def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> Non
         memory //= of_torchrun("LOCAL_WORLD_SIZE", 1)  # the ranks here share it
     rows = micro_batch(c, ranks)
     planned = memory_of(c, plan.enlarged, rows, plan.teacher)
-    need = planned["state"] + planned["activations"] / 2
-    if need > memory:
-        what = f"needs at least {need / 2**30:,.1f} GiB a rank with micro_batch_size={rows}"
-        way = "try a smaller one, or --recompute"
-        raise UserError(f"the run {what}; {device.type} has {memory / 2**30:,.1f}; {way}")
+    least, memory = (planned["state"] + planned["activations"] / 2) / 2**30, memory / 2**30
+    if least > memory:
+        what = f"{least:,.1f} GiB a rank are too much for {device.type}, which has {memory:,.1f}"
+        raise UserError(f"{what}; try a smaller micro_batch_size than {rows}, or --recompute")
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
@@ -182,8 +169,7 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability()[0] >= 8  # Ampere
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        native = native and device.type == "cpu"
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -210,8 +196,7 @@ def check_finite(where: str, **numbers: float) -> None:
     """Raises UserError where the run has diverged: a number is not finite."""
     if not math.isfinite(sum(numbers.values())):
         what = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items())
-        way = "start again with a lower --learning_rate or a longer --warmup_steps"
-        raise UserError(f"{where}: {what}: not finite; {way}", 1)
+        raise UserError(f"{where}: {what}: not finite; try a lower --learning_rate", 1)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -227,10 +212,7 @@ def print_error(error: Exception, c: Config | None) -> int:
     if isinstance(error, UserError):
         code = error.code
     elif c and out_of_memory(error):
-        now = micro_batch(c, ranks)
-        smaller = [n for n in range(1, now // 2 + 1) if now % n == 0]
-        way = f"--micro_batch_size={smaller[-1]}" if smaller else "a shorter --context_length"
-        line = f"out of memory with micro batches of {now} sequences; try {way}"
+        line = f"out of memory; try a smaller --micro_batch_size than {micro_batch(c, ranks)}"
     elif ranks > 1 and (isinstance(error, dist.DistError) or "gloo" in line):  # it has no class
         line = f"another rank no longer answers; --resume goes on from the last checkpoint ({line})"
     elif not isinstance(error, OSError):

@@ -20,11 +20,10 @@ from data import drop_output
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, load_checkpoint, write_checkpoint, write_text
+from run.checkpoint import NAME, PREVIOUS, Teacher, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, SHAPE, Config, need
 from run.cost import GPUS, Plan, card_of, n_parameters
 from run.machine import Machine
-from run.teacher import Teacher
 
 NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
 
@@ -73,8 +72,7 @@ class OutDir:
         if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
             what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
         elif held and not (c.overwrite or c.resume):
-            way = "--resume goes on with it, --overwrite replaces it, --out_dir=F writes elsewhere"
-            what = f"holds a run; {way}"
+            what = "holds a run; --resume goes on with it, --overwrite replaces it"
         elif "save" in [e["event"] for e in log if "error" not in e]:  # one that did not fail
             what = "holds a run, but its checkpoint is gone; remove the folder to begin again"
         else:
@@ -99,28 +97,30 @@ class OutDir:
         for what, knob in (("data", "data_dir"), ("teacher", "teacher")):
             if saved.get(what) != self.digests[what]:
                 other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
-                raise UserError(f"{path}: {other}; put that back, or choose another out_dir")
+                raise UserError(f"{path}: {other}")
         return c, saved
 
-    def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int) -> None:
-        """Write config.json, and drop from log.jsonl what a run that goes on after `step` does
-        again."""
+    def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> None:
+        """Write config.json, drop from log.jsonl what a run that goes on after `step` does again,
+        print the plan, and log the start."""
         self.c, self.plan, self.val, self.unwritten = c, plan, val, b""
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # speed is measured from this step and time
-        if not self.main:
-            return
-        if step == 0:
-            for name in (NAME, PREVIOUS, "log.jsonl"):
+        if self.main:
+            for name in (NAME, PREVIOUS, "log.jsonl") if step == 0 else ():
                 (self.path / name).unlink(missing_ok=True)
-        write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
-        kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
-        write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
-        log = open(self.path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
-        self.file = self.files.enter_context(log)
-        self.began -= kept[-1]["seconds"] if kept else 0.0  # as if it had never stopped
+            write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
+            log = self.path / "log.jsonl"
+            kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
+            write_text(log, "".join(json.dumps(event) + "\n" for event in kept))
+            self.file = self.files.enter_context(open(log, "ab", buffering=0))  # noqa: SIM115
+            self.began -= kept[-1]["seconds"] if kept else 0.0  # as if it had never stopped
+        self.print_plan(step, compiled)
+        values = {"resumed": step > 0, "planned_flops": plan.flops(), "data": self.data.digest}
+        values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
+        self.write("start", step, **values, commit=commit())
 
     def write(self, event: str, step: int, **values) -> None:
         """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
@@ -129,7 +129,8 @@ class OutDir:
         if event != "step":  # the time of validations, saves and prunes does not count as training
             self.speed_from = trained, time.perf_counter()
         line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
-        line |= {"flops": self.plan.flops(trained), "seconds": self.seconds()} | values
+        seconds = round(time.perf_counter() - self.began, 3)
+        line |= {"flops": self.plan.flops(trained), "seconds": seconds} | values
         if self.main:
             self.unwritten += json.dumps(line).encode() + b"\n"
             with suppress(OSError):
@@ -143,44 +144,25 @@ class OutDir:
             except OSError:
                 drop_output()
 
-    def say_rows(self, rows: dict[str, str]) -> None:
-        self.say("\n".join(f"{name:<11}{text}" for name, text in rows.items()))
-
-    def seconds(self) -> float:
-        return round(time.perf_counter() - self.began, 3)
-
-    def print_plan(self, step: int, data: TokenDataset, machine: str) -> None:
-        c, plan, schedule = self.c, self.plan, self.plan.schedule
-        final = n_parameters(plan.final)
-        tokens, seen = c.max_steps * plan.tokens_per_step, min(self.val.tokens, c.eval_tokens)
-        rows = {
-            "data": f"{c.data_dir}: {compact(data.tokens)} tokens, vocabulary of {data.vocab_size};"
-            f" validation on {compact(seen)} of {compact(self.val.tokens)} tokens",
-            "model": f"{compact(n_parameters(plan.enlarged))} parameters: {c.n_layer} layers, "
-            f"d_model {c.d_model}, d_ff {c.d_ff}, {c.n_head} heads over {c.n_kv_head} KV heads",
-            "run": f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: {compact(tokens)}"
-            f" tokens, {tokens / data.tokens:.3g} epochs, {tokens / final:.3g} per final parameter",
-        }
-        compute = f"{plan.flops():.3g} training FLOPs"
-        if steps := schedule.prune_steps():
-            ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in schedule.widths.items()]
+    def print_plan(self, step: int, compiled: bool) -> None:
+        c, plan, data, val, machine = self.c, self.plan, self.data, self.val, self.machine
+        tokens, final = c.max_steps * plan.tokens_per_step, n_parameters(plan.final)
+        seen = f"{compact(min(val.tokens, c.eval_tokens))} of {compact(val.tokens)}"
+        self.say(f"data       {c.data_dir}: {compact(data.tokens)} tokens; validation on {seen}")
+        heads = f"{c.n_head} heads over {c.n_kv_head} KV heads"
+        shape = f"{c.n_layer} layers, d_model {c.d_model}, d_ff {c.d_ff}, {heads}"
+        self.say(f"model      {compact(n_parameters(plan.enlarged))} parameters: {shape}")
+        size = f"{c.max_steps} steps of {c.batch_size} x {c.context_length}"
+        epochs = f"{tokens / data.tokens:.3g} epochs, {tokens / final:.3g} per final parameter"
+        self.say(f"run        {size}: {compact(tokens)} tokens, {epochs}")
+        if steps := plan.schedule.prune_steps():
+            ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in plan.schedule.widths.items()]
             many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
-            rows["prune"] = f"{', '.join(ways)} {when}; {compact(final)} parameters remain"
-            left = schedule.rate_share(steps[-1], c.max_steps)
-            rest = f"{1 - steps[-1] / c.max_steps:.0%} of the steps follow the last prune; their "
-            rows["recover"] = f"{rest}learning rates sum to {left:.0%} of the run's"
-            wide, small = (plan.token_flops(s) * tokens for s in (plan.enlarged, plan.final))
-            compute += f", {1 - plan.flops() / wide:.0%} less than the enlarged model's"
-            compute += f", {plan.flops() / small - 1:.0%} more than the final one's"
-        if plan.teacher:
-            what = f"{c.teacher}: {compact(n_parameters(plan.teacher))} parameters"
-            rows["teacher"] = f"{what}, weight {c.teacher_weight:g} in the targets"
-        output = c.out_dir + (f", going on from step {step}" if step else "")
-        self.say_rows(rows | {"compute": compute, "machine": machine, "output": output})
-        values = {"resumed": step > 0, "planned_flops": plan.flops(), "data": data.digest}
-        values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
-        self.write("start", step, **values, commit=commit())
+            self.say(f"prune      {', '.join(ways)} {when}; {compact(final)} parameters remain")
+        how = f"{c.dtype}, {'compiled' if compiled else 'eager'}"
+        self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
+        self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
 
     def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
         """before, after: loss on the same batches."""
@@ -236,21 +218,12 @@ class OutDir:
         self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
 
     def done(self, step: int, val_loss: float) -> None:
-        first, last = n_parameters(self.plan.enlarged), n_parameters(self.plan.final)
-        bits = self.bits(val_loss)
-        self.write("done", step, val_loss=val_loss, val_bpb=bits, params=last)
-        folder = shlex.quote(self.c.out_dir)
-        rows = {
-            "parameters": f"{last:,}" + (f", enlarged {first:,}" if first != last else ""),
-            "FLOPs": f"{self.plan.flops():.4g}",
-            "loss": f"{val_loss:.4f} nats per token on the validation split",
-            "bits/byte": f"{bits:.4f}",
-            "seconds": f"{self.seconds():.0f}",
-            "sample": f"python -m tools.sample {folder}",
-            "picture": f"python -m tools.plot {folder}",
-        }
-        self.say("")
-        self.say_rows(rows)
+        bits, params = self.bits(val_loss), n_parameters(self.plan.final)
+        self.write("done", step, val_loss=val_loss, val_bpb=bits, params=params)
+        self.say(f"\nloss       {val_loss:.4f} nats per token on the validation split")
+        self.say(f"seconds    {time.perf_counter() - self.began:.0f}")
+        self.say(f"sample     python -m tools.sample {shlex.quote(self.c.out_dir)}")
+        self.say(f"picture    python -m tools.plot {shlex.quote(self.c.out_dir)}")
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -263,8 +236,7 @@ def read_log(folder: Path) -> list[dict]:
             events.append(json.loads(line))
             events[-1]["event"], sum(events[-1][key] for key in NUMBERS)  # all there, and numbers
         except (ValueError, LookupError, TypeError) as error:
-            what = f"line {number} is damaged, or no event of a run; remove it"
-            raise UserError(f"{path}: {what}") from error
+            raise UserError(f"{path}: line {number} is no event of a run; remove it") from error
     return events
 
 

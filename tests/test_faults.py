@@ -119,7 +119,7 @@ def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
     for main in (train.main, plan.main):
-        refused(f"{path}: no config .*.py.*the folder: {tmp_path}", path, main=main)
+        refused(f"{path}: no config .*look in {tmp_path}", path, main=main)
     assert not (tmp_path / "ran").exists()
 
 
@@ -142,7 +142,7 @@ def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, t
     whole = log.read_bytes()
     for line in (b"\xff", b"5", b"[]", b"{}"):
         log.write_bytes(line + b"\n" + whole)
-        refused("log.jsonl: line 1 is damaged, or no event of a run; remove it", *resume)
+        refused("log.jsonl: line 1 is no event of a run; remove it", *resume)
 
 
 def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, refused):
@@ -220,7 +220,7 @@ def test_out_of_memory_names_the_micro_batch_to_try(capsys):
         torch.OutOfMemoryError("CUDA out of memory."),
     ):
         assert print_error(error, Config(micro_batch_size=8)) == 1
-        assert "try --micro_batch_size=4" in capsys.readouterr().err
+        assert "try a smaller --micro_batch_size than 8" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
