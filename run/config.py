@@ -191,8 +191,7 @@ def read_file(path: str) -> dict:
             values = json.loads(Path(path, "config.json").read_bytes())
             values["max_steps"]  # a Hugging Face folder has a config.json, too
         except (OSError, ValueError, LookupError, TypeError) as error:
-            what = "not a run's folder (no config.json of train.py); give that, or a config file"
-            raise UserError(f"{path}: {what}") from error
+            raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
     # By its name, as it may be a checkpoint: runpy would also run what is in a zip

@@ -166,10 +166,9 @@ def choose_dtype(c: Config, device: torch.device) -> torch.dtype:
     """The precision of the matrix products. "auto": bfloat16 where the hardware multiplies it."""
     if c.dtype != "auto":
         return getattr(torch, c.dtype)
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     if device.type == "cuda":
         native = torch.cuda.get_device_capability()[0] >= 8  # Ampere
-    else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
