@@ -103,7 +103,7 @@ class OutDir:
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> None:
         """Write config.json, drop from log.jsonl what a run that goes on after `step` does again,
         print the plan, and log the start."""
-        self.c, self.plan, self.val, self.unwritten = c, plan, val, b""
+        self.c, self.plan, self.unwritten = c, plan, b""
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
         self.began = time.perf_counter()
@@ -145,16 +145,14 @@ class OutDir:
                 drop_output()
 
     def print_plan(self, step: int, compiled: bool) -> None:
-        c, plan, data, val, machine = self.c, self.plan, self.data, self.val, self.machine
+        c, plan, machine, text = self.c, self.plan, self.machine, self.data.tokens
         tokens, final = c.max_steps * plan.tokens_per_step, n_parameters(plan.final)
-        seen = f"{compact(min(val.tokens, c.eval_tokens))} of {compact(val.tokens)}"
-        self.say(f"data       {c.data_dir}: {compact(data.tokens)} tokens; validation on {seen}")
+        self.say(f"data       {c.data_dir}: {compact(text)} tokens, {tokens / text:.3g} epochs")
         heads = f"{c.n_head} heads over {c.n_kv_head} KV heads"
         shape = f"{c.n_layer} layers, d_model {c.d_model}, d_ff {c.d_ff}, {heads}"
         self.say(f"model      {compact(n_parameters(plan.enlarged))} parameters: {shape}")
-        size = f"{c.max_steps} steps of {c.batch_size} x {c.context_length}"
-        epochs = f"{tokens / data.tokens:.3g} epochs, {tokens / final:.3g} per final parameter"
-        self.say(f"run        {size}: {compact(tokens)} tokens, {epochs}")
+        size = f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: {compact(tokens)}"
+        self.say(f"run        {size} tokens, {tokens / final:.3g} per final parameter")
         if steps := plan.schedule.prune_steps():
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in plan.schedule.widths.items()]
             many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
