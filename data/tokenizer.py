@@ -58,7 +58,12 @@ class FolderTokenizer:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
-        except Exception as error:  # the package has no class of its own, or is missing
+            if self.n_vocab > 2**21:  # the length of each token is looked up
+                raise ValueError(f"a token id of {self.n_vocab - 1}")
+        except ModuleNotFoundError as error:
+            way = "pip install -r requirements-extra.txt"
+            raise UserError(f"tokenizer {folder}: {error}; {way}") from None
+        except Exception as error:  # the package has no class of its own
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise UserError(f"tokenizer {folder}: {what}: {error!r}") from None
         tokenizer.encode_special_tokens = True

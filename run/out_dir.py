@@ -158,6 +158,10 @@ class OutDir:
             many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
             self.say(f"prune      {', '.join(ways)} {when}; {compact(final)} parameters remain")
+        more = plan.flops() / (tokens * plan.token_flops(plan.final)) - 1  # than from scratch
+        self.say(
+            f"compute    {plan.flops():.3g} training FLOPs, {more:.0%} more than the final model's"
+        )
         how = f"{c.dtype}, {'compiled' if compiled else 'eager'}"
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
