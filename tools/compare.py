@@ -58,7 +58,9 @@ class Arm:
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
     first, _, last = text.rpartition("-")
-    return range(int(first or 1), int(last) + 1)
+    if not (seeds := range(int(first or 1), int(last) + 1)):
+        raise ValueError(text)
+    return seeds
 
 
 def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
@@ -288,6 +290,8 @@ def main(argv: list[str]) -> int:
         for name, of_setting in read_csv(path).items():
             print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
+    if path.exists():
+        read_csv(path)  # a damaged table is refused before hours of runs
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     folder = args.runs or Path("out") / args.out.name / setting

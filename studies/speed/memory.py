@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from tools.load import load_plan
+from tools import load_plan
 from torch import Tensor
 from torch._functorch import partitioners
 from torch._subclasses.fake_tensor import FakeTensorMode
