@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from tools import load_plan
 from torch import Tensor
 from torch._functorch import partitioners
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +23,7 @@ import model
 from run.config import Config, load_config
 from run.cost import memory_of
 from run.machine import Machine
+from tools import load_plan
 from tools.bench import Forward, Step
 from tools.plan import GPT2_VOCABULARY
 
