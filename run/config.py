@@ -148,8 +148,10 @@ def micro_batch(c: Config, ranks: int) -> int:
 
 def check_ranks(c: Config, ranks: int) -> None:
     """Refuse a batch that so many ranks cannot share out evenly. Raises UserError."""
-    even = c.batch_size % (ranks * micro_batch(c, ranks)) == 0
-    need(even, c, "batch_size", f"must divide by {ranks} ranks, its parts by micro_batch_size")
+    share, rest = divmod(c.batch_size, ranks)
+    need(rest == 0, c, "batch_size", f"must divide by the {ranks} ranks")
+    fits = f"must divide the {share} sequences of a rank"
+    need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", fits)
 
 
 def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> None:

@@ -73,7 +73,7 @@ def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys
             patched.setenv(name, value)
             refused(f"{name}={value!r} in the environment", *alone)
     monkeypatch.setenv("RANK", "9")
-    said = "rank 9: error: batch_size=16: must divide by 3 ranks, its parts by micro_batch_size\n"
+    said = "rank 9: error: batch_size=16: must divide by the 3 ranks\n"
     for local_rank, error in (("0", said), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         assert main(["configs/idea.py"]) == 2
