@@ -77,11 +77,11 @@ def draw_losses(panel, log: dict, x: str, jump: str, label: str, first=True, **s
     validations, of many: their own line has a gap at each prune. first: name all in the legend."""
     steps, prunes = log["step"], log["prune"]
     words = ("training", "a prune (on few tokens)") if first else (None, None)
-    style |= {"label": label, "marker": "o", "ms": 3.5}
-    faint = {"color": style["color"], "alpha": 0.4, "lw": 1}
-    panel.plot(along(steps, x), along(steps, "loss"), label=words[0], **faint)
+    faint = {"color": style["color"], "alpha": 0.4, "label": words[0]}
+    panel.plot(along(steps, x), along(steps, "loss"), lw=1, **faint)
     points = sorted(log["eval"] + prunes, key=lambda e: e["tokens"])
-    panel.plot(along(points, x), [e.get("val_loss", math.nan) for e in points], **style)
+    y = [e.get("val_loss", math.nan) for e in points]
+    panel.plot(along(points, x), y, marker="o", ms=3.5, label=label, **style)
     jumps = np.reshape([(e["loss_before"], e["loss_after"]) for e in prunes], (-1, 2))
     panel.plot(np.repeat(along(prunes, x), 2), jumps.flat, color=jump, lw=0.8)
     panel.vlines(along(prunes, x), *jumps.T, color=jump, lw=3, label=words[1] if prunes else None)
@@ -99,7 +99,8 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
     every = [e for log in logs for e in log["prune"]]
-    kinds, minus = [*dict.fromkeys(along(every, "kind"))], ["minus the first run"] * bool(logs[1:])
+    minus = ["minus the first run"] * (x == "tokens" and len(logs) > 1)  # FLOPs seldom meet
+    kinds = [*dict.fromkeys(along(every, "kind"))]
     names = ["loss, nats per token", *minus, *kinds, "learning rate"]
     heights = [3, *[1.2] * len(names[1:])]
     size = {"figsize": (8.3, 1.1 * sum(heights)), "height_ratios": heights}
@@ -113,12 +114,13 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         if prunes:
             label += f", prunes cost {round(sum(rises(prunes)), 2) + 0.0:.2f}"  # no -0
         draw_losses(loss, log, x, color if logs[1:] else RED, label, first=i == 0, **style)
-        if i:  # where both have a validation: between two, a curve bends more than runs differ
+        if i and minus:  # not between validations, where a curve bends more than runs differ
             both = [e for e in evals if e["tokens"] in known]
             y = [e["val_loss"] - known[e["tokens"]] for e in both]
             others[0].plot(along(both, x), y, marker="o", ms=3.5, **style)
             for e in both[-1:]:
-                others[0].text(e[x], y[-1], f" {y[-1]:+.3f}", color=color, va="bottom")
+                box = {"va": "center", "zorder": 1, "bbox": {"color": "white", "pad": 1}}
+                others[0].text(e[x], y[-1], f"   {y[-1]:+.3f}", color=color, **box)
         for kind in kinds:
             cuts = [e for e in prunes if e["kind"] == kind]
             y = [widths(log, 0)[kind], *along(cuts, "width_after"), steps[-1][kind]]
@@ -164,9 +166,8 @@ def draw_units(out_dir: Path):
 def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, int, list[dict]]]:
     """For each image: tokens, prunes done, and the prune that is due, if its units are shown: 60
     steps or so, and three images of each prune."""
-    moments, at = [], along(log["prune"])
-    for now in along(log["step"])[:: -math.ceil(len(log["step"]) / 60)]:
-        moments.append((now, sum(x <= now for x in at), []))
+    at, shown = along(log["prune"]), along(log["step"])[:: -math.ceil(len(log["step"]) / 60)]
+    moments = [(now, sum(x <= now for x in at), []) for now in shown]
     for i, e in enumerate(log["prune"]):
         moments += [(at[i], i, [e])] * 2 + [(at[i], i + 1, [])]
     return sorted(moments, key=lambda moment: moment[:2])
@@ -187,7 +188,7 @@ def units_of(log: dict[str, list[dict]], done: int, due: list[dict]) -> dict[str
 
 def draw_moment(panels, log: dict, now: int, done: int, due: list[dict]) -> None:
     """Draw a run after `now` tokens. panels: a title, each kind of unit, and the loss."""
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import to_rgba_array
 
     for panel in panels:
         panel.clear()
@@ -199,12 +200,12 @@ def draw_moment(panels, log: dict, now: int, done: int, due: list[dict]) -> None
     title.set_title(CAPTIONS["prune" if due else step["phase"]], size=24, weight="bold")
     title.set_title(f"{compact(now)} tokens", loc="right")
     kinds[0].set_title(f"{compact(step['params'])} parameters", loc="right")
-    colors = ListedColormap([GREY + "40", RED, BLUE])
     for panel, (kind, states) in zip(kinds, units_of(log, done, due).items()):
         (groups, width), used = states.shape, states == USED
-        panel.pcolormesh(states[::-1], cmap=colors, vmin=GONE, vmax=USED)
+        colors = to_rgba_array((GREY + "40", RED, BLUE))[states]  # in the order of the states
+        panel.imshow(colors, aspect="auto", interpolation="nearest")
         for y in range(1, groups):
-            panel.axhline(y, color=paper, lw=6)
+            panel.axhline(y - 0.5, color=paper, lw=6)
         where = NAMES.get(kind, kind) + f", {used.any(1).sum()} layers" * (groups > 1)
         panel.set_title(f"{where}: {used.sum(1).max()} of {width}")
     val_loss = f": {past['eval'][-1]['val_loss']:.2f}" if past["eval"] else ""
@@ -265,8 +266,8 @@ def main(argv: list[str]) -> None:
             times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
             images[0].save(to, save_all=True, append_images=images[1:], duration=times, loop=0)
         else:
-            x = "flops" if args.flops else "tokens"
-            figure = draw_units(first) if args.units else draw(args.out_dirs, x)
+            over = "flops" if args.flops else "tokens"
+            figure = draw_units(first) if args.units else draw(args.out_dirs, over)
             figure.savefig(to, dpi=130)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
