@@ -14,8 +14,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 
 class Slice(NamedTuple):
-    """Where the units of a group lie in a weight or bias: side by side along `dim`, equally wide,
-    all `parts` times (3 times in a matrix of all queries, then all keys, then all values)."""
+    """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
+    the same length. There are `parts` such rows of units (3 in a matrix of all q, all k, all v)."""
 
     name: str  # of the parameter
     dim: int
@@ -35,7 +35,7 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
     from model.config, which must follow each prune. Raises ValueError for a missing weight."""
-    groups, config = [], model.config  # read once: our GPT has to ask all layers
+    groups, config = [], model.config  # read once: it may be computed
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
         for kind, slices in units.items():
@@ -171,8 +171,8 @@ def drop_blocks(
 
 
 class Pruner:
-    """Keeps the scores of units of these kinds, and prunes by them. agree(mask): the first rank's
-    mask, on every rank. optimizers: score() checks them. Models have groups(): list[UnitGroup]."""
+    """Scores units of these kinds, and prunes by it. agree(mask): the first rank's mask, on every
+    rank. optimizers: score() refuses early what prune() would. Models have groups()."""
 
     def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
@@ -215,7 +215,7 @@ class Pruner:
         check(model, optimizers, groups)
         for group in groups:
             n, width = len(self.scores.get(group.name, ())), group.width
-            if not n == width >= new_width > 0:
+            if n != width or not 0 < new_width <= width:
                 what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
                 raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
         for group in groups:

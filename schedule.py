@@ -64,14 +64,14 @@ class Schedule:
         require(0 <= c.min_lr_fraction <= 1, c, "min_lr_fraction", "must lie between 0 and 1")
         require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
-        # The steps at which the prune window opens and closes; None: never prune. After it opens,
-        # a prune comes every `prune_every` steps, and one when it closes
+        # The steps at which the prune window opens and closes; None: never prune. The first prune
+        # comes `prune_every` steps after it opens, then one each so many, and one when it closes
         self.window = prune_window(c) if self.widths else None
         # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
         shortest = c.max_steps  # steps of a cosine: there may be two
         if c.lr_restart:
-            require(self.window, c, "lr_restart", "restarts where pruning begins; no target is set")
+            require(self.window, c, "lr_restart", "restarts as the window opens; no target is set")
             shortest = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
         advice = f"must be from 0 to below its cosine's {shortest} steps (max_steps={c.max_steps})"
         require(0 <= c.warmup_steps < shortest, c, "warmup_steps", advice)

@@ -6,7 +6,7 @@ one run, under one cosine learning-rate schedule.
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
 on with the run in that folder. --shorter=8 divides all counts of steps by eight, except those of
---stop_after and --log_every (at least 20 lines remain). The method (IDEA Prune, arXiv 2503.05920)
+--stop_after and --log_every (some 20 lines remain). The method (IDEA Prune, arXiv 2503.05920)
 is in the loop: schedule, prune, forward and backward, score, update.
 """
 
@@ -16,7 +16,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
-from run.machine import Machine, Stop, check_finite, check_memory, print_error  # isort: skip  (before torch)
+from run.machine import Machine, Stop, check_finite, check_memory, print_error  # isort: skip  (see run/__init__.py)
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ from run.out_dir import OutDir
 def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. Nothing else of
-    the graph outlives this function, so a prune finds its memory free.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. No activation
+    outlives this function, as it would if these lines stood in train(): prunes need the memory.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -77,9 +77,9 @@ def train(c: Config, files: ExitStack) -> int:
     `files` closes those that are open.
 
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
-    on step and seed alone, so a checkpoint has nothing of the data but its digest. The dict `saved`
-    has `step`, `model_config` (the shape), and, by names of parameters, `model` (the weights) and
-    `optimizer` (the moments), by names of groups `scores`; also `config`, `data` and `format`.
+    on step and seed alone, so no checkpoint stores a place in the data. A checkpoint is a dict of
+    `step`, `config`, `model_config` (the shape at that step), the data's digest, `model` (weights)
+    and `optimizer` (moments) by name of parameter, and `scores` by name of group.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
@@ -121,7 +121,7 @@ def train(c: Config, files: ExitStack) -> int:
     out.begin(c, plan, val, steps_done, forward.compiled)  # writes config.json, prints the plan
 
     # The loop. Steps count from 1
-    step, last = steps_done, c.stop_after or c.max_steps  # the loop may be empty
+    step, last = steps_done, c.stop_after or c.max_steps  # step: if the loop does not run
     val_loss, stopping = None, 0.0
     part = c.batch_size, c.seed, machine.rank, machine.ranks  # this rank's of each batch
     batch = data.batch(step + 1, *part)
@@ -150,8 +150,8 @@ def train(c: Config, files: ExitStack) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         batch = data.batch(step + 1, *part)  # while the GPU computes
 
-        # Check: only finite gradients may reach the weights. `stopping` is above 0 if any rank got
-        # a signal: then all stop. Here the CPU waits for the GPU
+        # Check: only finite gradients may reach the weights. Here the CPU waits for the GPU.
+        # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
         check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
 

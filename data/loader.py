@@ -20,8 +20,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 
 class TokenDataset:
     """One split (`train` or `val`) of a folder that data.prepare made. The shipped corpus is made
     here on first use. Only the windows asked for are read, so a corpus may be far larger than
-    memory. The sizes of the files are always checked,
-    their sha256 up to VERIFY_BYTES, token ids when they are read.
+    memory. The sizes of the files are always checked, their sha256 up to VERIFY_BYTES, token ids
+    when they are read.
     `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
     sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
     other files. Raises UserError if the folder is missing, damaged or of another version, or has no
@@ -59,8 +59,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads floor((tokens - T) / T) windows of each shard, one every T tokens. The
-        # first starts at an offset drawn for the epoch, so that a window may start anywhere.
+        # An epoch reads floor((tokens - T) / T) windows a shard, at least one, every T tokens.
+        # The first starts at an offset drawn for the epoch, so that a window may start anywhere.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
         self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard

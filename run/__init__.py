@@ -1,4 +1,4 @@
-"""What any training run needs; nothing of the method. Each file begins with what it holds."""
+"""What a run needs beside the four files. Each file begins with what it holds."""
 
 import os
 

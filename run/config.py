@@ -58,7 +58,7 @@ class Config:
     tie_embeddings: bool = True  # one matrix reads tokens in and writes logits out
     round_vocab_to: int = 1  # pad the vocabulary with tokens that never come: GPUs like 64 or 128
     # Teacher
-    teacher: str = ""  # a model to learn from, too; the same three
+    teacher: str = ""  # to learn from, too: a run, a checkpoint.pt or a Hugging Face folder
     teacher_weight: float = 0.5  # of the teacher's distribution; the token that came has the rest
     # Prune
     d_ff_target: int = 0  # FFN neurons per layer at the end; 0: not pruned
@@ -82,10 +82,10 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
-# A resumed run may change these, as they change the weights by rounding at most
+# A resumed run may change these: by rounding at most. Of data and teacher, the digests must agree
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher"}
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others are the same in all of an arm
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others: alike in all runs of tools.compare
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),

@@ -111,8 +111,8 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
     takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
     where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
     on Windows, where the compiler that Inductor calls is seldom installed."""
-    long = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
-    pays = device.type == "cuda" or (device.type == "cpu" and long)
+    worth = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
+    pays = device.type == "cuda" or (device.type == "cpu" and worth)
     return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")
 
 

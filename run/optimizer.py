@@ -40,10 +40,10 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         (group,) = self.param_groups
-        lr, alike = group["lr"], list(stacks(group["params"]))
+        lr, todo = group["lr"], list(stacks(group["params"]))
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        for turn in (alike[i : i + ranks] for i in range(0, len(alike), ranks)):
-            for owner, params in enumerate(turn):  # one stack for each rank
+        for turn in (todo[i : i + ranks] for i in range(0, len(todo), ranks)):  # a stack for each
+            for owner, params in enumerate(turn):  # all ranks average, the owner multiplies
                 ahead = self.average(params, group["momentum"])
                 if owner == rank:
                     wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]

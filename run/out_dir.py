@@ -101,8 +101,8 @@ class OutDir:
         return c, saved
 
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> None:
-        """Write config.json, drop from log.jsonl what a run that goes on after `step` does again,
-        print the plan, and log the start."""
+        """At step 0, remove the checkpoints and the log of a run that is replaced; later, the log's
+        events after `step`, which come again. Write config.json, print the plan, log the start."""
         self.c, self.plan, self.unwritten = c, plan, b""
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
         need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
