@@ -76,7 +76,7 @@ def draw_losses(panel, log: dict, x: str, jump: str, label: str, first=True, **s
     """Draw the losses of a run, its prunes as jumps. No line joins these, of few tokens, with the
     validations, of many: their own line has a gap at each prune. first: name all in the legend."""
     steps, prunes = log["step"], log["prune"]
-    words = ("training", "a prune (on few tokens)") if first else (None, None)
+    words = ("training", "before and after a prune (small sample)") if first else (None, None)
     faint = {"color": style["color"], "alpha": 0.4, "label": words[0]}
     panel.plot(along(steps, x), along(steps, "loss"), lw=1, **faint)
     points = sorted(log["eval"] + prunes, key=lambda e: e["tokens"])
