@@ -36,8 +36,8 @@ from run.out_dir import OutDir
 def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. No activation
-    outlives this function, as it would if these lines stood in train(): prunes need the memory.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. The graph ends
+    here: in train(), `micro_loss` would keep it, and with it the weights that a prune replaces.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -59,7 +59,7 @@ def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
     model, machine = forward.model, forward.machine
     model.eval()
-    losses = []  # of a batch, and how many tokens it has
+    losses = []  # (mean loss of a batch, its tokens)
     for i, (x, y) in enumerate(val.in_order(forward.micro_batch_size, max_tokens)):
         if i % machine.ranks == machine.rank:  # the ranks share the batches out
             with machine.autocast():
@@ -77,8 +77,8 @@ def train(c: Config, files: ExitStack) -> int:
     `files` closes those that are open.
 
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
-    on step and seed alone, so no checkpoint stores a place in the data. A checkpoint is a dict of
-    `step`, `config`, `model_config` (the shape at that step), the data's digest, `model` (weights)
+    on step, seed and sizes alone, so no checkpoint stores a place in the data. It is a dict of
+    `format`, `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights)
     and `optimizer` (moments) by name of parameter, and `scores` by name of group.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
@@ -112,7 +112,7 @@ def train(c: Config, files: ExitStack) -> int:
     torch.manual_seed(c.seed)
     model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
     optimizers = make_optimizers(model, c, machine.dtype)
-    pruner = Pruner(c.criterion, c.score_beta, schedule.widths, c.seed, machine.agree)
+    pruner = Pruner(c.criterion, c.score_beta, set(schedule.widths), c.seed, machine.agree)
     if saved:
         load_history(saved, model, optimizers, pruner)  # empty with init_from
     del saved  # as large as the model and its moments
@@ -121,7 +121,7 @@ def train(c: Config, files: ExitStack) -> int:
     out.begin(c, plan, val, steps_done, forward.compiled)  # writes config.json, prints the plan
 
     # The loop. Steps count from 1
-    step, last = steps_done, c.stop_after or c.max_steps  # step: if the loop does not run
+    step, last = steps_done, c.stop_after or c.max_steps  # step: the last one done
     val_loss, stopping = None, 0.0
     part = c.batch_size, c.seed, machine.rank, machine.ranks  # this rank's of each batch
     batch = data.batch(step + 1, *part)
@@ -150,7 +150,7 @@ def train(c: Config, files: ExitStack) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         batch = data.batch(step + 1, *part)  # while the GPU computes
 
-        # Check: only finite gradients may reach the weights. Here the CPU waits for the GPU.
+        # Check: only finite gradients reach the weights. The CPU waits for the GPU, and has floats.
         # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
         check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
@@ -164,7 +164,7 @@ def train(c: Config, files: ExitStack) -> int:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not machine.launched)  # gradients stay in DDP's buckets
+            optimizer.zero_grad(set_to_none=not machine.launched)  # DDP keeps them in its buckets
 
         # Log, validate, save, stop
         if step % c.log_every == 0 or step == c.max_steps:

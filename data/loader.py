@@ -59,8 +59,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads floor((tokens - T) / T) windows a shard, at least one, every T tokens.
-        # The first starts at an offset drawn for the epoch, so that a window may start anywhere.
+        # An epoch reads windows T tokens apart, from an offset drawn for each shard and epoch: so
+        # one may start anywhere. A shard of at most T tokens has none, a longer one at least one.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
         self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard

@@ -82,7 +82,8 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
-# A resumed run may change these: by rounding at most. Of data and teacher, the digests must agree
+# A resumed run may have other ones: losses differ by rounding at most. OutDir.load compares the
+# digests of data and teacher, and the place of init_from
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
 OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others: alike in all runs of tools.compare
@@ -95,7 +96,7 @@ CHOICES = {
     "criterion": CRITERIA,
 }
 POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff round_vocab_to
-    eval_every eval_tokens save_every log_every"""  # and what Schedule says of its own knobs
+    eval_every eval_tokens save_every log_every max_steps"""  # Schedule checks its own
 # More than this is a slip, or would take for ever to plan or to build
 AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
@@ -119,13 +120,13 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     even = f"must be even; 0 is d_model / n_head = {c.d_model / c.n_head:g}"
     need((c.head_dim or c.d_model / c.n_head) % 2 == 0, c, "head_dim", even)
     check_ranks(c, of_torchrun("WORLD_SIZE", 1))
+    need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     if not shape_known:
         return
     try:
         schedule = Schedule(c)
     except ValueError as error:
         raise UserError(str(error)) from error
-    need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     d_model = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
     end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
