@@ -1,0 +1,583 @@
+"""What pages say: commands, changes and cells run, but shorter; numbers, quotes and links are true.
+`.ci/run` starts it by `python -m pytest .ci/pages.py`: it needs all of requirements-extra.txt.
+
+After a change of docs/by_hand.ipynb, write its outputs by
+jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
+    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec docs/by_hand.ipynb
+"""
+
+import ast
+import copy
+import importlib
+import json
+import lzma
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
+
+import pytest
+from conftest import *  # noqa: F403 (its fixtures; one thread, before torch is imported)
+
+import torch  # isort: skip
+import own_gpt2
+from helpers import ROOT, events
+from test_ranks import UPSIDE_DOWN, addresses
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import prune
+import schedule
+import train
+from docs import one_file, pictures
+from model import SLICES
+from prune import Slice, block_groups
+from run.config import Config, load_config
+from run.cost import n_parameters
+from run.machine import Machine
+from studies import arms
+from studies.results import effect, read, rows, small_model_tests, table
+from tools import plot
+from tools.compare import load_arms, paired, read_arms, read_csv, t_test
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
+STUDIES = [*ROOT.glob("studies/**/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docs/by_hand.ipynb", *STUDIES]
+KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
+SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
+SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
+SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
+EXERCISE_7 = "tokens/speeches_36", "restart/speeches_142"
+CHALLENGE = (ROOT / "docs/challenge.md").read_text(encoding="utf-8")
+COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
+RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
+# 20 steps of 4 x 16 tokens; the base prunes four times in steps 4 to 8
+SHORT = " --shorter=200 --batch_size=4 --context_length=16 --eval_tokens=500 --device=cpu"
+NOTEBOOK = (ROOT / "docs/by_hand.ipynb").read_text(encoding="utf-8")
+CELLS = [cell for cell in json.loads(NOTEBOOK)["cells"] if cell["cell_type"] == "code"]
+
+
+def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
+
+    def start(arm, seed, out_dir):  # not as a process of its own, which takes seconds to start
+        code = train.main([arm.path, *arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}"])
+        return Mock(returncode=code, poll=lambda: code)
+
+    monkeypatch.setattr("tools.compare.start", start)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "book.txt").write_text("Fellow citizens of the Senate.\n" * 11_000)
+    (tmp_path / "data/corpus").mkdir(parents=True)
+    with lzma.open(tmp_path / "data/corpus/sotu.jsonl.xz", "wt") as file:
+        file.write('{"text": "My fellow citizens of the Senate and the House."}\n' * 1000)
+    monkeypatch.chdir(tmp_path)
+    # The open model last: what the README exports stands in for its download
+    for command in sorted(COMMANDS, key=lambda c: ("smollm2" in c, "convert" not in c)):
+        _, program, *arguments = shlex.split(command.replace(" -m", ""), comments=True)
+        if program == "studies.smollm2.convert":
+            shutil.copytree("out/idea-hf", "out/smollm2-135m")
+            continue
+        for word in SHORTER.keys() & {program, *arguments}:
+            arguments += SHORTER[word]
+        main = importlib.import_module(program.removesuffix(".py")).main
+        assert main(arguments) == 0, (command, capsys.readouterr().err)
+    assert len(COMMANDS) > 10 and Path("out/idea/run.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_the_default_learns_as_much_as_it_did(tmp_path):
+    knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
+    assert train.main(["configs/idea.py", f"--out_dir={tmp_path}", *knobs]) == 0
+    (done,) = events(tmp_path, "done")
+    assert done["val_loss"] == pytest.approx(3.836, abs=0.05)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for line, file in re.findall(r"\| `([^`]+)` \| `([\w/]+\.py)` \|$", text, re.M):
+        assert line in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {line}"
+    for path, part in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if part and target.suffix == ".md":
+            heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads]
+            assert part in slugs, f"{path}#{part}"
+    for file in re.findall(r"(?<!:)(?:configs|studies)/[\w/.]+\.py", text):  # not of COMMIT:PATH
+        assert page not in STUDIES or (ROOT / file).exists(), file
+
+
+def test_the_workflow_and_uv_do_what_the_readme_and_its_requirements_say():
+    """Each system has lines of its own; Python 3.10 has no tomllib."""
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    runs = re.findall(r"^ +(?:- )?run: (.*)", workflow, re.M)
+    assert len(runs) == 4 and set(runs) < set(README.splitlines())
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for key, file in (("dependencies", "requirements.txt"), ("extra", "requirements-extra.txt")):
+        listed = ast.literal_eval(re.search(rf"^{key} = (\[.*?^\])", project, re.M | re.S)[1])
+        required = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        assert listed == [line for line in required if not line.startswith("-r ")]
+
+
+def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say():
+    pytest.importorskip("scipy"), pytest.importorskip("matplotlib")
+    made = list(rows(small_model_tests()))
+    assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    leads = [w[1:3] for w, e in made if "small" in w[0] and e.low > 0]
+    assert leads == [["36 to 142", "Muon"], ["142", "AdamW"], ["570", "AdamW"], ["570", "AdamW"]]
+    when = read("window/when")
+    said = [effect([paired(when["idea_50_75"], when["idea_10_35"])]).pairs]
+    (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[1]]
+    runs = read("restart/speeches_142")
+    said += [f"{speeches.mean:.3f}", speeches.pairs]
+    said += [f"{-mean(paired(runs['enlarged'], runs['scratch'])):.3f}"]
+
+    section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
+    assert re.findall(r"\d+ of \d+|\d\.\d{3,}|\d+ settings", section) == said
+    (forest,) = pictures.forest(made).axes
+    labels = {label.get_text() for label in forest.get_yticklabels()}
+    assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
+    assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
+    for *_, setting, pairs in small_model_tests():  # exercise 7
+        for d in pairs.values() if setting in EXERCISE_7 else ():
+            leader = "IDEA" if mean(d) > 0 else "small model"
+            assert f"|{leader} by {abs(mean(d)):.3f} ({t_test(d):.2f})|" in COURSE
+    words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
+    paths, knobs = ([x for x in words if x.startswith("--") == is_knob] for is_knob in (0, 1))
+    idea, small, longer = load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")
+    assert idea.plan.final == small.plan.final == longer.plan.final
+    assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
+    panels = pictures.leads(made).axes
+    verdicts = [text.get_text() for panel in panels for text in panel.texts]
+    for lead, n in (("IDEA by 0.019 nats (2%", 1), ("small model by 0.023", 1), ("no clear", 4)):
+        assert len([words for words in verdicts if words.startswith(lead)]) == n
+    dots = [line.get_xdata() for panel in panels for line in panel.lines]
+    drawn = [e.mean for w, e in made[2:] if "570" not in w[1] or w[2] != "Muon"]  # as README says
+    assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
+    s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1", "--shorter=4"]))
+    drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
+    assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
+
+
+def test_prunes_and_validations_are_two_lines_and_runs_meet_where_both_have_one(
+    undisturbed, tmp_path
+):
+    pytest.importorskip("matplotlib")
+    log = plot.by_name(undisturbed)
+    jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
+    other[0]["tokens"] -= 1  # where the first run has none
+    lines = "".join(json.dumps(e) + "\n" for e in log["step"] + log["prune"] + other)
+    (tmp_path / "log.jsonl").write_text(lines)
+    loss, minus, *_ = plot.draw([undisturbed, tmp_path]).axes
+    drawn = {e["tokens"]: e["val_loss"] for e in log["eval"]}
+    x, y = loss.lines[1].get_data()
+    assert {a: b for a, b in zip(x, y) if b == b} == drawn  # a gap is NaN
+    assert len(x) == len(drawn) + len(log["prune"]) and [*loss.lines[2].get_ydata()] == jumps
+    assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
+    assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
+
+
+def changed(file: str, diff: str) -> str:
+    """What a reader does: replace the lines with a minus."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = [line.lstrip(" ") for line in diff.rstrip().splitlines()]
+    old, new = ("".join(x[1:] + "\n" for x in lines if x[0] == sign) for sign in "-+")
+    assert text.count(old) == 1, f"{file} has not once: {old}"
+    return text.replace(old, new)
+
+
+def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_path, monkeypatch):
+    def run(command: str) -> list[tuple[int, float]]:
+        """The widths and the losses of the steps."""
+        arguments = [x.replace("configs", f"{ROOT}/configs") for x in (command + SHORT).split()]
+        with patch.dict("run.config.CHOICES", criterion=prune.CRITERIA):  # as a new process has it
+            assert train.main([*arguments, f"--data_dir={toy.parent / 'data'}", "--overwrite"]) == 0
+        out = re.search(r"--out_dir=(\S+)", command)[1]
+        return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
+
+    enlarged, *criteria = RUNS[:4]
+    base, chance, late, oneshot, naive, kept, sized, *exercises = RUNS[4:]
+    monkeypatch.chdir(tmp_path)
+    wide, unchanged = run(enlarged), run(base)
+    assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
+    assert [re.search(r"criterion=(\w+)", c)[1] for c in criteria] == [*prune.CRITERIA]
+    sensitivity, _, random = map(run, criteria)
+    for a, b in zip(sensitivity, random):
+        assert (a == b) == (a[0] == wide[0][0])  # until the prune
+    restarts, goes_on = run(naive), run(oneshot)
+    assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
+    assert restarts != goes_on and unchanged not in map(run, (chance, late, sized))
+    others = restarts, unchanged, sensitivity
+    for (file, diff), exercise, other in zip(DIFFS, (kept, *exercises), others, strict=True):
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
+            exec(changed(file, diff), vars(module))
+            patched.setattr("run.cost.Schedule", schedule.Schedule)
+            assert run(exercise) != other, f"changes nothing: {diff}"
+    assert run(base) == unchanged
+
+
+def test_what_the_course_works_out_by_hand_is_so():
+    late = ["--prune_start=0.5", "--prune_end=0.75"]
+    plans = [load_config("configs/idea.py", ["--shorter=4", *knobs]) for knobs in ([], late)]
+    early, late = map(schedule.Schedule, plans)
+    widths = [early.width(step, "d_ff") for step in (200, 201, 250, 251, 350, 351)]
+    assert widths == [160, 144, 128, 112, 112, 96]
+    assert "**144**, at step 201" in COURSE and "**at step 351**" in COURSE
+    for s, last, share in ((early, 351, "39%"), (late, 751, "3%")):
+        assert [*s.prune_steps()][-1] == last
+        assert f"{s.rate_share(last, 1000):.0%}" == share and share in COURSE
+
+
+def test_the_tables_of_the_course_are_of_its_runs():
+    pytest.importorskip("scipy")
+    runs = read("restart/course_short")
+    spread = "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"
+    for arm, base, shows in (
+        ("paper", "idea", spread),
+        ("magnitude", "idea", spread),
+        ("plateau", "idea", "|final loss|{0:+.3f} (p < 0.001)|"),
+        ("naive_50", "oneshot_50", "|naive|{0:+.3f} (p < 0.001)|"),
+        ("naive_50_kept", "oneshot_50", "|naive with its old optimizer|{0:+.3f} (p < 0.001)|"),
+        ("oneshot_50_fresh", "oneshot_50", "clear, but small {0:.3f} (p = {3:.3f})"),
+        ("gradient_size", "idea", "we cannot tell ({0:+.3f})"),
+    ):
+        d = paired(runs[arm], runs[base])
+        p = t_test(d)
+        assert shows.format(mean(d), min(d), max(d), p) in COURSE, arm
+        assert "<" not in shows or p < 0.001
+    lines = (ROOT / "studies/restart/pruned.csv").read_text().split()[1:]
+    after: dict = {}
+    for arm, width, _, _, loss in (line.split(",") for line in lines):
+        after.setdefault((arm, width), []).append(float(loss))
+    criteria = [after[arm, "96"] for arm in ("sensitivity", "magnitude", "random")]
+    cells = [f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in criteria]
+    assert f"|{'|'.join(cells)}|" in COURSE
+    best, own = after["sensitivity", "96"], after["gradient_size", "96"]
+    assert sum(a > b for a, b in zip(best, own)) == 9
+    assert f"|{mean(best):.2f}|{mean(own):.2f}, lower in nine (p = 0.008)|" in COURSE
+
+
+MISTAKES = {  # task -> changes of its solution, and words of what its check says then
+    "cut": [("up[stays]", "gate[stays]", "own matrix"), ("gate[stays]", "gate", "row or a column")],
+    "score": [(".sqrt()", "", "root"), ("gate.square().sum(1) + ", "", "matrix missing")],
+    "choice": [("descending=True", "", "stays"), ("[:n_keep]", "[:3]", "3 neurons stay")],
+    "width": [("// 100 * 100 ", "", "hold until"), ("round_up", "int", "multiple of 16")],
+}
+
+
+def test_the_cells_of_the_notebook_run_and_its_tasks_take_their_solutions_and_nothing_else():
+    pytest.importorskip("matplotlib").use("Agg")
+    Path("train.py").touch()  # a cell looks for the project's folder by it
+    names, mistakes = {"__name__": "by_hand"}, dict(MISTAKES)
+    sources = {cell["id"]: "".join(cell["source"]) for cell in json.loads(NOTEBOOK)["cells"]}
+    for cell in CELLS:
+        code = sources[cell["id"]].replace("%matplotlib inline", "")
+        exec(code.replace('"--shorter=16"', '"--shorter=160", "--batch_size=2"'), names)
+        if task := re.match(r"turn-(\w+)-code", cell["id"]):
+            check = re.findall(r"^print\((check_.*\))\)$", code, re.M)[-1]
+            assert eval(check, names) == "not solved yet"
+            solution = re.search(r"```python\n(.*?)```", sources[f"turn-{task[1]}-solved"], re.S)[1]
+            for old, new, word in mistakes.pop(task[1]):
+                assert old in solution
+                exec(solution.replace(old, new), names)
+                with pytest.raises(AssertionError, match=word):
+                    eval(check, names)
+            exec(solution, names)
+            assert eval(check, names).startswith("right")
+    assert not mistakes
+    for moments, is_same in (("sliced", True), ("fresh", False)):  # what it says of Muon
+        for u, v in zip(names["updates"][moments], names["unpruned"]):
+            assert ((u * v).sum() / (u.norm() * v.norm()) > 0.99) == is_same
+
+
+def test_the_notebook_has_its_outputs_and_nothing_of_the_machine_that_made_them():
+    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
+    shows = [cell for cell in CELLS if re.search(r"print\(|show\(", "".join(cell["source"]))]
+    assert len(shows) > 10 and all(cell["outputs"] for cell in shows)
+    assert not re.search('"output_type": "error"|"name": "stderr"', NOTEBOOK)
+    assert not re.search(r"/(tmp|home|root|usr|Users)/| at 0x|iopub", NOTEBOOK)  # paths, times
+
+
+def test_the_challenge_names_the_cost_of_the_small_models_and_its_entry_compares(tmp_path):
+    rows = re.findall(r"`(\S+)` \| ([\d,]+) \| ([\d.e]+)", CHALLENGE)
+    for path, parameters, flops in rows:
+        (arm,) = load_arms([path], ["--data_dir=data/sotu"], "scratch_flops")
+        assert f"{n_parameters(arm.plan.final):,}" == parameters
+        assert f"{arm.plan.flops():.4g}" == f"{float(flops):.4g}"
+    (tmp_path / "arms.py").write_text(re.search(r"```python\n(.*?)```", CHALLENGE, re.S)[1])
+    load_arms([rows[0][0], f"{tmp_path}/arms.py:arms"], ["--data_dir=data/sotu"], "scratch_flops")
+    assert len(rows) == 2
+
+
+def test_the_records_are_those_of_their_runs():
+    lines = [line for line in CHALLENGE.splitlines() if line.startswith("| 20")]
+    for line in lines:
+        link = r"\[`(\w*) ?\b(\w+)`\]\(\.\./studies/(\S+)/runs\.csv\)"
+        setting, name, study = re.search(link, line).groups()
+        arms = read_csv(ROOT / "studies" / study / "runs.csv")[setting]
+        loss = mean(row["val_loss"] for row in arms[name].values())
+        behind = paired(arms[name], arms["scratch_flops"])
+        assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in line, line
+    assert len(lines) > 3
+
+
+def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
+    for path in sorted(ROOT.glob("studies/**/*.py")):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    paths = [*map(str, ROOT.glob("configs/*.py"))]
+    dicts = {name: x for name, x in vars(arms).items() if isinstance(x, dict) and name[0] != "_"}
+    tables = [name for name, x in dicts.items() if isinstance([*x.values()][0], dict)]
+    paths += [f"studies/arms.py:{name}" for name in tables]
+    every = [arm for path in paths for arm in read_arms(path)[1].values()]
+    assert len(every) > 80 and all(load_config(*arm) for arm in every)
+
+
+NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
+TABLES = ("gpu", "axes", "axes_70k", "speeches_18", "speeches_16_250k", "speeches_142_250k")
+SHIPPED = [[*(f"configs/{name}.py" for name in NAMES), "studies/arms.py:changes"]]
+SHIPPED += [[f"studies/arms.py:{name}"] for name in TABLES]
+
+
+@pytest.mark.parametrize("paths", SHIPPED, ids=lambda paths: paths[-1])
+def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths):
+    for shorter in (1, 8):
+        knobs = ["--data_dir=data/sotu", f"--shorter={shorter}"]
+        arms = {arm.name: arm for arm in load_arms(paths, knobs, "idea")}
+        idea, ours = arms["idea"], arms["scratch_flops"]
+        step = ours.plan.flops() / ours.config.max_steps
+        assert abs(ours.plan.flops() - idea.plan.flops()) < step
+        lengths = {x.name for x in arms.values() if x.config.max_steps != idea.config.max_steps}
+        ends = {x.name for x in arms.values() if x.plan.final != idea.plan.final}
+        assert (lengths, ends) == ({"scratch_flops"}, {"enlarged"} & arms.keys())
+
+
+OWN_LOOP = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
+LOOP, CHECK, HOOK, TRAINER, NANOGPT, FSDP = re.findall("```python\n(.*?)```", OWN_LOOP, re.S)
+HEADS = LOOP.replace("# widths", "widths")
+TRAINER = LOOP.partition("schedule = ")[0] + TRAINER  # as its first comment says
+HOOK = LOOP.replace("c = model", HOOK + "c = model").replace("pruner.score(", "id(")
+PIECES = [("llama", LOOP), ("llama", HEADS), ("qwen2", HEADS), ("llama", HOOK), ("llama", TRAINER)]
+SHAPE = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
+SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 256, "pad_token_id": 0}
+QKV = "gpt_neox", "num_attention_heads", "attention.query_key_value", "attention.dense.weight", 1, 3
+GATES = "phi3", "intermediate_size", "mlp.gate_up_proj", "mlp.down_proj.weight", 2, 1
+
+
+def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
+    for file in ("prune.py", "schedule.py", "tests/own_gpt2.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    alone = [sys.executable, "-E", "own_gpt2.py", NANOGPT]  # whatever PYTHONPATH names
+    subprocess.run(alone, cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("name, piece", PIECES, ids=["mlp", "heads", "biases", "hook", "Trainer"])
+def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path, monkeypatch):
+    """It has the same weights, where the training went on from amid the prunes."""
+    transformers = pytest.importorskip("transformers")
+    trainer = piece == TRAINER and pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    how = {"max_steps": 60, "save_steps": 15, "max_grad_norm": 0, "report_to": "none"}
+
+    def get_batch(step):
+        if step == 17:
+            shutil.copytree("out", "cut")
+        x = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(step))
+        return {"input_ids": x, "labels": x}
+
+    def run(model, checkpoint=None):
+        args = trainer and transformers.TrainingArguments("out", use_cpu=True, **how)
+        data = [{key: x[0] for key, x in get_batch(i).items()} for i in range(100, 200)]
+        names = {"get_batch": get_batch, "steps": 60, "save_every": 8, "args": args, "data": data}
+        exec(piece, names | {"model": model, "checkpoint": checkpoint})
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **SHAPE)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    run(model)
+    assert model.config.intermediate_size == 96
+    assert model.config.num_key_value_heads == (2 if piece == HEADS else 4)
+    last, cut = "out/checkpoint-60", "out/checkpoint-15"
+    if not trainer:
+        last, cut = shutil.move("out", "whole"), shutil.move("cut", "out")
+    x = get_batch(0)["input_ids"]
+    assert torch.equal(load(last)(x).logits, model(x).logits)
+    run(resumed := load(cut), cut)
+    torch.testing.assert_close(resumed.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name, kind, fused, reader, right, wrong", [QKV, GATES])
+def test_the_check_passes_right_parts_and_no_wrong_ones(name, kind, fused, reader, right, wrong):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **SHAPE))
+    names = {"torch": torch, "model": model, "kind": kind, "follow": lambda *_: None}
+    names["logits"] = lambda model: model(torch.arange(24)[None]).last_hidden_state
+
+    def check(parts):
+        slices = [Slice(f"{fused}.{x}", 0, parts) for x in ("weight", "bias")] + [Slice(reader, 1)]
+        model.groups = lambda: block_groups(model, "layers", {kind: slices})
+        exec(CHECK, names)
+
+    check(right)
+    with pytest.raises(AssertionError, match="a slice is wrong"):
+        check(wrong)
+
+
+def fsdp(share: slice, agree, **widths) -> own_gpt2.GPT2:
+    mesh = init_device_mesh("cpu", (2,))
+    mlp = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
+    qkv = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
+    units = {"d_ff": mlp, "num_key_value_heads": (*qkv, Slice("attn.c_proj.weight", 1))}
+
+    def build(config):
+        config.n_head = config.num_attention_heads
+        model = own_gpt2.GPT2(config)
+        model.groups = lambda: block_groups(model, "transformer.h", units)
+        for block in model.transformer["h"]:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    exec(FSDP, names := {"build": build, "torch": torch})
+    model = build(SimpleNamespace(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    plan = schedule.Schedule(schedule.knobs(60, round_to=64, **widths))
+    pruner = prune.Pruner("sensitivity", 0.85, plan.widths, 0, agree)
+    for step in range(1, 61):
+        for kind, width in plan.new_widths(step).items():
+            model = names["prune_sharded"](model, optimizer, pruner, kind, width)
+        own_gpt2.loss(model, step - 1, share).backward()
+        pruner.score(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    moments = [(p, state["exp_avg"]) for p, state in optimizer.state.items()]
+    assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
+    return model
+
+
+def two_ranks() -> None:
+    torch.set_default_dtype(torch.float64)
+    alone, machine = own_gpt2.train(NANOGPT), Machine(Config(device="cpu"))
+    exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
+    mine = slice(machine.rank, None, 2)
+    sharded = fsdp(mine, machine.agree, d_ff=512, d_ff_target=64)
+    for other in (own_gpt2.train(NANOGPT, wrap=DistributedDataParallel, share=mine), sharded):
+        for name, p in other.named_parameters():
+            torch.testing.assert_close(prune.whole(p), alone.get_parameter(name), rtol=0, atol=1e-6)
+    c = fsdp(mine, machine.agree, num_key_value_heads=4, num_key_value_heads_target=2).config
+    assert (c.num_key_value_heads, c.num_attention_heads) == (2, 2)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_train_like_one_by_the_lines_for_nanogpt_and_fsdp2(processes):
+    code = f"sys.path.append({str(ROOT / '.ci')!r}); import pages; pages.two_ranks()"
+    ended, error = processes(code, environments=addresses(2))
+    assert ended == [0, 0], error
+
+
+SMALL = {"max_steps": 24, "batch_size": 2, "context_length": 8, "warmup_steps": 4, "prune_every": 2}
+
+
+def knobs(**changes) -> SimpleNamespace:
+    return SimpleNamespace(**one_file.KNOBS | changes)
+
+
+def plan(c: SimpleNamespace) -> schedule.Schedule:
+    others = {"prune_schedule": "cubic", "lr_restart": False, "min_lr_fraction": 0.0}
+    return schedule.Schedule(SimpleNamespace(**vars(c), **others))
+
+
+def trained() -> tuple[one_file.GPT, torch.optim.AdamW]:
+    """A model after a step, with the gradients of another."""
+    torch.manual_seed(1)
+    model = one_file.GPT(knobs(**SMALL))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(*torch.randint(256, (2, 3, 8))).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, SMALL, {"prune_start": 0.5, "prune_end": 0.75, "d_ff": 250}]
+)
+def test_width_and_learning_rate_are_those_of_the_schedule_at_all_steps(changes):
+    c = knobs(**changes)
+    s, steps = plan(c), range(1, c.max_steps + 1)
+    widths = [one_file.width(step, c) for step in steps]
+    assert widths == [s.width(step, "d_ff") for step in steps] and len(set(widths)) > 3
+    rates = [one_file.learning_rate(step, c) for step in steps]
+    assert rates == pytest.approx([s.learning_rate(step) for step in steps])
+
+
+@pytest.mark.parametrize("criterion", ["sensitivity", "magnitude"])
+def test_scores_are_those_of_prune(criterion):
+    model, _ = trained()
+    slices = [s._replace(name=s.name.replace("ffn.", "blocks.1.")) for s in SLICES["d_ff"]]
+    group = prune.UnitGroup("blocks.1.d_ff", "d_ff", 256, tuple(slices))
+    scores = one_file.unit_scores(model.blocks[1], criterion)
+    torch.testing.assert_close(scores, prune.unit_scores(model, group, criterion).detach())
+
+
+def test_a_cut_model_computes_what_a_masked_one_does_and_its_moments_are_cut_alike():
+    model, optimizer = trained()
+    masked, its_optimizer = copy.deepcopy((model, optimizer))
+    batch, keep = torch.randint(256, (2, 3, 8)), torch.arange(1, 256, 3)
+    for block, whole in zip(model.blocks, masked.blocks):
+        one_file.slice_group(block, optimizer, keep)
+        for where in SLICES["d_ff"]:
+            name = where.name.removeprefix("ffn.")
+            small, large = block.get_parameter(name), whole.get_parameter(name)
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = its_optimizer.state[large][key].index_select(where.dim, keep)
+                assert torch.equal(optimizer.state[small][key], moment) and moment.any()
+            goes = torch.ones(256, dtype=torch.bool).index_fill(0, keep, False).nonzero().squeeze(1)
+            large.data.index_fill_(where.dim, goes, 0.0)
+    assert model.blocks[0].down.weight.shape == (32, 85) and len(model.blocks[0].scores) == 85
+    torch.testing.assert_close(model(*batch), masked(*batch))
+
+
+@pytest.mark.parametrize("change", ["", "criterion=random", "fresh_optimizer=1"])
+def test_a_run_prunes_by_averaged_scores_when_it_is_planned(change, monkeypatch, capsys):
+    c, average, seen = knobs(**SMALL), {}, []
+
+    def unit_scores(block, criterion, real=one_file.unit_scores):
+        s = real(block, criterion)
+        average[block] = average.get(block, torch.zeros(256)) * 0.85 + s * 0.15
+        return s
+
+    def slice_group(block, optimizer, keep, real=one_file.slice_group):
+        torch.testing.assert_close(block.scores, average[block])
+        assert torch.equal(keep, prune.choose(average[block], len(keep)).nonzero().squeeze(1))
+        real(block, optimizer, keep)
+        average[block] = average[block][keep]
+        seen.append((len(keep), optimizer.state[block.up.weight]))
+
+    monkeypatch.setattr(one_file, "unit_scores", unit_scores)
+    monkeypatch.setattr(one_file, "slice_group", slice_group)
+    monkeypatch.chdir(ROOT)
+    one_file.main([*(f"{key}={value}" for key, value in SMALL.items()), *change.split()])
+    steps = plan(c).prune_steps()
+    planned = [one_file.width(step, c) for step in steps for _ in range(c.n_layer)]
+    assert [kept for kept, _ in seen] == planned
+    done = c.max_steps if change != "fresh_optimizer=1" else steps[-1] - steps[-2]
+    assert seen[-1][1].get("step", 0) == done
+    *prunes, last = capsys.readouterr().out.splitlines()
+    assert [int(re.match(r"step (\d+):", line)[1]) for line in prunes] == steps
+    assert last.startswith("prunes cost")
+
+
+def test_a_knob_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        one_file.main(["criterio=random"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "criterio:" in error
