@@ -5,18 +5,15 @@ import os
 import shutil
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, events, run, same_end
+from helpers import events, run, same_end
 
 import train
 from data.prepare import prepare
 from model import GPT
 from run.checkpoint import load_checkpoint, write_checkpoint
-from run.config import Config
-from run.machine import print_error
 from run.out_dir import read_log
 from tools import plan, sample
 
@@ -85,17 +82,16 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_way_back(toy, undisturbed, tmp_path, refused):
-    out, new = shutil.copytree(undisturbed, tmp_path / "run"), f"--out_dir={tmp_path / 'new'}"
+    out = shutil.copytree(undisturbed, tmp_path / "run")
     path, before = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(load_checkpoint(path)["model"]["norm.weight"].numpy().tobytes())] ^= 1
     for content in (whole[:-1000], flipped, None):
         path.unlink() if content is None else path.write_bytes(content)
-        what = "damaged" if content else "no such checkpoint"
-        words = f"{path}: {what}.* to go back to the one before it: mv {before} {path}\n"
+        words = f"mv {before} {path}\n"
         refused(words, out, main=sample.main)
-        refused(words, toy, new, f"--init_from={path}")
+        refused(words, toy, f"--out_dir={tmp_path / 'new'}", f"--init_from={path}")
         refused(words, toy, f"--out_dir={out}", "--resume")
     before.rename(path)
     assert run(toy, out, "--resume") == 0
@@ -119,7 +115,7 @@ def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
     for main in (train.main, plan.main):
-        refused(f"{path}: no config .*look in {tmp_path}", path, main=main)
+        refused(f"look in {tmp_path}", path, main=main)
     assert not (tmp_path / "ran").exists()
 
 
@@ -134,22 +130,19 @@ def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path):
 
 
 def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
-    out = shutil.copytree(undisturbed, tmp_path / "run")
-    log, resume = out / "log.jsonl", (toy, f"--out_dir={out}", "--resume")
-    for path in out.glob("*.pt"):
-        path.unlink()
-    refused("holds a run, but its checkpoint is gone; remove", *resume)
-    whole = log.read_bytes()
+    out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["checkpoint.pt"])
+    (out / "checkpoint.prev.pt").unlink()
+    refused("checkpoint is gone", toy, f"--out_dir={out}", "--resume")
+    whole = (out / "log.jsonl").read_bytes()
     for line in (b"\xff", b"5", b"[]", b"{}"):
-        log.write_bytes(line + b"\n" + whole)
-        refused("log.jsonl: line 1 is no event of a run; remove it", *resume)
+        (out / "log.jsonl").write_bytes(line + b"\n" + whole)
+        refused("log.jsonl: line 1 ", toy, f"--out_dir={out}", "--resume")
 
 
-def test_no_run_writes_over_the_weights_it_learns_from(toy, undisturbed, refused):
+@pytest.mark.parametrize("key", ["init_from", "teacher"])
+def test_no_run_writes_over_the_weights_it_learns_from(key, toy, undisturbed, refused):
     for path in (undisturbed, undisturbed / "checkpoint.pt"):
-        for key in ("init_from", "teacher"):
-            knobs = (f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
-            refused(f"{key}=.*: the run would write over it", toy, *knobs)
+        refused(f"{key}=", toy, f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
 
 
 def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
@@ -179,16 +172,10 @@ def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, m
 
 @pytest.mark.parametrize("way", OUTPUT)
 def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes, toy, tmp_path):
-    name = os.fsdecode("größe".encode())  # as a shell gives it, in any locale
-    out = tmp_path / name
-    shutil.copy(ROOT / "studies/ideas/runs.csv", tmp_path)
-    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 100)
+    out = tmp_path / os.fsdecode("größe".encode())  # as a shell gives it, in any locale
     for module, *arguments in (
-        ("train", toy, f"--out_dir={out}", "--stop_after=2", "--overwrite"),
-        ("train", "--help"),
-        ("data.prepare", "--input", text, "--tokenizer=shipped", f"--out={out}-data"),
-        ("tools.compare", f"--out={tmp_path}"),
-        ("tools.sample", out, f"--prompt={name}", "--tokens=1"),
+        ("train", toy, f"--out_dir={out}", "--stop_after=2"),
+        ("tools.sample", out, f"--prompt={out.name}", "--tokens=1"),
     ):
         code = f"{way}; import {module}; sys.exit(sys.modules[{module!r}].main())"
         assert processes(code, *arguments) == ([0], "")
@@ -199,37 +186,14 @@ def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path
     (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)  # first: <|endoftext|>
     prepare([text], "shipped", tmp_path / "data")
     knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
-    refused("eval_tokens=1: none of them is text", toy, f"--out_dir={tmp_path / 'run'}", *knobs)
-    assert os.listdir(tmp_path / "run") == ["lock"]
+    refused("eval_tokens=1", toy, f"--out_dir={tmp_path / 'run'}", *knobs)
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, refused):
     def build(shape):  # the first still builds its model
         monkeypatch.setattr(train, "GPT", GPT)
-        refused("another process is running there", toy, f"--out_dir={tmp_path}", "--overwrite")
+        refused(f"out_dir={tmp_path}", toy, f"--out_dir={tmp_path}", "--overwrite")
         return GPT(shape)
 
     monkeypatch.setattr(train, "GPT", build)
     assert run(toy, tmp_path, "--stop_after=1") == 0 and train.GPT is GPT
-
-
-def test_out_of_memory_names_the_micro_batch_to_try(capsys):
-    for error in (
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, other allocations: 1 KB"),
-        torch.OutOfMemoryError("CUDA out of memory."),
-    ):
-        assert print_error(error, Config(micro_batch_size=8)) == 1
-        assert "try a smaller --micro_batch_size than 8" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
-def test_a_checkpoint_is_mapped_and_not_read_into_the_memory_of_each_rank(undisturbed, tmp_path):
-    path = shutil.copy(undisturbed / "checkpoint.pt", tmp_path / "mapped.pt")
-    saved = load_checkpoint(path)
-    tensors = [*saved["model"].values(), *saved["scores"].values()]
-    tensors += [x for state in saved["optimizer"].values() for x in state.values()]
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    (place,) = [row.split()[0] for row in maps if row.endswith(str(path))]
-    start, end = (int(address, 16) for address in place.split("-"))
-    assert all(start <= x.data_ptr() < end for x in tensors if x.numel()) and tensors

@@ -2,13 +2,11 @@
 
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, events, run, same_end
+from helpers import events, run, same_end
 
 from model import KINDS
 from run.checkpoint import load_checkpoint
@@ -48,60 +46,34 @@ Pruner.score = upside_down
 """
 SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
 DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
-APART = [
-    (SEEDS, [1, 1], "seed=0 on this rank, another elsewhere"),
-    (
-        UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask",
-        [1, 1],
-        "hold different weights",
-    ),
-    (DEATH, [1, 9], "another rank no longer answers; --resume goes on"),
-]
+APART = [(SEEDS, [1, 1], "seed"), (DEATH, [1, 9], "--resume")]
+APART += [(UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask", [1, 1], "weights")]
 
 
 def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
-    """The scores of the second do not count. No thread of gloo is left, which might abort it."""
-    threads = "[open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]"
-    none = f"assert not os.path.exists('/proc/self/task') or 'gloo' not in str({threads})"
+    """The scores of the second do not count."""
     knobs = ("--micro_batch_size=2", "--recompute")
-    run_ranks(processes, toy, tmp_path, *knobs, before=UPSIDE_DOWN, after=none)
+    run_ranks(processes, toy, tmp_path, *knobs, before=UPSIDE_DOWN)
     a, b = events(undisturbed, "step"), events(tmp_path, "step")
     assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
     assert_close(undisturbed, tmp_path)
 
 
-@pytest.mark.parametrize("before, codes, words", APART)
-def test_ranks_that_part_are_stopped(before, codes, words, processes, toy, tmp_path):
-    assert words in run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=codes)
-
-
-@pytest.mark.slow
-def test_torchrun_starts_killed_ranks_again_to_end_in_the_same_bytes(processes, toy, tmp_path):
-    (script := tmp_path / "script.py").write_text(f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-if os.environ["RANK"] + os.environ["TORCHELASTIC_RESTART_COUNT"] == "10":
-    train.Pruner.prune = lambda *_: os._exit(9)
-sys.exit(train.main())
-""")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node=2", "--max-restarts=2", script, toy]
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    subprocess.run([*launcher, f"--out_dir={out}", "--resume"], check=True)
-    run_ranks(processes, toy, whole)
-    assert same_end(out, whole)
-    assert [e["resumed"] for e in events(out, "start")] == [False, True]
+@pytest.mark.parametrize("before, codes, word", APART)
+def test_ranks_that_part_are_stopped(before, codes, word, processes, toy, tmp_path):
+    assert word in run_ranks(processes, toy, tmp_path, "--shorter=3", before=before, codes=codes)
 
 
 SMALL_BUCKETS = """
-import run.forward, run.machine
+import run.forward, run.machine, run.optimizer
 def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
     run.machine.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
     global ddp
     ddp = wrap(*arguments, bucket_cap_mb=0.0005, **others)
     return ddp
 run.forward.DistributedDataParallel = wrap
+calls, orthogonalize = [], run.optimizer.orthogonalize
+run.optimizer.orthogonalize = lambda x: calls.append(x) or orthogonalize(x)
 """
 PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
 PEAK = """
@@ -111,11 +83,6 @@ events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[m
 changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 print(max(accumulate(changes)), file=sys.stderr)
 """
-COUNT = """
-import run.optimizer as optimizer
-calls, orthogonalize = [], optimizer.orthogonalize
-optimizer.orthogonalize = lambda x: calls.append(x) or orthogonalize(x)
-"""
 
 
 def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
@@ -124,7 +91,7 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
     knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
     several = "assert len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')) >= 4"
     several += "; assert len(calls) <= 10, calls"  # of two or three in each of ten steps
-    ranks = {"ranks": 3, "before": SMALL_BUCKETS + COUNT, "after": several}
+    ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
     whole, cut, one = (tmp_path / name for name in ("whole", "cut", "one"))
     run_ranks(processes, toy, whole, *knobs, **ranks)
     run_ranks(processes, toy, cut, *knobs, "--stop_after=7", **ranks)
@@ -141,23 +108,21 @@ def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, to
     data, out = tmp_path / "data", tmp_path / "run"
     before = f"""
 import time, data.prepare as prepare
-from run import out_dir as report
+from run import out_dir
 prepare.SHIPPED_FOLDER = {str(data)!r}
-def no_locks(*_):
+def no_locks(*_, **others):
     raise OSError(37, "No locks available")
-def in_turn(*given, cut=prepare._cut):
-    time.sleep(0.4 * int(os.environ["RANK"]))
-    return cut(*given)
-prepare.FileLock.acquire, prepare._cut = no_locks, in_turn
-prepare.os.fsync = lambda _: time.sleep(0.4)
-def slow(*arguments, save=report.write_checkpoint):
-    time.sleep(1)
-    save(*arguments)
-report.write_checkpoint = slow
+prepare.FileLock.acquire = out_dir.lock_descriptor = no_locks
+def slow(function, seconds):
+    return lambda *given: (time.sleep(seconds), function(*given))[1]
+prepare._cut = slow(prepare._cut, 0.4 * int(os.environ["RANK"]))
+prepare.os.fsync = slow(prepare.os.fsync, 0.4)
+out_dir.write_checkpoint = slow(out_dir.write_checkpoint, 1)
 """
     saved = f"assert os.path.exists({str(out / 'checkpoint.pt')!r})"
-    knobs = (f"--data_dir={data}", "--stop_after=1")
-    run_ranks(processes, toy, out, *knobs, ranks=4, before=before, after=saved)
+    knobs, code = (f"--data_dir={data}", "--stop_after=1"), {"before": before, "after": saved}
+    said = run_ranks(processes, toy, out, *knobs, ranks=4, **code)
+    assert said.count("its disk has no locks") == 4 + 1  # a warning for each folder
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
 
 

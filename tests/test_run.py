@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -22,35 +21,24 @@ from prune import unit_scores
 from run.checkpoint import load_checkpoint
 from run.optimizer import Muon
 from run.out_dir import OutDir
-from studies.optimizer import start
 
 
-def test_run_enlarges_prunes_recovers_and_ends_at_the_target(undisturbed):
-    steps = events(undisturbed, "step")
+def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, undisturbed):
+    steps, prunes = events(undisturbed, "step"), events(undisturbed, "prune")
     assert [e["phase"] for e in steps] == ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
-    widths = {"d_ff": (32, 8), "n_kv_head": (4, 1), "d_model": (16, 8), "n_layer": (4, 2)}
     shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
-    for kind, (first, last) in widths.items():
+    for kind, first, last in zip(KINDS, (32, 4, 16, 4), (8, 1, 8, 2)):
         assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
-    last = events(undisturbed, "prune")[-1]
-    assert events(undisturbed, "eval")[-1]["val_loss"] < last["loss_after"]
-
-
-def test_the_log_tells_what_each_prune_and_the_whole_run_cost_and_gave(toy, undisturbed):
-    prunes = events(undisturbed, "prune")
-    for e in prunes:
-        assert e["width_before"] > e["width_after"] and e["loss_before"] != e["loss_after"]
+    assert all(e["width_before"] > e["width_after"] for e in prunes)
     both = [(a, b) for a, b in zip(prunes, prunes[1:]) if a["step"] == b["step"]]
     assert both and all(a["loss_after"] == b["loss_before"] for a, b in both)  # the same batches
     (start,), (done,) = events(undisturbed, "start"), events(undisturbed, "done")
-    assert start["torch"] == torch.__version__ and start["hardware"]
-    assert re.fullmatch("([0-9a-f]{40}(-dirty)?)?", start["commit"])  # none where there is no git
+    assert start["torch"] == torch.__version__ and start["hardware"] and "commit" in start
     assert (done["tokens"], done["flops"]) == (30 * 8 * 16, start["planned_flops"])
-    assert done["params"] == events(undisturbed, "step")[-1]["params"]
+    assert done["params"] == steps[-1]["params"] and done["val_loss"] < prunes[-1]["loss_after"]
     val = TokenDataset(toy.parent / "data", "val", 16)
     bits = done["val_loss"] / math.log(2) / val.bytes_per_target(TOY["eval_tokens"])
     assert done["val_bpb"] == pytest.approx(bits)
-    assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
 
 
 def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
@@ -122,31 +110,22 @@ def test_muon_is_torchs(dtype, within):
         assert (p - q).norm() < within * (q - old).norm()
 
 
-def test_a_run_that_ends_says_what_to_do_next(toy, tmp_path, capsys):
-    out = tmp_path / "my run"
-    assert run(toy, out, "--shorter=3", "--stop_after=7") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(f"; python train.py '{out}' --resume goes on")
-    for _ in range(2):  # where all is done, nothing is done again
-        assert train.main(shlex.split(last)[-4:-2]) == 0
-    assert len(events(out, "done")) == 1
-    end = capsys.readouterr().out.partition("\n\n")[2]
-    assert f"python -m tools.sample '{out}'\n" in end and f"tools.plot '{out}'\n" in end
-    assert "train.py" not in end and "resume" not in end
-
-
-def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused):
-    out, knobs = tmp_path / "moved", ["--optimizer=muon", "--shorter=3"]
+def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused, capsys):
+    out, knobs = tmp_path / "has moved", ["--optimizer=muon", "--shorter=3"]
     assert run(toy, tmp_path / "whole", *knobs) == 0
     assert run(toy, tmp_path / "first", *knobs, "--stop_after=7") == 0
     (tmp_path / "first").rename(out)
     log, same = (out / "log.jsonl").read_bytes(), (toy, f"--out_dir={out}", *knobs)
     for command in ([out], same):
-        refused(f"{out}: holds a run; --resume goes on .*--overwrite replaces it", *command)
+        refused(f"out_dir={out}: ", *command)
     refused("seed=1 there, 3 here, d_ff_target=8", *same, "--resume", "--seed=3", "--d_ff_target=4")
     assert (out / "log.jsonl").read_bytes() == log
-    assert train.main([str(out), "--resume"]) == 0
+    assert train.main([str(out), "--resume", "--stop_after=8"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    for _ in range(2):  # as it says itself; where all is done, nothing is done again
+        assert train.main(shlex.split(said)[-4:-2]) == 0
     assert same_end(out, tmp_path / "whole") and not (tmp_path / "first").exists()
+    assert len(events(out, "done")) == 1
     assert train.main([str(out), "--overwrite", "--stop_after=1"]) == 0
     assert [e["resumed"] for e in events(out, "start")] == [False]
 
@@ -155,25 +134,19 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused
 def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, refused):
     theirs = '{"model_type": "llama"}'  # as in a Hugging Face folder
     (tmp_path / name).write_text(theirs)
-    refused(f"{tmp_path}: not a run's folder", tmp_path, "--resume")
-    command, words = (toy, f"--out_dir={tmp_path}"), f"holds {name}, but no config.json of a run"
-    for flag in ((), ("--resume",), ("--overwrite",)):
-        refused(f"out_dir={tmp_path}: {words}; choose another", *command, *flag)
+    refused(tmp_path, tmp_path, "--resume")
+    for flag in ("--seed=1", "--resume", "--overwrite"):
+        refused(f"out_dir={tmp_path}: holds {name}", toy, f"--out_dir={tmp_path}", flag)
     assert (tmp_path / name).read_text() == theirs
-    (tmp_path / name).unlink()
-    (tmp_path / name).mkdir()
-    refused(words, *command)
 
 
 def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys):
     assert run(toy, tmp_path, "--learning_rate=1e18", "--save_every=1") == 1
-    error = capsys.readouterr().err
     last = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
-    assert re.search(rf"step {last + 1}: loss (nan|inf), .*learning_rate", error)
+    assert f"step {last + 1}: loss " in capsys.readouterr().err
     out = tmp_path / "one step"  # where none comes after the update that broke the weights
     one = ("--max_steps=1", "--warmup_steps=0", *(f"--{kind}_target=0" for kind in KINDS))
     assert run(toy, out, "--learning_rate=1e18", *one) == 1
-    assert "validation: loss nan" in capsys.readouterr().err
     assert "NaN" not in (out / "log.jsonl").read_text() and not (out / "checkpoint.pt").exists()
 
 
@@ -191,17 +164,8 @@ def test_a_run_does_not_go_on_with_data_that_was_replaced(seen, toy, tmp_path, m
 
     monkeypatch.setattr(OutDir, "write", write_and_replace)
     assert run(toy, out, f"--data_dir={data}", "--save_every=6") == 1
-    assert f"{data}: was replaced" in capsys.readouterr().err
-    assert events(out, "step")[-1]["step"] == seen
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 6
-
-
-@pytest.mark.slow
-def test_the_default_learns_as_much_as_it_did(tmp_path):
-    knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
-    assert run("configs/idea.py", tmp_path / "run", *knobs) == 0
-    (done,) = events(tmp_path / "run", "done")
-    assert done["val_loss"] == pytest.approx(3.836, abs=0.05)
+    assert f"{data}: " in capsys.readouterr().err
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 6 < events(out, "step")[-1]["step"]
 
 
 def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
@@ -213,25 +177,16 @@ def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
 
 
 def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path, refused):
-    knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--learning_rate=1e-5", "--warmup_steps=0"]
-    knobs += ["--d_model_target=4", "--n_layer_target=1", "--shorter=3"]
+    knobs = [f"--{kind}_target={n}" for kind, n in zip(KINDS, (4, 0, 4, 1))]
+    knobs += ["--learning_rate=1e-5", "--warmup_steps=0", "--shorter=3"]
     begun, out = shutil.copy(undisturbed / "checkpoint.pt", tmp_path), tmp_path / "run"
     again = (f"--init_from={undisturbed / 'checkpoint.pt'}", *knobs, "--resume")
     assert run(toy, out, f"--init_from={begun}", *knobs) == 0
-    refused(f"another run's.*init_from='{begun}' there", toy, f"--out_dir={out}", *again)
-    refused(
-        "init_from='' there", toy, f"--out_dir={undisturbed}", f"--init_from={begun}", again[-1]
-    )
+    refused("init_from=", toy, f"--out_dir={out}", *again)
+    refused("init_from=", toy, f"--out_dir={undisturbed}", f"--init_from={begun}", "--resume")
     os.unlink(begun)  # as where it has moved: it is needed once only
     assert run(toy, out, *again) == 0
     first, *_, last = events(out, "step")
     assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
     assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
     assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
-
-
-def test_weights_of_the_study_of_optimizers_are_a_starting_point(toy, tmp_path, refused):
-    assert start.main([str(toy), "1", str(tmp_path / "start.pt")]) == 0
-    assert run(toy, tmp_path / "run", f"--init_from={tmp_path / 'start.pt'}", "--stop_after=1") == 0
-    (bare := tmp_path / "bare.py").write_text("data_dir = 'missing'")
-    refused("missing: no data", bare, 1, tmp_path / "start.pt", main=start.main)
