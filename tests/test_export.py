@@ -2,10 +2,8 @@
 # ruff: noqa: E402 (imports after importorskip)
 
 import json
-import os
 import random
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,7 +15,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from helpers import events, run
+from helpers import run
 from test_model import SHAPES, large
 
 from data.prepare import prepare
@@ -32,16 +30,16 @@ BASE = replace(SHAPES["tied"], vocab_size=V, context_length=32, d_model=32, head
 OTHER = replace(SHAPES["wide heads"], vocab_size=V, context_length=32, d_model=48, head_dim=16)
 OTHER = replace(OTHER, rope_theta=500.0, norm_eps=1e-3)
 OTHERS = {"not tied": OTHER, "padded": replace(OTHER, vocab_size=V + 64, tie_embeddings=True)}
-REFUSED = [
+CHANGES = [  # of config.json, and the word that names the reason
     ({"model_type": "qwen2"}, "model_type='qwen2'"),
-    ({"model_type": "mistral", "sliding_window": 4096}, "model_type='mistral'.*docs/own-loop.md"),
+    ({"model_type": "mistral", "sliding_window": 4096}, "own-loop.md"),
     ({"model_type": "mistral"}, "model_type='mistral'"),  # its default is a window, too
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),  # beside rope_parameters
-    ({"intermediate_size": 23}, "mismatched.*down_proj"),
-    ({"num_hidden_layers": 3}, "missing.*layers.2"),
-    ({"num_hidden_layers": 1}, "unexpected.*layers.1"),
-    ({"num_hidden_layers": 10**9}, "no model has these sizes"),  # nor is it built first
+    ({"intermediate_size": 23}, "down_proj"),
+    ({"num_hidden_layers": 3}, "layers.2"),
+    ({"num_hidden_layers": 1}, "layers.1"),
+    ({"num_hidden_layers": 10**9}, "sizes"),  # nor is it built first
 ]
 
 
@@ -55,17 +53,13 @@ def folder(tmp_path) -> Path:
     return exported(large(GPT(BASE)), tmp_path / "hf")
 
 
-@pytest.fixture(scope="module", params=OTHERS.values(), ids=OTHERS)
-def model(request) -> GPT:
-    return large(GPT(request.param))
-
-
 def change_json(path: Path, **change) -> None:
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
 
 
-def test_an_export_has_the_same_logits_and_never_says_padding(model, tmp_path):
-    folder = exported(model, tmp_path / "hf")
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_an_export_has_the_same_logits_and_never_says_padding(config, tmp_path):
+    folder = exported(model := large(GPT(config)), tmp_path / "hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert type(theirs) is transformers.LlamaForCausalLM
     x = torch.randint(0, V, (2, 32))
@@ -97,47 +91,44 @@ def test_an_exported_tokenizer_gives_the_same_ids(folder):
     assert (theirs.eos_token_id, again.n_vocab, again.eot_token) == (V - 1, V, V - 1)
 
 
-def test_files_in_16_bits_that_transformers_wrote_are_read(folder, tmp_path):
-    load, to = transformers.LlamaForCausalLM.from_pretrained, tmp_path / "16"
-    load(folder).bfloat16().save_pretrained(to, max_shard_size="20KB")
+def same_logits(folder: Path, theirs) -> None:
+    model, x = load_model(load_folder(folder), torch.device("cpu")), torch.randint(0, V, (1, 32))
+    torch.testing.assert_close(model(x), theirs.float()(x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_llama_in_16_bits_and_a_mistral_without_a_window_are_read(folder, tmp_path):
+    load = transformers.LlamaForCausalLM.from_pretrained
+    (llama := load(folder)).bfloat16().save_pretrained(to := tmp_path / "16", max_shard_size="20KB")
     assert len(list(to.glob("*.safetensors"))) > 2
-    model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
-    torch.testing.assert_close(model(x), load(to).float()(x).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_a_mistral_without_a_window_is_read_and_a_head_that_is_not_the_tied_one_is_not(
-    folder, tmp_path, refused
-):
-    llama, to = transformers.LlamaConfig.from_pretrained(folder).to_dict(), tmp_path / "mistral"
+    same_logits(to, load(to))
     change = {"model_type": "mistral", "sliding_window": None}
-    config = transformers.MistralConfig(**llama | change)
+    config = transformers.MistralConfig(**llama.config.to_dict() | change)
     theirs = transformers.MistralForCausalLM.from_pretrained(folder, config=config)
-    theirs.save_pretrained(to)
+    theirs.save_pretrained(to := tmp_path / "mistral")
     assert change.items() <= json.loads((to / "config.json").read_bytes()).items()
-    model, x = load_model(load_folder(to), torch.device("cpu")), torch.randint(0, V, (1, 32))
-    torch.testing.assert_close(model(x), theirs(x).logits, rtol=1e-4, atol=1e-4)
-    (file,) = folder.glob("*.safetensors")
+    same_logits(to, theirs)
+
+
+@pytest.mark.parametrize("change, word", CHANGES, ids=str)
+def test_what_is_not_supported_is_refused_by_name(change, word, folder, refused):
+    change_json(folder / "config.json", **change)
+    refused(word, folder, main=sample.main)
+
+
+def test_a_folder_that_contradicts_itself_is_refused(folder, refused):
+    path, file = folder / "tokenizer.json", folder / "model.safetensors"
     weights, head = safetensors.load_file(file), "lm_head.weight"
     weights[head] = weights["model.embed_tokens.weight"].clone()
     safetensors.save_file(weights, file, {"format": "pt"})
-    assert load_folder(folder)
+    assert load_folder(folder)  # the tied head, written out
     safetensors.save_file(weights | {head: weights[head] + 1}, file, {"format": "pt"})
-    refused(f"{folder}: tie_word_embeddings=true.*{head}", folder, main=sample.main)
-
-
-@pytest.mark.parametrize("change, words", REFUSED, ids=str)
-def test_what_is_not_supported_is_refused_by_name(change, words, folder, refused):
-    change_json(folder / "config.json", **change)
-    refused(f"{folder}.*{words}", folder, main=sample.main)
-
-
-def test_a_tokenizer_with_too_many_ids_and_damaged_weights_are_refused(folder, refused):
-    path, weights = folder / "tokenizer.json", folder / "model.safetensors"
+    refused(head, folder, main=sample.main)
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(folder, folder, main=sample.main)
     added = json.loads(path.read_bytes())["added_tokens"]
     change_json(path, added_tokens=[*added, added[-1] | {"id": V, "content": "<one more>"}])
-    refused(f"{folder}: .* {V + 1} ids, its model knows {V}", folder, main=sample.main)
-    weights.write_bytes(weights.read_bytes()[:-100])
-    refused(f"{folder}.*damaged", folder, main=sample.main)
+    safetensors.save_file(weights, file, {"format": "pt"})
+    refused(f"{V + 1} ids", folder, main=sample.main)
 
 
 def test_both_spellings_of_theta_and_any_number_of_positions_are_read(folder):
@@ -156,18 +147,16 @@ def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys, refused)
     prepare([toy.parent / "text.jsonl"], str(folder), own)
     knobs = [f"--init_from={folder}", f"--data_dir={own}", "--n_kv_head_target=0"]
     knobs += ["--d_model_target=24", "--round_vocab_to=68"]
-    refused("1088.*1024.*--round_vocab_to", toy, f"--out_dir={out}", *knobs[:-1])
+    refused("--round_vocab_to", toy, f"--out_dir={out}", *knobs[:-1])
     assert run(toy, out, *knobs, "--stop_after=20") == 0
     shutil.rmtree(folder)  # the run has its weights, and the data their tokenizer
     assert run(toy, out, *knobs, "--resume") == 0
     shape = load_checkpoint(out / "checkpoint.pt")["model_config"]
     assert shape == replace(wide, context_length=16, d_model=24, n_layer=2, d_ff=8)
-    assert events(out, "step")[0]["d_ff"] == wide.d_ff
     assert export.main([str(out), f"--to={back}"]) == 0
     capsys.readouterr()
     for model in (out, back):  # the folder itself is a run, too
-        prompt = os.fsdecode("--prompt=The sum ☃".encode())  # as a shell gives it, in any locale
-        assert sample.main([str(model), prompt, "--tokens=5"]) == 0
+        assert sample.main([str(model), "--prompt=The sum ☃", "--tokens=5"]) == 0
     both = capsys.readouterr().out
     assert both == 2 * both[: len(both) // 2] and both.startswith("The sum ☃") and len(both) > 22
     theirs = transformers.AutoTokenizer.from_pretrained(back)
@@ -184,13 +173,8 @@ def test_tokens_of_sentencepiece_spell_spaces_and_bytes(tmp_path):
 
 
 def test_an_export_is_whole_or_not_there(undisturbed, tmp_path, refused, monkeypatch):
-    command = (undisturbed, f"--to={tmp_path / 'hf'}")
-    with monkeypatch.context() as patched:
-        full = Mock(side_effect=OSError("No space left"))
-        patched.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
-        refused("hf: cannot.*: No space", *command, main=export.main)
-        patched.setitem(sys.modules, "transformers", None)
-        refused("hf: cannot.*transformers", *command, main=export.main)
+    full = Mock(side_effect=OSError("No space left"))
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
+    refused("No space left", undisturbed, f"--to={tmp_path / 'hf'}", main=export.main)
     assert not list(tmp_path.iterdir())
-    assert export.main([*map(str, command)]) == 0
-    refused("hf: exists", *command, main=export.main)
+    refused("exists", undisturbed, f"--to={tmp_path}", main=export.main)
