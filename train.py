@@ -77,9 +77,9 @@ def train(c: Config, files: ExitStack) -> int:
     `files` closes those that are open.
 
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
-    on step, seed and sizes alone, so no checkpoint stores a place in the data. It is a dict of
-    `format`, `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights)
-    and `optimizer` (moments) by name of parameter, and `scores` by name of group.
+    on step, seed and sizes alone, so a checkpoint stores no place in the data. Its keys: `format`,
+    `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights) and
+    `optimizer` (moments) by name of parameter, and `scores` by name of group.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.

@@ -19,6 +19,7 @@ BAD = [  # knobs, and the key and what else its line names
     ("--data_dir=data/none", "data/none"),
     ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
     ("--shorter=0", "shorter=0"),
+    ("--init_from=out/none --stop_after=9999", "stop_after=9999"),
     ("--learning_rate=-1", "learning_rate=-1.0"),
     ("--out_dir=configs/idea.py", "out_dir=configs/idea.py"),
 ]
