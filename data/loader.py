@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,10 @@ class TokenDataset:
 
     def check(self) -> None:
         """Raises UserError where the folder has been replaced: each read opens a file anew."""
-        if hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest() != self.digest:
-            raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
+        with suppress(OSError):  # a disk that fails now may be back at the next read
+            digest = hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest()
+            if digest != self.digest:
+                raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
 
     def batch(
         self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1

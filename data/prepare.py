@@ -83,6 +83,16 @@ def prepare(
         if out.exists():
             raise UserError(f"{out}: exists; remove it, or give another --out")
         tasks = _cut(part, inputs, settings)
+        # Read until there is an item for each split: without one, all the work would be in vain
+        held_out = (
+            is_validation(item, val_fraction, task)
+            for task, paths in enumerate(tasks.values())
+            for item, _ in enumerate(x for path in paths for x, _ in read_items(path, key) if x)
+        )
+        first = next(held_out, None)
+        if all(other == first for other in held_out):
+            what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
+            raise UserError(f"{what} {val_fraction}; give more text, or another fraction")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)
@@ -93,9 +103,6 @@ def prepare(
         for split in SPLITS:
             counts = [of_task[split] for of_task in made]
             meta[split] = {name: sum(count[name] for count in counts) for name in COUNTS}
-            if not meta[split]["tokens"]:  # of a few documents: what was done is not worth keeping
-                shutil.rmtree(part, ignore_errors=True)
-                raise UserError(f"the {split} split would be empty; give more text")
             shard = ("file", "tokens", "sha256")
             meta[split]["shards"] = [{k: c[k] for k in shard} for c in counts if c["tokens"]]
         meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}

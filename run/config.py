@@ -119,6 +119,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     need(c.n_head % c.n_kv_head == 0, c, "n_kv_head", f"must divide n_head={c.n_head}")
     even = f"must be even; 0 is d_model / n_head = {c.d_model / c.n_head:g}"
     need((c.head_dim or c.d_model / c.n_head) % 2 == 0, c, "head_dim", even)
+    need(not (c.resume and c.overwrite), c, "overwrite", "contradicts resume")
     check_ranks(c, of_torchrun("WORLD_SIZE", 1))
     need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     if not shape_known:
@@ -195,6 +196,8 @@ def read_file(path: str) -> dict:
             values["max_steps"]  # a Hugging Face folder has a config.json, too
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
+        if isinstance(values.get("recompute"), bool):  # of an older run
+            values["recompute"] = "all" if values["recompute"] else "none"
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
     # By its name, as it may be a checkpoint: runpy would also run what is in a zip

@@ -1,5 +1,6 @@
 """What a run costs, known before step 1: parameters, FLOPs, memory; and what cards can do."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ GPUS |= {"4090": (165e12, 1.01e12, 25e9)}
 def card_of(device: torch.device) -> str:
     """The key in GPUS of this device; "" if it is not there."""
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    return next((key for key in GPUS if key in name), "")
+    return next((key for key in GPUS if re.search(rf"\b{key}\b", name)), "")  # no RTX A1000
 
 
 def block_matrices(shape: GPTConfig) -> list[tuple[int, int]]:

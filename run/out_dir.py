@@ -50,8 +50,10 @@ class OutDir:
         where = f"out_dir={self.path}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # To append: it may be a file of the user's
-            lock = self.files.enter_context(open(self.path / "lock", "ab"))  # noqa: SIM115
+            # To append, as it may be a file of the user's; a link would lead elsewhere
+            no_link = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+            lock = open(os.open(self.path / "lock", no_link, 0o666), "ab")  # noqa: SIM115
+            self.files.enter_context(lock)
         except OSError as error:
             raise UserError(f"{where}: cannot write there: {error}") from error
         try:

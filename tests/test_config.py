@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from run.config import Config, load_config
+from run.config import Config, load_config, read_file
 from run.cost import Plan, flops_per_token
 from train import main
 
@@ -49,7 +49,7 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
 
 def test_recompute_takes_what_it_once_was(tmp_path):
     (tmp_path / "config.json").write_text('{"max_steps": 99, "recompute": true}')
-    assert load_config(str(tmp_path)).recompute == load("idea", "--recompute").recompute == "all"
+    assert read_file(str(tmp_path))["recompute"] == load("idea", "--recompute").recompute == "all"
     assert load("idea_2.8b", "--recompute=False").recompute == "none"
 
 

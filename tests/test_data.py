@@ -242,10 +242,11 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_shards(tmp_path, monkeypatch, 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_a_worker_ends_with_the_main_process(number):
-    code = """if True:
+    code = r"""if True:
         import sys, data.prepare as p
-        work = "print('at work', flush=True); import time; time.sleep(600)"
-        sys.exit(p.command(lambda argv: p.do_all(exec, [(work,), (work,)]))())"""
+        work = "import os, time; os.write(1, b'at work\\n'); time.sleep(600)"
+        p._make_shards = exec
+        sys.exit(p.command(lambda argv: p._make_all([(work,), (work,)]))())"""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as main:
         assert main.stdout.readline() == "at work\n"

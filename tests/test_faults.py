@@ -15,7 +15,7 @@ from data.prepare import prepare
 from model import GPT
 from run.checkpoint import load_checkpoint, write_checkpoint
 from run.out_dir import read_log
-from tools import plan, sample
+from tools import page, plan, sample
 
 # train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
 DYING = """
@@ -51,7 +51,8 @@ WRONG = {  # a dict is what changes in that part. Nothing of a size that is clai
     "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
     "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
     "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}, {"norm.weight": {}}],
+    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}, {"norm.weight": {}}]
+    + [{"norm.weight": dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.zeros(()))}],
     "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
     "data": [None, "of another text"],
 }
@@ -120,13 +121,19 @@ def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows makes no links without rights")
-def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path):
+def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path, refused):
     (theirs := tmp_path / "theirs").write_text("theirs")
     (out := tmp_path / "run").mkdir()
     for name in ("checkpoint.pt", "config.json", "log.jsonl"):
         (out / f"{name}.tmp").symlink_to(theirs)
     assert run(toy, out, "--stop_after=1") == 0
+    (out / "page.html").symlink_to(theirs)
+    assert page.main([str(out)]) == 0
     assert theirs.read_text() == "theirs" and not list(out.glob("*.tmp"))
+    (out / "lock").unlink()
+    (out / "lock").symlink_to(tmp_path / "none")
+    refused("lock", toy, f"--out_dir={out}", "--resume")
+    assert not (tmp_path / "none").exists()
 
 
 def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):

@@ -84,6 +84,7 @@ def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, 
     for change, word in (({}, "not finite"), ({"data": "of another text"}, "data that ")):
         torch.save(state | change, path)
         refused(word, path, main=sample.main)
+        refused(word, path, f"--text={text}", main=evaluate.main)
 
 
 @pytest.mark.parametrize("flags, name", PICTURES)

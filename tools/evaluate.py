@@ -29,6 +29,8 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
         end = min(start + T, n)
         logits = model(tokens[max(0, end - T) : end][None])[0, start - end :]  # (new, vocab_size)
         nats += F.cross_entropy(logits.float(), tokens[start + 1 : end + 1], reduction="sum").item()
+    if math.isnan(nats):
+        raise UserError("the loss of the model is not finite: has its training diverged?")
     perplexity = math.exp(nats / n) if nats / n < 709 else math.inf  # past the largest float
     metrics = {"nats per token": nats / n, "perplexity per token": perplexity}
     return metrics | {"bits per byte": nats / math.log(2) / len(text)}

@@ -1,7 +1,6 @@
 """A run as a page to play with, from its log: python -m tools.page OUT_DIR [OTHER]
 
-One HTML file, OUT_DIR/page.html, has all that it needs inside. With OTHER, that run is beside it.
-tools/page.html is the page without the runs."""
+OUT_DIR/page.html has all that it needs inside, OTHER beside it. tools/page.html is the frame."""
 
 import json
 from argparse import ArgumentParser
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from data import UserError, command
 from model import KINDS, SLICES
+from run.checkpoint import write_text
 from run.config import load_config
 from run.out_dir import read_log
 from schedule import Schedule
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("other", type=expanded, nargs="?", metavar="OTHER")
     args = parser.parse_args(argv)
     runs = [read_run(out_dir) for out_dir in (args.out_dir, args.other) if out_dir]
-    (args.out_dir / "page.html").write_text(page_of(runs), encoding="utf-8")
+    write_text(args.out_dir / "page.html", page_of(runs))  # in place of a link, too
     print(args.out_dir / "page.html")
 
 

@@ -260,6 +260,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{missing[0]}: no such run")
     to = args.to or first
     to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
+    to.unlink(missing_ok=True)  # what a link leads to is not ours
     try:
         if args.animate:
             images = draw_film(first, moving=to.suffix == ".gif")
