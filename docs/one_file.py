@@ -1,5 +1,4 @@
 """The method in one file: a GPT starts too wide, loses its weakest neurons on the way, ends small.
-Look at what prunes cost. Ends differ by 0.1 from seed to seed, so one run says nothing of them.
 python docs/one_file.py            prints the loss before a prune, after it and a step later. Try:
     criterion=random               Prunes cost more: the scores had found neurons of little use.
     d_ff_target=48                 So do deeper ones: of the neurons that are left, few do little.
@@ -22,6 +21,7 @@ KNOBS = dict(
     prune_start=0.1, prune_end=0.35, prune_every=10, round_to=16,  # start, end: of max_steps
     criterion="sensitivity", score_beta=0.85, fresh_optimizer=0,  # 1: at each prune
 )  # fmt: skip
+CRITERIA = "sensitivity", "magnitude", "random"
 
 
 # Data: a byte of the speeches is a token. Step and seed alone decide what a batch holds
@@ -102,13 +102,13 @@ def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> Non
 def main(arguments: list[str]) -> None:
     c = SimpleNamespace(**KNOBS)
     for key, _, value in (argument.partition("=") for argument in arguments):
-        if key not in KNOBS:
-            print(f"error: {key}: give key=value; keys are {', '.join(KNOBS)}", file=sys.stderr)
+        if key not in KNOBS or (key == "criterion" and value not in CRITERIA):
+            print(f"error: {key}={value}: keys are {', '.join(KNOBS)}; {CRITERIA}", file=sys.stderr)
             sys.exit(2)
         setattr(c, key, type(KNOBS[key])(value))
     torch.set_num_threads(1)
     torch.manual_seed(c.seed)
-    with lzma.open("data/corpus/sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
+    with lzma.open(__file__.rpartition("docs")[0] + "data/corpus/sotu.jsonl.xz") as lines:
         text = "\n".join(json.loads(line)["text"] for line in lines).encode()
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     data, held_out = data[:-100_000], batch(data[-100_000:], 0, 64, c)
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> None:
             then = model(*held_out).item()
             cost, next_steps = cost + after - before, next_steps + then - after
             print(f"step {step}: d_ff {old} -> {new}, loss {before:.3f} -> {after:.3f}, {then:.3f}")
-    print(f"prunes cost {cost:.3f}, next steps {next_steps:+.3f}; the end {model(*held_out):.3f}")
+    print(f"prunes cost {cost:.3f}, next steps {next_steps:+.3f}; end {model(*held_out):.3f} +-0.1")
 
 
 if __name__ == "__main__":

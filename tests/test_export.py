@@ -2,6 +2,7 @@
 # ruff: noqa: E402 (imports after importorskip)
 
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -155,8 +156,9 @@ def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys, refused)
     assert shape == replace(wide, context_length=16, d_model=24, n_layer=2, d_ff=8)
     assert export.main([str(out), f"--to={back}"]) == 0
     capsys.readouterr()
+    prompt = os.fsdecode("--prompt=The sum ☃".encode())  # as a shell gives it, in any locale
     for model in (out, back):  # the folder itself is a run, too
-        assert sample.main([str(model), "--prompt=The sum ☃", "--tokens=5"]) == 0
+        assert sample.main([str(model), prompt, "--tokens=5"]) == 0
     both = capsys.readouterr().out
     assert both == 2 * both[: len(both) // 2] and both.startswith("The sum ☃") and len(both) > 22
     theirs = transformers.AutoTokenizer.from_pretrained(back)
