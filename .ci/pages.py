@@ -580,4 +580,4 @@ def test_a_knob_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         one_file.main(["criterio=random"])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and "criterio:" in error
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "criterio=" in error
