@@ -187,6 +187,11 @@ TYPES = get_type_hints(Config) | {"shorter": int}  # no knob: --shorter=N divide
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
 
 
+def recompute_now(value: object) -> object:
+    """`recompute` by its names of today. It was once True or False, as is `--recompute` alone."""
+    return {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
+
+
 def read_file(path: str) -> dict:
     """The names that a config file assigns, or the config.json of a run's folder. Names that start
     with an underscore, modules and functions are the file's own business."""
@@ -196,8 +201,7 @@ def read_file(path: str) -> dict:
             values["max_steps"]  # a Hugging Face folder has a config.json, too
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
-        if isinstance(values.get("recompute"), bool):  # of an older run
-            values["recompute"] = "all" if values["recompute"] else "none"
+        values["recompute"] = recompute_now(values.get("recompute", "none"))
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
     # By its name, as it may be a checkpoint: runpy would also run what is in a zip
@@ -233,8 +237,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             (near,) = difflib.get_close_matches(key.lower(), TYPES, n=1, cutoff=0)
             way = f"the nearest is {near!r}; a name of a config's own starts with _"
             raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
-        if key == "recompute":  # once True or False, as is `--recompute` alone
-            value = {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
+        value = recompute_now(value) if key == "recompute" else value
         kind = TYPES[key]
         if type(value) is not kind and (kind, type(value)) != (float, int):
             raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")

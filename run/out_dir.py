@@ -122,7 +122,7 @@ class OutDir:
         self.print_plan(step, compiled)
         values = {"resumed": step > 0, "planned_flops": plan.flops(), "data": self.data.digest}
         values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
-        self.write("start", step, **values, commit=commit())
+        self.write("start", step, **values, commit=commit() if self.main else "")
 
     def write(self, event: str, step: int, **values) -> None:
         """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
@@ -161,9 +161,8 @@ class OutDir:
             when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
             self.say(f"prune      {', '.join(ways)} {when}; {compact(final)} parameters remain")
         more = plan.flops() / (tokens * plan.token_flops(plan.final)) - 1  # than from scratch
-        self.say(
-            f"compute    {plan.flops():.3g} training FLOPs, {more:.0%} more than the final model's"
-        )
+        flops = f"{plan.flops():.3g} training FLOPs"
+        self.say(f"compute    {flops}, {more:.0%} more than the final model's")
         how = f"{c.dtype}, {'compiled' if compiled else 'eager'}"
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))

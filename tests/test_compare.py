@@ -95,9 +95,15 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
 def test_an_arm_that_fails_stops_no_other(idea, tmp_path, capsys):
     (other := tmp_path / "runs" / "other" / "1").mkdir(parents=True)
     (other / "checkpoint.pt").write_text("of another program")
-    arms = table(idea, {"other": {"learning_rate": 2e-3}})
+    arms, done = (
+        table(idea, {"other": {"learning_rate": 2e-3}}),
+        tmp_path / "runs/idea/1/config.json",
+    )
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
     assert "error: " in capsys.readouterr().err
+    done.write_text(done.read_text().replace('"recompute": "none"', '"recompute": false'))  # older
+    assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
+    assert "other/1 has ended; 0 to go" in capsys.readouterr().out.replace("\\", "/")
     arms = read_csv(tmp_path / "results" / "runs.csv")["arms"]  # the name of the table
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 

@@ -5,6 +5,7 @@ units.png or run.gif, unless --to names another file. With --animate, a .png sho
 
 import math
 from argparse import ArgumentParser
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -260,16 +261,19 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{missing[0]}: no such run")
     to = args.to or first
     to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
-    to.unlink(missing_ok=True)  # what a link leads to is not ours
     try:
         if args.animate:
             images = draw_film(first, moving=to.suffix == ".gif")
             times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
-            images[0].save(to, save_all=True, append_images=images[1:], duration=times, loop=0)
+            frames = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
+            save = partial(images[0].save, **frames)
         else:
             over = "flops" if args.flops else "tokens"
             figure = draw_units(first) if args.units else draw(args.out_dirs, over)
-            figure.savefig(to, dpi=130)
+            save = partial(figure.savefig, dpi=130)
+        if to.is_symlink():  # what it leads to is not ours
+            to.unlink()
+        save(to)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
         raise UserError(f"{first}: cannot be drawn to {to} ({what}): {error!r}") from error
