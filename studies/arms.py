@@ -34,6 +34,19 @@ _teacher = {"teacher": "out/teacher", "teacher_weight": 0.25}  # the better of t
 _scratch = small | {"learning_rate": 3.2e-2}
 teacher = dict(idea={}, idea_taught=_teacher, scratch=_scratch, scratch_taught=_scratch | _teacher)
 
+# From two starts of the weights (studies/start): `_usual` is model.py's, and `_width` that of
+# studies/start/by_width.patch, which is applied first
+_idea = {"dtype": "float32", "eval_every": 4000, "save_every": 500, "learning_rate": 1.6e-2}
+_small = _idea | small | {"learning_rate": 3.2e-2}
+start = dict(
+    idea_usual=_idea,
+    scratch_usual=_small,
+    scratch_flops_usual=_small | {"max_steps": 4321},
+    idea_width=_idea | {"learning_rate": 2.26e-2},
+    scratch_width=_small | {"learning_rate": 3.2e-2},
+    scratch_flops_width=_small | {"learning_rate": 2.26e-2, "max_steps": 4321},
+)
+
 # When to prune (studies/window): 570 tokens for each final parameter, with AdamW. The name of an
 # arm has its place: 10_35 is a window from 10% to 35% of the run, 625 is one prune at 62.5%.
 _late = {
