@@ -1,7 +1,6 @@
 """How a run is saved, and how it comes back. A checkpoint holds tensors and plain containers only,
 so loading one cannot run code. It is written aside, flushed and renamed: a kill at any moment
-leaves a whole one. The one before it is kept, too. Nothing in it depends on the clock, so equal
-runs leave equal bytes."""
+leaves a whole one. Nothing in it depends on the clock, so equal runs leave equal bytes."""
 
 import hashlib
 import json
@@ -9,7 +8,6 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,12 +25,12 @@ from run.hugging_face import load_folder, read_shape
 from run.machine import Machine, out_of_memory
 
 FORMAT = "enlarge-prune 5"
-NAME, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+NAME = "checkpoint.pt"
 MOMENTS = {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}  # of a weight, by Muon or AdamW
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
-    """Fill a file by `write(file)`. keep: a second name for the old content. Raises OSError."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Fill a file by `write(file)`. Raises OSError."""
     aside = path.with_name(path.name + ".tmp")
     try:
         aside.unlink(missing_ok=True)  # of a kill; or a link, and what it leads to is not ours
@@ -40,10 +38,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():
-            keep.unlink(missing_ok=True)
-            with suppress(OSError):  # a disk without hard links keeps no second file
-                os.link(path, keep)
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch.save may raise one in the other
         aside.unlink(missing_ok=True)
@@ -74,18 +68,14 @@ def write_checkpoint(
         "optimizer": {n: moments[p] for n, p in model.named_parameters() if p in moments},
         "scores": scores,
     }
-    path = Path(c.out_dir) / NAME
-    write_whole(path, lambda file: torch.save(saved, file), keep=path.with_name(PREVIOUS))
+    write_whole(Path(c.out_dir) / NAME, lambda file: torch.save(saved, file))
 
 
 def load_checkpoint(path: Path) -> dict:
     """What write_checkpoint saved, on the CPU; `config` is a dict of all knobs, `model_config` a
     GPTConfig. Raises UserError if missing, damaged or not ours, OSError if it cannot be read."""
-    before, back = path.with_name(PREVIOUS), ""
-    if path.name == NAME and before.exists():
-        back = f"; to go back to the one before it: mv {before} {path}"
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{back}")
+        raise UserError(f"{path}: no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
@@ -104,7 +94,7 @@ def load_checkpoint(path: Path) -> dict:
         if isinstance(error, OSError) or out_of_memory(error):
             raise OSError(f"cannot read {path}: {str(error) or 'out of memory'}") from error
         what = "damaged, or not a checkpoint of this version of train.py"
-        raise UserError(f"{path}: {what} ({FORMAT}){back}") from error
+        raise UserError(f"{path}: {what} ({FORMAT})") from error
 
 
 def check_content(saved: dict) -> None:

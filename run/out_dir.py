@@ -20,7 +20,7 @@ from data import drop_output
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
-from run.checkpoint import NAME, PREVIOUS, Teacher, load_checkpoint, write_checkpoint, write_text
+from run.checkpoint import NAME, Teacher, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, SHAPE, Config, need
 from run.cost import GPUS, Plan, card_of, n_parameters
 from run.machine import Machine
@@ -43,7 +43,7 @@ class OutDir:
         self.digests["teacher"] = teacher.digest if teacher else ""
         if self.main:
             self.take()
-        self.has_checkpoint = any((self.path / name).exists() for name in (NAME, PREVIOUS))
+        self.has_checkpoint = (self.path / NAME).exists()
         self.check(c)
 
     def take(self) -> None:
@@ -64,11 +64,11 @@ class OutDir:
 
     def check(self, c: Config) -> None:
         """Refuse to write over another run, what it learns from, or foreign files: UserError."""
-        own = [(self.path / name).resolve() for name in ("", NAME, PREVIOUS)]
+        own = [(self.path / name).resolve() for name in ("", NAME)]
         for key in ("init_from", "teacher"):
             other = not getattr(c, key) or Path(getattr(c, key)).resolve() not in own
             need(other, c, key, "the run would write over it; choose another out_dir")
-        held = [n for n in ("config.json", "log.jsonl", NAME, PREVIOUS) if (self.path / n).exists()]
+        held = [n for n in ("config.json", "log.jsonl", NAME) if (self.path / n).exists()]
         log = read_log(self.path) if c.resume and not self.has_checkpoint else []
         config = self.path / "config.json"  # a run writes it before all else, and never removes it
         if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
@@ -103,7 +103,7 @@ class OutDir:
         return c, saved
 
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> None:
-        """At step 0, remove the checkpoints and the log of a run that is replaced; later, the log's
+        """At step 0, remove the checkpoint and the log of a run that is replaced; later, the log's
         events after `step`, which come again. Write config.json, print the plan, log the start."""
         self.c, self.plan, self.unwritten = c, plan, b""
         self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
@@ -111,7 +111,7 @@ class OutDir:
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # speed is measured from this step and time
         if self.main:
-            for name in (NAME, PREVIOUS, "log.jsonl") if step == 0 else ():
+            for name in (NAME, "log.jsonl") if step == 0 else ():
                 (self.path / name).unlink(missing_ok=True)
             write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
             log = self.path / "log.jsonl"
