@@ -19,11 +19,15 @@ IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "lear
 IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
 COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-# In results.png: an optimizer, and the rows of studies/results.py (tokens, pruned at) under it
-EARLY = "10 to 35%"
-ROWS = [("Muon", "16 to 18", EARLY, "few tokens"), ("Muon", "36 to 142", EARLY, "more tokens")]
-ROWS += [("AdamW", "142", EARLY, "more tokens"), ("AdamW", "570", EARLY, "many tokens")]
-ROWS += [("AdamW", "570", "50 to 75%", "many tokens, pruned late")]
+# In results.png: rows of studies/results.py (size, tokens, optimizer, pruned at), in words
+ROWS = {
+    ("58k", "18", "Muon", "10 to 35%"): "few tokens",
+    ("58k", "36 to 142", "Muon", "10 to 35%"): "more tokens",
+    ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
+    ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
+    ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
+    ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",
+}
 
 
 def method():
@@ -75,18 +79,19 @@ def method():
 
 
 def leads(rows: list):
-    """rows, of studies/results.py: (what is compared, tokens, optimizer, pruned at), and what came
-    out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is not in it."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 4.6), sharey=True)
+    """rows, of studies/results.py: (what is compared, size, tokens, optimizer, pruned at), and what
+    came out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is outside."""
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 5.2), sharey=True)
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line through words
     left = {"transform": tokens.get_yaxis_transform(), "ha": "right", "va": "center"}
-    for y, (optimizer, each, _, words) in enumerate(ROWS):
+    for y, ((size, each, optimizer, _), words) in enumerate(ROWS.items()):
         tokens.text(-0.04, y - 0.12, words, weight="bold", **left)
-        tokens.text(-0.04, y + 0.16, f"{each} for each parameter, {optimizer}", color="0.4", **left)
+        small = f"{each} for each of {size} parameters, {optimizer}"
+        tokens.text(-0.04, y + 0.16, small, color="0.4", **left)
     for panel, part in ((tokens, "same tokens"), (flops, "same FLOPs")):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
-        for y, (optimizer, each, when, _) in enumerate(ROWS):
-            e, color, verdict = found[each, optimizer, when], "0.5", "no clear difference"
+        for y, row in enumerate(ROWS):
+            e, color, verdict = found[row], "0.5", "no clear difference"
             if not e.low < 0 < e.high:
                 color, leader = (BLUE, "IDEA") if e.mean > 0 else (ORANGE, "small model")
                 size = f"{abs(e.mean):.3f} nats ({100 * math.expm1(abs(e.mean)):.1g}% perplexity)"
@@ -109,12 +114,12 @@ def leads(rows: list):
 
 def forest(rows: list):
     """All rows, with their settings (faint dots), and of their pairs how many are above 0."""
-    figure, axes = open_figure(1, 1, figsize=(7, 5))
+    figure, axes = open_figure(1, 1, figsize=(7, 6.5))
     panel, labels = axes[0, 0], []
     for (compared, *cells), e in rows:
         if compared not in labels:
             labels.append(compared)
-        y, color = len(labels), COLORS[cells[1]]
+        y, color = len(labels), COLORS[cells[2]]
         labels.append(", ".join(cells))
         panel.text(1.02, y, e.pairs, transform=panel.get_yaxis_transform(), va="center")
         panel.hlines(y, e.low, e.high, color=color, lw=2)
@@ -131,7 +136,7 @@ def forest(rows: list):
         xlabel="nats by which the first ends lower (bar: 95% interval; faint dots: settings)",
     )
     panel.set_title(
-        "tokens for each final parameter, optimizer, pruned at", loc="right", x=0, fontsize=9
+        "final parameters, tokens for each, optimizer, pruned at", loc="right", x=0, fontsize=9
     )
     panel.set_title("pairs above 0", loc="left", x=1, fontsize=9)
     panel.xaxis.set_major_formatter("{x:+.2f}")

@@ -2,9 +2,9 @@
 
 Prints their table (studies/README.md), and that of IDEA against the small model in each setting;
 draws docs/results.png and, with its settings, settings.png. A setting is a text, a shape and a
-number of tokens, with two seeds or more of two arms. All weigh the same in a mean. Its 95% interval
-comes from how seeds spread within settings (Satterthwaite's degrees of freedom), or of three or
-more, from Student's t over their means, if that is wider.
+number of tokens, with two seeds or more of two arms. A mean is over settings of one size, which
+weigh the same. Its 95% interval comes from how seeds spread within settings (Satterthwaite's
+degrees of freedom), or of three or more, from Student's t over their means, if that is wider.
 
 Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `speeches_16_870k` (its seed
 chose its rate); other methods and enlarged widths; runs of a setting again; window/plateau.
@@ -32,19 +32,24 @@ TEXTS |= {"limited/epochs_47": "speeches, 4%", "limited/epochs_12": "speeches, 1
 ARMS = {"scratch": "same tokens", "scratch_flops": "same FLOPs"}
 SPEECHES = ["larger/speeches_16_250k", "restart/speeches_142", "limited/epochs_47_float32"]
 SPEECHES += ["first_edition/main", "window/late"]
-# Tokens for each final parameter, optimizer, when units go (a share of the run), where the runs are
+# Final parameters, tokens for each, optimizer, when units go (share of the run), where the runs are
 RESTARTS = [
-    ("16 to 570, speeches", "both", "10 to 50%", SPEECHES),
-    ("142, dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
+    ("58k, 250k", "16 to 570, speeches", "both", "10 to 50%", SPEECHES),
+    ("58k", "142, dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
 ]
-SMALL_MODELS = [  # with Muon: all that have so many tokens
-    ("16 to 18", "Muon", "10 to 35%", range(30)),
-    ("36 to 142", "Muon", "10 to 35%", range(30, 150)),
-    ("570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
-    ("142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
-    ("570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
-    ("570", "AdamW", "50 to 75%", "window/late,window/when idea_50_75 scratch scratch_flops"),
-    ("570 and more", "Muon", "25 to 50%", range(150, 2000)),
+LATE = "window/late,window/when"
+SMALL_MODELS = [  # with Muon: all of that size that have so many tokens
+    ("58k", "18", "Muon", "10 to 35%", range(30)),
+    ("250k", "16", "Muon", "10 to 35%", range(30)),
+    ("58k", "36 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("70k", "59", "Muon", "10 to 35%", range(30, 150)),
+    ("250k", "65 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("58k", "570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
+    ("58k", "142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
+    ("58k", "570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
+    ("58k", "570", "AdamW", "50 to 75%", LATE + " idea_50_75 scratch scratch_flops"),
+    ("58k", "570 and more", "Muon", "25 to 50%", range(150, 2000)),
+    ("250k", "570", "Muon", "25 to 50%", range(150, 2000)),
 ]
 
 
@@ -120,15 +125,18 @@ def restarts(name: str) -> list[float]:
 
 
 def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
-    """What is compared, tokens, optimizer, when units go; and what came out."""
+    """What is compared, size, tokens, optimizer, when units go; and what came out."""
     for *where, names in RESTARTS:
         tests = [*map(restarts, names)]
         yield ["One cosine, against a restart after one prune", *where], effect(tests)
     for i, (arm, words) in enumerate(ARMS.items()):
         for *where, runs in SMALL_MODELS:
             if isinstance(runs, range):
-                some = [t for t in found if round(t[1]) in runs and "untuned" not in t[2]]
+                size = [t for t in found if f"{round(t[0][0] / 1000)}k" == where[0]]
+                some = [t for t in size if round(t[1]) in runs and "untuned" not in t[2]]
                 tests = [d[arm] for *_, d in some if arm in d]
+                if not tests:
+                    continue
             else:
                 names, idea, *small = runs.split()
                 if i == len(small):
@@ -140,8 +148,8 @@ def rows(found: list[tuple]) -> Iterator[tuple[list[str], Effect]]:
 
 
 def table(made: list[tuple[list[str], Effect]]) -> str:
-    heads = "compared|tokens for each|optimizer|pruned at|settings|pairs above 0|mean|95%|p"
-    text = f"|{heads}|\n{'|---' * 9}|\n"
+    heads = "compared|final parameters|tokens for each|optimizer|pruned at|settings|pairs above 0"
+    text = f"|{heads}|mean|95%|p|\n{'|---' * 10}|\n"
     for (compared, *words), e in made:
         text += f"|{'' if compared in text else compared}|{'|'.join(words)}|{len(e.tests)}"
         text += f"|{e.pairs}|{e.mean:+.3f}"
