@@ -190,7 +190,7 @@ class GPT(nn.Module):
         return self.head(x, targets)
 
     def head(self, x: Tensor, targets: Tensor | None) -> Tensor:
-        """What forward does after the blocks; a method, so that it can be compiled as they are."""
+        """What forward does after the blocks; a method, so that it can be compiled."""
         logits = self.unembed(self.norm(x))  # (B, T, vocab_size)
         if targets is None:
             return logits

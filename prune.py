@@ -107,7 +107,7 @@ def check(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> 
         if p.shape[s.dim] % (s.parts * width):
             raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
         if (kind, s.dim) in cuts.setdefault(p, set()):
-            raise ValueError(f"{s.name}: {kind} would cut it twice; list what is shared once")
+            raise ValueError(f"{s.name}: {kind} would cut it twice; list a shared weight once")
         cuts[p].add((kind, s.dim))
     kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
     for p, key, x in kept:
@@ -171,8 +171,9 @@ def drop_blocks(
 
 
 class Pruner:
-    """Scores units of these kinds, and prunes by it. agree(mask): the first rank's mask, on every
-    rank. optimizers: score() refuses early what prune() would. Models have groups()."""
+    """Scores units of these kinds, and prunes by these scores, in a model that has groups().
+    agree(mask): the first rank's mask, on every rank. optimizers: score() refuses early what
+    prune() would."""
 
     def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
@@ -184,8 +185,8 @@ class Pruner:
     def score(self, model: nn.Module) -> None:
         """Update the scores by this step's: S = beta S + (1 - beta) s. Raises what prune() would.
 
-        Call it before gradients are clipped, by another factor at each step, when they are those of
-        the mean loss over all micro-batches and ranks. If any is not finite, no score changes.
+        Call it once gradients are those of the mean loss over all micro-batches and ranks, and are
+        not clipped yet (each step has its own factor). If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check(model, self.optimizers, groups)

@@ -65,7 +65,7 @@ class Schedule:
         require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
         # The steps at which the prune window opens and closes; None: never prune. The first prune
-        # comes `prune_every` steps after it opens, then one each so many, and one when it closes
+        # comes `prune_every` steps after it opens, others as far apart, and the last as it closes
         self.window = prune_window(c) if self.widths else None
         # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))

@@ -5,9 +5,9 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all counts of steps by eight, except those of
---stop_after and --log_every (some 20 lines remain). The method (IDEA Prune, arXiv 2503.05920)
-is in the loop: schedule, prune, forward and backward, score, update.
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, but for
+--stop_after, and --log_every, which falls as far as 20 lines of the log need. The method (IDEA
+Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
 """
 
 import inspect
@@ -36,8 +36,8 @@ from run.out_dir import OutDir
 def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. The graph ends
-    here: in train(), `micro_loss` would keep it, and with it the weights that a prune replaces.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. In a function of
+    its own, because a `micro_loss` in train() would keep the weights that the next prune replaces.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -77,9 +77,9 @@ def train(c: Config, files: ExitStack) -> int:
     `files` closes those that are open.
 
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
-    on step, seed and sizes alone, so a checkpoint stores no place in the data. Its keys: `format`,
-    `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights) and
-    `optimizer` (moments) by name of parameter, and `scores` by name of group.
+    on step, seed and sizes alone, so a checkpoint stores no place in the data. A checkpoint's keys:
+    `format`, `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights)
+    and `optimizer` (moments) by name of parameter, and `scores` by name of group.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
@@ -121,7 +121,7 @@ def train(c: Config, files: ExitStack) -> int:
     out.begin(c, plan, val, steps_done, forward.compiled)  # writes config.json, prints the plan
 
     # The loop. Steps count from 1
-    step, last = steps_done, c.stop_after or c.max_steps  # step: the last one done
+    step, last = steps_done, c.stop_after or c.max_steps  # last: the last one to do
     val_loss, stopping = None, 0.0
     part = c.batch_size, c.seed, machine.rank, machine.ranks  # this rank's of each batch
     batch = data.batch(step + 1, *part)

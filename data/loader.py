@@ -64,7 +64,7 @@ class TokenDataset:
         # one may start anywhere. A shard of at most T tokens has none, a longer one at least one.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
-        self._starts = np.cumsum(windows) - windows  # of an epoch, the first in each shard
+        self._first = np.cumsum(windows) - windows  # in an epoch, of each shard's windows
         self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
             few = f"{self.tokens:,} tokens, fewer than one window of context_length + 1 = {T + 1:,}"
@@ -89,10 +89,10 @@ class TokenDataset:
 
         key = _mix(_mix(np.full(rows, seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
         window = _shuffled(position, self.windows_per_epoch, key)
-        shard = np.searchsorted(self._starts, window, side="right") - 1
+        shard = np.searchsorted(self._first, window, side="right") - 1
         # (seed, epoch, shard) draws the offset
         offset = _mix(key ^ _mix(shard.astype(np.uint64) + np.uint64(1))) % self._offsets[shard]
-        start = offset.astype(np.int64) + (window - self._starts[shard]) * self.context_length
+        start = offset.astype(np.int64) + (window - self._first[shard]) * self.context_length
 
         length = self.context_length + 1
         windows = [self._read(s, t, length) for s, t in zip(shard.tolist(), start.tolist())]

@@ -4,7 +4,7 @@ import os
 
 from data import UserError as UserError
 
-# Threads that wait for each other soon leave the core to other programs: beside these, steps were
-# three to four times as fast. This is read when torch is imported
+# Has threads that wait for each other leave the core soon. Beside other programs, that made steps
+# three to four times as fast. torch reads it when it is imported
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -39,7 +39,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch.save may raise one in the other
+    except (OSError, RuntimeError) as error:  # torch.save: a RuntimeError, in place of an OSError
         aside.unlink(missing_ok=True)
         first = error.__context__ if isinstance(error, RuntimeError) else None
         raise OSError(f"cannot write {path}: {first or error}") from error
@@ -100,7 +100,7 @@ def load_checkpoint(path: Path) -> dict:
 def check_content(saved: dict) -> None:
     """Raises an error where the content contradicts itself."""
     shape, weights, step = saved["model_config"], saved["model"], saved["step"]
-    layers_fit = len(weights) == 3 + 9 * shape.n_layer  # or any number of them would be built
+    layers_fit = len(weights) == 3 + 9 * shape.n_layer  # asked before so many are built below
     if not layers_fit or type(step) is not int or not 0 <= step <= saved["config"]["max_steps"]:
         raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
     with torch.device("meta"):  # tensors without numbers
@@ -156,7 +156,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
         theirs, ours = (all_tokens(load_tokenizer(name)) for name in names)
     except UserError as error:
         return f"{key}={getattr(c, key)!r}: for its tokenizer, {error}"
-    # One may have fewer, where the vocabulary is padded, or another end of a text, which is ""
+    # One may have fewer, where the vocabulary is padded, or another end-of-text token, given as ""
     same = all(a == b for a, b in zip(theirs, ours) if a and b)
     need(same, c, key, f"its tokenizer is not that of data_dir={c.data_dir!r}")
     return ""

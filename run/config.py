@@ -86,7 +86,7 @@ NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
 # digests of data and teacher, and the place of init_from
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # others: alike in all runs of tools.compare
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # tools.compare wants all others alike
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -138,7 +138,8 @@ def check_config(c: Config, shape_known: bool = True) -> None:
 def of_torchrun(name: str, default: int) -> int:
     """A number that torchrun sets in the environment. Raises UserError where it is none."""
     given = os.environ.get(name, str(default))
-    if not (given.isdecimal() and int(given) >= name.endswith("SIZE")):
+    least = 1 if name.endswith("SIZE") else 0
+    if not (given.isdecimal() and int(given) >= least):
         raise UserError(f"{name}={given!r} in the environment: no rank, or no number of ranks")
     return int(given)
 
@@ -183,8 +184,8 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
     return c
 
 
-TYPES = get_type_hints(Config) | {"shorter": int}  # no knob: --shorter=N divides these by N
-LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
+TYPES = get_type_hints(Config) | {"shorter": int}  # on the command line, but no knob
+LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")  # it divides
 
 
 def recompute_now(value: object) -> object:
@@ -217,7 +218,7 @@ def read_file(path: str) -> dict:
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
-    the run N times shorter, also what the command line says of its steps. Raises UserError."""
+    the run N times shorter: it divides the steps of the command line, too. Raises UserError."""
     given = [(path, key, value) for key, value in read_file(path).items()]
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")
@@ -247,8 +248,9 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         raise UserError(f"shorter={shorter}: must be 1, 2, 3, ...")
     values["out_dir"] = values["out_dir"] or f"out/{Path(path).stem}"
     values |= {key: os.path.expanduser(values[key]) for key in PATHS}
-    values |= {key: max(min(1, values[key]), values[key] // shorter) for key in LENGTHS}
-    if shorter > 1:  # not a line for each step, but about 20
+    for key in LENGTHS:  # 0 stays 0, and 1 is the least of all others
+        values[key] = max(min(1, values[key]), values[key] // shorter)
+    if shorter > 1:  # at least 20 lines in the log
         values["log_every"] = min(values["log_every"], max(1, values["max_steps"] // 20))
     c = Config(**values)
     check_config(c, shape_known=not c.init_from)

@@ -77,18 +77,20 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     full = (2 * 4 + 2 * e) * d_model + 4 * e * q + 3 * e * d_ff
     if not compiled:  # and the normalized inputs, copies for the matrices that read, and silu(gate)
         full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * q + e * d_ff
+    # Of these, products alone: q and what attention gives; k, v; o, and down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
     kept = {"none": full, "cheap": 4 * d_model + products, "all": 4 * d_model}[c.recompute]
-    # What passes: the rest of a block and two gradients in its FFN, or of the head, where it is
-    # eager, log-softmax and two gradients in float32
+    # What comes and goes, the larger of two: the rest of a block with two gradients in its FFN; or,
+    # of an eager head, log-softmax and two gradients in float32
     block, logits = tokens * (full - kept + 2 * e * d_ff), tokens * 12 * shape.vocab_size
     state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
-    if compiled:  # a gradient a logit; and gradients and casts of one block's or the head's weights
+    if compiled:  # one gradient a logit; and, beside those in `state`, gradients of the weights of
+        # this block or of the head until they are added to the others, and casts
         weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
         block += (4 + casts) * weights
         logits = tokens * e * shape.vocab_size + (4 + casts) * head
         state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)
-    if c.optimizer == "muon":  # it has one
+    if c.optimizer == "muon":  # it has one moment
         state -= 4 * block_weights(shape)
     if teacher:  # its weights; its distribution, in float32
         state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size

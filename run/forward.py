@@ -43,7 +43,7 @@ class Forward:
                 block.forward = partial(checkpoint, block.forward, **how)
         if self.compiled:  # around what is recomputed, so that one graph holds both
             compile_training(model, plan.schedule.widths)
-            self.keep_compiled()
+            self.try_compiled()
         self.wrap()
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -77,10 +77,10 @@ class Forward:
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
             self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **same)
-        for _ in range(2):  # it sorts between them, when no gradient lies in a bucket
+        for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # All gradients lie in the buckets from then on: DDP rounds where it copies one in
+        # From now on each gradient lies in a bucket: where DDP copies one in, it rounds differently
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
@@ -89,7 +89,7 @@ class Forward:
         tokens = torch.zeros(shape, dtype=torch.long, device=self.machine.device)
         (0 * self(tokens, tokens)).backward()
 
-    def keep_compiled(self) -> None:
+    def try_compiled(self) -> None:
         """Try compiled blocks. If that fails on any rank, all become eager, and rank 0 says why."""
         reason = ""
         try:

