@@ -5,7 +5,6 @@ units.png or run.gif, unless --to names another file. With --animate, a .png sho
 
 import math
 from argparse import ArgumentParser
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +14,18 @@ from run import UserError
 from run.out_dir import compact, read_log
 from tools import expanded
 
-# Of the first run, of the second, ...: where curves lie on each other, the lower one shows in gaps
-LINES = "-", "--", "-.", ":"
+LINES = "-", "--", "-.", ":"  # of the first run, the second, ...: both show where they coincide
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 BLUE, RED, GREY = "#2f6fb7", "#e5484d", "#8b949e"
 CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}  # of the film
 CAPTIONS["recover"] = "What is left recovers"
-GONE, CHOSEN, USED = range(3)  # the states of a unit
 
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
     events, log = read_log(out_dir), {}
     for name in ("step", "eval", "prune"):
-        log[name] = [e | {"run": out_dir.name} for e in events if e["event"] == name]
+        log[name] = [e for e in events if e["event"] == name]
         if not log[name] and (pruned or name != "prune"):
             raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
@@ -43,16 +40,10 @@ def rises(prunes: list[dict]) -> list[float]:
     return [e["loss_after"] - e["loss_before"] for e in prunes]
 
 
-def costliest(prunes: list[dict]) -> str:
-    e = max(prunes, key=lambda e: rises([e]))
-    what = f"{e['width_before']} → {e['width_after']} {NAMES.get(e['kind'], e['kind'])}"
-    return f"{e['run']}: pruning {what} cost most, {rises([e])[0]:.3f} nats"
-
-
-def widths(log: dict[str, list[dict]], done: int) -> dict[str, int]:
-    """Kind -> its width when so many prunes are done."""
+def widths(log: dict[str, list[dict]], done: list[dict]) -> dict[str, int]:
+    """Kind -> its width after these prunes, the first ones of a log."""
     first = {e["kind"]: e["width_before"] for e in log["prune"][::-1]}
-    return log["step"][0] | first | {e["kind"]: e["width_after"] for e in log["prune"][:done]}
+    return log["step"][0] | first | {e["kind"]: e["width_after"] for e in done}
 
 
 def open_figure(rows: int, columns: int, **settings):
@@ -73,174 +64,134 @@ def open_figure(rows: int, columns: int, **settings):
     return figure, axes
 
 
-def draw_losses(panel, log: dict, x: str, jump: str, label: str, first=True, **style) -> None:
-    """Draw the losses of a run, its prunes as jumps. No line joins these, of few tokens, with the
-    validations, of many: their own line has a gap at each prune. first: name all in the legend."""
-    steps, prunes = log["step"], log["prune"]
-    words = ("training", "before and after a prune (small sample)") if first else (None, None)
-    faint = {"color": style["color"], "alpha": 0.4, "label": words[0]}
-    panel.plot(along(steps, x), along(steps, "loss"), lw=1, **faint)
-    points = sorted(log["eval"] + prunes, key=lambda e: e["tokens"])
-    y = [e.get("val_loss", math.nan) for e in points]
-    panel.plot(along(points, x), y, marker="o", ms=3.5, label=label, **style)
-    jumps = np.reshape([(e["loss_before"], e["loss_after"]) for e in prunes], (-1, 2))
-    panel.plot(np.repeat(along(prunes, x), 2), jumps.flat, color=jump, lw=0.8)
-    panel.vlines(along(prunes, x), *jumps.T, color=jump, lw=3, label=words[1] if prunes else None)
+def draw_losses(panel, log: dict, x: str, jump: str, label: str, **style) -> None:
+    """Draw the losses of a run. Those around prunes, of few tokens, are bars that no line joins
+    with validations, of many."""
+    steps, evals, prunes = log.values()
+    panel.plot(along(steps, x), along(steps, "loss"), lw=1, color=style["color"], alpha=0.4)
+    panel.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3.5, label=label, **style)
+    ends = along(prunes, "loss_before"), along(prunes, "loss_after")
+    panel.vlines(along(prunes, x), *ends, color=jump, lw=3, zorder=3)
 
 
-def span(logs: list[dict]) -> tuple[float, float]:
+def limits(logs: list[dict]) -> tuple[float, float]:
     """Where losses are drawn: of all prunes, and of validations but for a run's first tenth."""
-    y = [e[k] for log in logs for e in log["prune"] for k in ("loss_before", "loss_after")]
+    y = [e["loss_after"] for log in logs for e in log["prune"]]
     for log in logs:
         y += [e["val_loss"] for e in log["eval"] if e["tokens"] > log["step"][-1]["tokens"] / 10]
-    return np.min(y) - np.ptp(y) / 5 - 0.01, np.max(y) + np.ptp(y) / 3 + 0.01
+    return min(y) - 0.1, max(y) + 0.1
 
 
 def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
-    every = [e for log in logs for e in log["prune"]]
+    kinds = [*dict.fromkeys(e["kind"] for log in logs for e in log["prune"])]
     minus = ["minus the first run"] * (x == "tokens" and len(logs) > 1)  # FLOPs seldom meet
-    kinds = [*dict.fromkeys(along(every, "kind"))]
     names = ["loss, nats per token", *minus, *kinds, "learning rate"]
     heights = [3, *[1.2] * len(names[1:])]
     size = {"figsize": (8.3, 1.1 * sum(heights)), "height_ratios": heights}
-    panels = dict(zip(names, open_figure(len(names), 1, **size)[1].flat))
+    figure, axes = open_figure(len(names), 1, **size)
+    panels = dict(zip(names, axes[:, 0]))
     loss, *others, lr = panels.values()
     known = {e["tokens"]: e["val_loss"] for e in logs[0]["eval"]}
-    for i, log in enumerate(logs):
-        steps, prunes, evals, color = log["step"], log["prune"], log["eval"], f"C{i}"
-        style = {"color": color, "ls": LINES[i % 4]}
-        label = f"{evals[-1]['run']} ends at {evals[-1]['val_loss']:.3f} (validation)"
-        if prunes:
-            label += f", prunes cost {round(sum(rises(prunes)), 2) + 0.0:.2f}"  # no -0
-        draw_losses(loss, log, x, color if logs[1:] else RED, label, first=i == 0, **style)
+    for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
+        steps, evals, prunes = log.values()
+        style = {"color": f"C{i}", "ls": LINES[i % 4]}
+        label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f} (validation)"
+        label += f", prunes cost {sum(rises(prunes)):.2f}" if prunes else ""
+        draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, label, **style)
         if i and minus:  # not between validations, where a curve bends more than runs differ
             both = [e for e in evals if e["tokens"] in known]
             y = [e["val_loss"] - known[e["tokens"]] for e in both]
             others[0].plot(along(both, x), y, marker="o", ms=3.5, **style)
-            for e in both[-1:]:
-                box = {"va": "center", "zorder": 1, "bbox": {"color": "white", "pad": 1}}
-                others[0].text(e[x], y[-1], f"   {y[-1]:+.3f}", color=color, **box)
         for kind in kinds:
             cuts = [e for e in prunes if e["kind"] == kind]
-            y = [widths(log, 0)[kind], *along(cuts, "width_after"), steps[-1][kind]]
+            y = [widths(log, [])[kind], *along(cuts, "width_after"), steps[-1][kind]]
             panels[kind].step([0, *along(cuts, x), steps[-1][x]], y, where="post", **style)
         lr.plot(along(steps, x), along(steps, "lr"), **style)
     for name, panel in panels.items():
-        panel.set(ylabel=NAMES.get(name, name))
-        if panel is not loss:
-            panel.axhline(0, color="C0" if name in minus else "0.8", lw=1, zorder=0)
-    loss.set(ylim=span(logs), title=costliest(every) if every else None)
+        panel.set_ylabel(NAMES.get(name, name))
+    for panel in (*others, lr):
+        panel.axhline(0, color="0.8", lw=1, zorder=0)
+    loss.set_ylim(limits(logs))
+    loss.set_title("Faint: training. Bars: before and after a prune, on few tokens")
     loss.legend(loc="upper right", edgecolor="none")
-    lr.set_xlabel("training FLOPs" if x == "flops" else "training tokens")
-    return loss.figure
+    lr.set_xlabel(f"training {x}")
+    return figure
 
 
 def draw_units(out_dir: Path):
     """A figure: what the prunes of a kind cost, and the scores that chose. Raises UserError."""
     log = by_name(out_dir, pruned=True)
-    kinds = {kind: NAMES.get(kind, kind) for kind in along(log["prune"], "kind")}
+    kinds = dict.fromkeys(along(log["prune"], "kind"))
     figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)), sharex=False)
-    for (kind, name), (cost, score) in zip(kinds.items(), axes):
-        prunes = [e for e in log["prune"] if e["kind"] == kind]
+    for kind, (cost, score) in zip(kinds, axes):
+        name, prunes = NAMES.get(kind, kind), [e for e in log["prune"] if e["kind"] == kind]
         bars = cost.bar(range(len(prunes)), rises(prunes), 0.5, color=RED)
-        cost.bar_label(bars, fmt="%.3f", padding=2, rotation=90 * (len(prunes) > 12))
+        cost.bar_label(bars, fmt="%.3f", padding=2)
         cost.set_xticks(range(len(prunes)), along(prunes, "width_after"))
-        cost.set(xlim=(-1, len(prunes)), xlabel=f"{name} left after each prune", ymargin=0.1)
-        cost.set(ylabel="rise of the loss, nats per token", title=costliest(prunes))
-        ends = ("first prune", prunes[0], GREY), ("last prune", prunes[-1], BLUE)
-        for when, e, color in ends[-len(prunes) :]:  # one, if it is the first and the last
+        cost.set(xlabel=f"{name} left after each prune", ylabel="rise of the loss, nats per token")
+        for when, e, color in (("first", prunes[0], GREY), ("last", prunes[-1], BLUE)):
+            for y in e["scores"]:  # of a layer: quantiles at 0, 5, ... 100%
+                score.plot(np.linspace(0, 100, len(y)), y, color=color)
             gone = 100 * (1 - e["width_after"] / e["width_before"])
-            for layer, y in enumerate(e["scores"]):  # quantiles at 0, 5, ... 100%
-                x = np.linspace(0, 100, len(y))
-                score.plot(x, y, color=color, label=None if layer else when)
-                go = np.append(x[x < gone], gone)
-                score.plot(go, np.interp(go, x, y), color=RED, lw=3)
-        score.plot([], [], color=RED, lw=3, label="these go")
+            what = f"{when} prune: the {name} left of this line go"
+            score.axvline(gone, color=color, ls="--", label=what)
         score.legend(frameon=False)
         score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
-        score.set_title(f"The {name} with the lowest scores go")
     return figure
 
 
-def moments_of(log: dict[str, list[dict]]) -> list[tuple[int, int, list[dict]]]:
-    """For each image: tokens, prunes done, and the prune that is due, if its units are shown: 60
-    steps or so, and three images of each prune."""
-    at, shown = along(log["prune"]), along(log["step"])[:: -math.ceil(len(log["step"]) / 60)]
-    moments = [(now, sum(x <= now for x in at), []) for now in shown]
-    for i, e in enumerate(log["prune"]):
-        moments += [(at[i], i, [e])] * 2 + [(at[i], i + 1, [])]
-    return sorted(moments, key=lambda moment: moment[:2])
-
-
-def units_of(log: dict[str, list[dict]], done: int, due: list[dict]) -> dict[str, np.ndarray]:
-    """Kind -> the states of its units, (layers or 1, width at first). Those left stand first."""
-    first, now, units = widths(log, 0), widths(log, done), {}
-    for e in log["prune"]:
-        shape = first["n_layer"] if e["removed"][1:] else 1, first[e["kind"]]
-        states = units.setdefault(e["kind"], np.full(shape, GONE))
-        states[: now["n_layer"], : now[e["kind"]]] = USED
-    for e in due:
-        for states, removed in zip(units[e["kind"]], e["removed"]):
-            states[removed] = CHOSEN
-    return units
-
-
-def draw_moment(panels, log: dict, now: int, done: int, due: list[dict]) -> None:
-    """Draw a run after `now` tokens. panels: a title, each kind of unit, and the loss."""
-    from matplotlib.colors import to_rgba_array
-
+def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
+    """Draw a run as it is before a step, and in red the units that go then. panels: a caption, each
+    kind of unit, and the loss."""
+    past = {name: [e for e in log[name] if e["step"] < step] for name in log}
+    due = [e for e in log["prune"] if e["step"] == step]
+    first, now = widths(log, []), widths(log, past["prune"])
+    last = [log["step"][0], *past["step"]][-1]
     for panel in panels:
         panel.clear()
         panel.axis("off")
-    (title, *kinds, loss), paper = panels, panels[0].figure.get_facecolor()
-    past = {name: [e for e in log[name] if e["tokens"] <= now] for name in log}
-    past["prune"] = log["prune"][:done]
-    step = [log["step"][0], *past["step"]][-1]
-    title.set_title(CAPTIONS["prune" if due else step["phase"]], size=24, weight="bold")
-    title.set_title(f"{compact(now)} tokens", loc="right")
-    kinds[0].set_title(f"{compact(step['params'])} parameters", loc="right")
-    for panel, (kind, states) in zip(kinds, units_of(log, done, due).items()):
-        (groups, width), used = states.shape, states == USED
-        colors = to_rgba_array((GREY + "40", RED, BLUE))[states]  # in the order of the states
-        panel.imshow(colors, aspect="auto", interpolation="nearest")
-        for y in range(1, groups):
-            panel.axhline(y - 0.5, color=paper, lw=6)
-        where = NAMES.get(kind, kind) + f", {used.any(1).sum()} layers" * (groups > 1)
-        panel.set_title(f"{where}: {used.sum(1).max()} of {width}")
-    val_loss = f": {past['eval'][-1]['val_loss']:.2f}" if past["eval"] else ""
-    draw_losses(loss, past, "tokens", RED, "validation" + val_loss, color=BLUE)
-    added = round(sum(rises(past["prune"])), 2) + 0.0  # no -0
-    loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=span([log]))
-    loss.set_title(f"loss, nats; prunes add {added:.2f}")
-    loss.legend(loc="upper right", handlelength=1, fontsize=15, facecolor=paper, edgecolor="none")
+    (caption, *bars, loss), kinds = panels, dict.fromkeys(along(log["prune"], "kind"))
+    what = CAPTIONS["prune" if due else last["phase"]]
+    caption.set_title(what, loc="left", size=12, weight="bold")
+    caption.set_title(f"{compact(last['params'])} parameters", loc="right")
+    for panel, kind in zip(bars, kinds):
+        layered = any(e["removed"][1:] for e in log["prune"] if e["kind"] == kind)
+        for width, color in ((first, "0.9"), (now, BLUE)):
+            panel.barh(range(width["n_layer"] if layered else 1), width[kind], color=color)
+        for e in due:
+            for layer, units in enumerate(e["removed"] if e["kind"] == kind else ()):
+                panel.barh([layer] * len(units), 1, left=units, color=RED)
+        name = NAMES.get(kind, kind) + " per layer" * layered
+        panel.set_title(f"{name}: {now[kind]} of {first[kind]}", loc="left")
+        panel.margins(0)
+    draw_losses(loss, past, "tokens", RED, None, color=BLUE)
+    loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=limits([log]))
+    known = "".join(f": {e['val_loss']:.2f} nats" for e in past["eval"][-1:])
+    loss.set_title(f"loss after {compact(last['tokens'])} tokens{known}", loc="left")
 
 
-def draw_film(out_dir: Path, moving: bool) -> list:
-    """Images of a run as it goes on, on black; or only the last one, on white. Raises UserError."""
+def draw_film(out_dir: Path, to: Path) -> None:
+    """Save a GIF of a run as it goes on; as another kind of file, its end. Raises UserError."""
     log = by_name(out_dir, pruned=True)
-    moments, images = moments_of(log), []
-    heights = [0.01, *(min(4, 0.5 * len(u)) for u in units_of(log, 0, []).values()), 2.3]
-    ink, paper, dpi = ("white", "#0d1117", 100) if moving else ("black", "white", 200)
-    size = {"figsize": (7.2, 1.2 + sum(heights)), "height_ratios": heights, "dpi": dpi}
-    figure, axes = open_figure(len(heights), 1, sharex=False, facecolor=paper, **size)
-    from matplotlib import rc_context
-    from PIL import Image
+    steps, prunes = along(log["step"], "step"), along(log["prune"], "step")
+    heights = [0.01, *[0.5] * len({*along(log["prune"], "kind")}), 1]
+    size = {"figsize": (3.6, 0.6 + sum(heights)), "height_ratios": heights}
+    figure, axes = open_figure(len(heights), 1, sharex=False, **size)
+    from matplotlib.animation import PillowWriter
 
-    style = {"text.color": ink, "axes.titlesize": 18, "axes.titlelocation": "left"}
-    style |= {"lines.linewidth": 2.5, "lines.markersize": 8}
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    for moment in moments[::-1] if moving else moments[-1:]:
-        with rc_context(style):
-            draw_moment(axes[:, 0], log, *moment)
-        figure.canvas.draw()
-        figure.set_layout_engine("none")  # all moments keep the places of the last one
-        images.insert(0, Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB"))
-    if moving:  # one palette for all: a small file
-        palette = images[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
-        images = [image.quantize(palette=palette, dither=0) for image in images]
-    return images
+    shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
+    moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
+    if to.suffix != ".gif":
+        draw_moment(axes[:, 0], log, moments[-1])
+        figure.savefig(to, dpi=200)
+        return
+    film = PillowWriter(fps=6)
+    with film.saving(figure, to, dpi=200):
+        for step in [*moments, *moments[-1:] * 9]:
+            draw_moment(axes[:, 0], log, step)
+            film.grab_frame()
 
 
 @command
@@ -257,23 +208,16 @@ def main(argv: list[str]) -> None:
     if others and (args.units or args.animate):
         raise UserError("--units and --animate take one OUT_DIR")
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
-    if missing := [out_dir for out_dir in args.out_dirs if not out_dir.is_dir()]:
-        raise UserError(f"{missing[0]}: no such run")
-    to = args.to or first
-    to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
+    to = args.to or first / name
+    if to.is_symlink():  # what it leads to is not ours
+        to.unlink()
     try:
         if args.animate:
-            images = draw_film(first, moving=to.suffix == ".gif")
-            times = [7000 // len(images)] * (len(images) - 1) + [2000]  # ms
-            frames = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
-            save = partial(images[0].save, **frames)
+            draw_film(first, to)
+        elif args.units:
+            draw_units(first).savefig(to, dpi=130)
         else:
-            over = "flops" if args.flops else "tokens"
-            figure = draw_units(first) if args.units else draw(args.out_dirs, over)
-            save = partial(figure.savefig, dpi=130)
-        if to.is_symlink():  # what it leads to is not ours
-            to.unlink()
-        save(to)
+            draw(args.out_dirs, "flops" if args.flops else "tokens").savefig(to, dpi=130)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
         raise UserError(f"{first}: cannot be drawn to {to} ({what}): {error!r}") from error
