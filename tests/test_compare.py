@@ -40,7 +40,6 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
 # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
 NOT_THESE = [("other", SCRATCH | {"n_head": 3, "head_dim": 2}), ("other", {"d_fff": 3})]
 NOT_THESE += [("other", {"seed": 7}), ("other", {"out_dir": "x"}), ("idea", {})]
-NOT_THESE += [(name, {}) for name in ("../../esc", "..", "", 3, "a|b")]
 
 
 @pytest.mark.parametrize("name, changes", NOT_THESE)
@@ -82,7 +81,6 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert read_csv(out / "runs.csv") == {"": {"idea": {1: row, 2: row | {"seed": 2}}}}
     for name, old, new in (
         ("log.jsonl", '"data": "', '"data": "other'),
-        ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": '),
         ("config.json", '"dtype": "', '"dtype": "not '),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2'),
     ):
@@ -95,15 +93,13 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
 def test_an_arm_that_fails_stops_no_other(idea, tmp_path, capsys):
     (other := tmp_path / "runs" / "other" / "1").mkdir(parents=True)
     (other / "checkpoint.pt").write_text("of another program")
-    arms, done = (
-        table(idea, {"other": {"learning_rate": 2e-3}}),
-        tmp_path / "runs/idea/1/config.json",
-    )
+    arms = table(idea, {"other": {"learning_rate": 2e-3}})
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
-    assert "error: " in capsys.readouterr().err
+    done = tmp_path / "runs/idea/1/config.json"
     done.write_text(done.read_text().replace('"recompute": "none"', '"recompute": false'))  # older
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
-    assert "other/1 has ended; 0 to go" in capsys.readouterr().out.replace("\\", "/")
+    said = capsys.readouterr().out.replace("\\", "/")
+    assert said.count("other/1 has ended, exit code 2") == 2 and said.count("idea/1 has") == 1
     arms = read_csv(tmp_path / "results" / "runs.csv")["arms"]  # the name of the table
     assert arms.keys() == {"idea"} and arms["idea"][1]["tokens"] == 15 * 128
 
@@ -134,8 +130,7 @@ def test_what_is_no_result_is_refused_and_not_replaced(tmp_path, monkeypatch, re
         refused(wrong, "configs/idea.py", "--out=x", wrong, main=compare.main)
     head, row = ",".join(COLUMNS) + "\n", "idea,1,3,1,7,7,7,7,0\n"
     (csv := tmp_path / "mine" / "runs.csv").parent.mkdir()
-    rows = [row.replace("3", "much"), row.replace("3", "nan"), row.replace("7", "0"), "idea,1\n"]
-    rows += [row.replace(",0", ",0,5"), row.replace(",0", ",nan"), row + row]  # a decimal comma
+    rows = [row.replace("3", "much"), "idea,1\n", row + row, row.replace(",0", ",0,5")]  # 0.5
     for text in ("", "\0", "\udcff", "val_loss," + head + "1," + row, *(head + x for x in rows)):
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         refused("runs.csv: line ", "--out=~/mine", main=compare.main)

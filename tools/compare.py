@@ -2,17 +2,15 @@
 
 A config is an arm. FILE.py:TABLE is a table of arms, a dict in FILE.py of name -> {key: value}, the
 changes of the config file that FILE.py assigns to `base`; FILE.py:TABLE:ARM is one of them. Every
-arm and seed is a run of train.py in --runs, on one CPU thread unless OMP_NUM_THREADS says more.
-What is done is not run again: after a stop, the same command goes on. The results of every seed
-that is done go to runs.csv in --out, under the name of the first table as their `setting`; other
-settings there stay. Without a CONFIG, it prints the tables of runs.csv. Any other --key=value is a
+arm and seed is a run of train.py, on one CPU thread unless OMP_NUM_THREADS says more. After a stop,
+the same command goes on. All seeds that are done go to runs.csv, under the name of the first table
+as their `setting`. Without a CONFIG, it prints the tables of runs.csv. Any other --key=value is a
 knob for every arm."""
 
 import csv
 import io
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -36,7 +34,6 @@ from tools.plot import rises
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 OUR_OWN = NOT_SAVED | {"seed"}  # knobs that no arm has
-NAME = re.compile(r"\w[\w .+-]*")  # of an arm: a folder has it, and a row of a table
 # Of runs.csv, behind `setting`, which old files lack. prune_cost: the rise of the loss on the same
 # batches, summed over the run's prunes
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
@@ -58,9 +55,7 @@ class Arm:
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
     first, _, last = text.rpartition("-")
-    if not (seeds := range(int(first or 1), int(last) + 1)):
-        raise ValueError(text)
-    return seeds
+    return range(int(first or 1), int(last) + 1)
 
 
 def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
@@ -74,9 +69,7 @@ def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
         base, changes = values["base"], values[table]
         changes = {arm: changes[arm]} if arm else changes
         knobs = {n: [f"--{key}={value}" for key, value in changes[n].items()] for n in changes}
-        if wrong := [n for n in knobs if not NAME.fullmatch(n)]:
-            raise ValueError(f"{wrong[0]!r} cannot name a folder")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         what = "no such name, or no base = 'FILE.py' and TABLE = {ARM: {key: value}}"
         raise UserError(f"{argument}: {what}: {error}") from error
     return table, {n: (base, knobs[n]) for n in knobs}
@@ -125,7 +118,7 @@ def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
-    call = [sys.executable, "-u", TRAIN, arm.path, *knobs]  # -u: its last line is its error
+    call = [sys.executable, TRAIN, arm.path, *knobs]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with open(out_dir / "output.txt", "a") as file:
         return subprocess.Popen(call, stdout=file, stderr=file, env=environment)
@@ -137,7 +130,7 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C
     running: dict[subprocess.Popen, Path] = {}
-    good = True
+    codes = []
     try:
         while todo or running:
             while todo and len(running) < jobs:
@@ -145,19 +138,15 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
                 running[start(*run)] = run[-1]
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
-                out_dir, code = running.pop(process), process.returncode
-                print(f"{out_dir} has ended; {len(todo) + len(running)} to go", flush=True)
-                if code:
-                    good, output = False, (out_dir / "output.txt").read_text(errors="replace")
-                    words = output.strip().rpartition("\n")[2]
-                    print(f"error: {out_dir}: exit code {code}: {words}", file=sys.stderr)
+                codes.append(process.returncode)
+                print(f"{running.pop(process)} has ended, exit code {codes[-1]}", flush=True)
     finally:
         for process in running:
             if os.name == "posix":  # on Windows it would end unsaved; Ctrl-C is the runs' as well
                 process.terminate()
         for process in running:
             process.wait()
-    return good
+    return not any(codes)
 
 
 def collect(arms: list[Arm], folder: Path) -> Arms:
@@ -178,23 +167,15 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             if here != (same := same or here):
                 what = f"does not compare: dtype, eval_tokens and data are {here}, elsewhere {same}"
                 raise UserError(f"{out_dir}: {what}")
-            try:
-                cost = sum(rises([e for e in log if e["event"] == "prune"]))
-                row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
-                found.setdefault(arm.name, {})[seed] = as_row(row)
-            except (LookupError, TypeError, ValueError) as error:
-                raise UserError(f"{out_dir}: its log says no result: {error}") from error
+            cost = sum(rises([e for e in log if e["event"] == "prune"]))
+            row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
+            found.setdefault(arm.name, {})[seed] = as_row(row)
     return found
 
 
 def as_row(values: dict) -> dict:
-    """What runs.csv holds of them. Raises LookupError, TypeError, ValueError: a number is missing,
-    not finite or, from `val_loss` to `seconds`, not above 0."""
-    row = {key: kind(values[key]) for key, kind in COLUMNS.items()}
-    *above_0, cost = list(row.values())[2:]
-    if not (all(0 < x < math.inf for x in above_0) and math.isfinite(cost)):
-        raise ValueError("a number that is not finite, or not above 0")
-    return row
+    """What runs.csv holds of them. Raises LookupError, TypeError, ValueError."""
+    return {key: kind(values[key]) for key, kind in COLUMNS.items()}
 
 
 def read_csv(path: Path) -> dict[str, Arms]:
@@ -226,11 +207,11 @@ def write(path: Path, setting: str, arms: Arms) -> None:
                 what = f"this call has not got its {arm}, seed {seed}, loss {row['val_loss']}"
                 raise UserError(f"{path}: {what}; name that arm, too, or give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = csv.writer(file := io.StringIO(), lineterminator="\n")
-    lines.writerow(["setting", *COLUMNS])
+    lines = csv.DictWriter(file := io.StringIO(), ["setting", *COLUMNS], lineterminator="\n")
+    lines.writeheader()
     for name, of_setting in (settings | {setting: arms}).items():
-        rows = [row for runs in of_setting.values() for row in runs.values()]
-        lines.writerows([name, *row.values()] for row in rows)
+        for runs in of_setting.values():
+            lines.writerows({"setting": name} | row for row in runs.values())
     write_text(path, file.getvalue())
 
 
@@ -249,10 +230,6 @@ def paired(runs: dict[int, dict], base: dict[int, dict]) -> list[float]:
     return [runs[s]["val_loss"] - base[s]["val_loss"] for s in sorted(runs) if s in base]
 
 
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
-
-
 def table(arms: Arms, reference: str) -> str:
     """A Markdown table of the arms: mean and standard deviation over seeds, and the difference to
     the reference on the seeds that both have, with its p-value; lowest difference first."""
@@ -260,10 +237,10 @@ def table(arms: Arms, reference: str) -> str:
     for arm, runs in arms.items():
         loss, bpb, *others = ([row[key] for row in runs.values()] for key in list(COLUMNS)[2:])
         params, tokens, flops, seconds, cost = map(mean, others)
+        spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
         pairs = paired(runs, arms.get(reference, {}))
-        shown = pairs and arm != reference
-        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if shown else ""
-        line = f"| {arm} | {len(runs)} | {spread(loss)} | {spread(bpb)} | {against} "
+        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if pairs else ""
+        line = f"| {arm} | {len(runs)} | {mean(loss):.4f}{spread} | {mean(bpb):.4f} | {against} "
         line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
         lines[line] = mean(pairs) if pairs else math.inf
     heads = f"| arm | seeds | loss, nats/token | bits/byte | minus {reference} (p) "
@@ -290,8 +267,6 @@ def main(argv: list[str]) -> int:
         for name, of_setting in read_csv(path).items():
             print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
-    if path.exists():
-        read_csv(path)  # a damaged table is refused before hours of runs
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     folder = args.runs or Path("out") / args.out.name / setting
