@@ -32,7 +32,8 @@ ROWS = {
 
 def method():
     """Width and learning rate over tokens: the usual pipeline, and IDEA Prune."""
-    figure, axes = open_figure(2, 2, figsize=(9.2, 3.6), sharey="row", height_ratios=(1.4, 1))
+    size = {"figsize": (9.2, 3.6), "height_ratios": (1.4, 1)}
+    figure, axes = open_figure(2, 2, sharex="col", sharey="row", **size)
     titles = "Usual: train, prune, train again", "IDEA Prune: one run, one cosine"
     steps = range(1, 1001)
     for (top, low), settings, color, title in zip(axes.T, (USUAL, IDEA), (GREY, BLUE), titles):

@@ -1,7 +1,7 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns; the median of --repeats turns counts. --compile=on adds compiled steps."""
+compared takes turns; the median of five turns counts. --compile=on adds compiled steps."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of
 from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
-from tools import load_plan, positive
+from tools import load_plan
 from tools.plan import GPT2_VOCABULARY
 
 
@@ -65,19 +65,12 @@ def race(calls: list, repeats: int) -> list[float]:
     return [median(times) for times in zip(*rounds)]
 
 
-def matmul_peak(machine: Machine) -> float:
-    """FLOP/s of a large matrix product: what this machine can do at most."""
-    n = 8192 if machine.device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=machine.device, dtype=machine.dtype)
-    return 2 * n**3 / race([lambda: a @ b], 3)[0]
-
-
-def share(speed: float, limit: float, device: torch.device) -> str:
-    """`speed` as a share of `limit`, and of the card's peak by its maker: the MFU. In FLOP/s."""
-    text = f"{speed / limit:.0%} of {limit:.3g} FLOP/s"
-    if card := card_of(device):
-        text += f"; MFU {speed / GPUS[card][0]:.0%} ({card})"
-    return text
+def peak_flops(machine: Machine) -> float:
+    """FLOP/s of the card by its maker, or else of a large matrix product here."""
+    if card := card_of(machine.device):
+        return GPUS[card][0]
+    a, b = torch.randn(2, 2048, 2048, device=machine.device, dtype=machine.dtype)
+    return 2 * 2048**3 / race([lambda: a @ b], 3)[0]
 
 
 def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
@@ -100,52 +93,48 @@ def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
     return max(accumulate(e.nbytes() for e in changes))
 
 
-def measure(c: Config, plan: Plan, repeats: int) -> Iterator[tuple[str, str]]:
+def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     machine, full = Machine(c), plan.shape(1)
-    c, device = replace(c, dtype=machine.dtype_name), machine.device
-    for compile in ("off", "on")[: 1 + (c.compile == "on")]:
+    c = replace(c, dtype=machine.dtype_name)
+    for compile, how in (("off", "eager"), ("on", "compiled"))[: 1 + (c.compile == "on")]:
         so = replace(c, compile=compile)
         planned = sum(memory_of(so, full, micro_batch(c, ranks=1)).values()) / 2**20
-        what = "peak memory, compiled" if compile == "on" else "peak memory"
         peak = peak_memory(so, full, machine) / 2**20
-        yield what, f"{peak:.0f} MiB; planned {planned:.0f} MiB"
-    wide, slim = (Step(c, shape, machine) for shape in (full, plan.final))
-    t_wide, t_slim = race([wide, slim], repeats)
-    limit, tokens = matmul_peak(machine), wide.batch[0].numel()
-    flops = flops_per_token(full) * tokens
-    yield "step of a micro batch", f"{t_wide * 1e3:.1f} ms, {tokens / t_wide:,.0f} tokens/s"
-    yield "its share of matrix products", share(flops / t_wide, limit, device)
-    if plan.final != full:
-        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
-        yield "the final shape", f"{1 - t_slim / t_wide:.0%} less time, {fewer:.0%} fewer FLOPs"
+        yield f"peak memory, {how}", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
+    steps = [Step(c, shape, machine) for shape in (full, plan.final)]
     if c.compile == "on":
         began = time.perf_counter()
-        compiled = Step(c, full, machine, "on")
+        steps.append(Step(c, full, machine, "on"))
         yield "compiling, once", f"{time.perf_counter() - began:.1f} s"
-        t_wide, t = race([wide, compiled], repeats)
-        faster = f"{t_wide / t:.2f} times as fast; its share: "
-        yield "compiled step", faster + share(flops / t, limit, device)
-    if steps := plan.schedule.prune_steps():
-        kind, width = next(iter(plan.schedule.new_widths(steps[0]).items()))
+    wide, slim, *compiled = race(steps, 5)
+    tokens, limit = steps[0].batch[0].numel(), peak_flops(machine)
+    flops = flops_per_token(full) * tokens
+    yield "step of a micro batch", f"{wide * 1e3:.1f} ms, {tokens / wide:,.0f} tokens/s"
+    yield "its share of the peak", f"{flops / wide / limit:.0%} of {limit:.3g} FLOP/s"
+    for t in compiled:
+        yield "compiled step", f"{wide / t:.2f} times as fast, {flops / t / limit:.0%} of the peak"
+    fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
+    yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
+    if prunes := plan.schedule.prune_steps():
+        kind, width = next(iter(plan.schedule.new_widths(prunes[0]).items()))
+        model, optimizers = steps[0].model, steps[0].optimizers
         pruner = Pruner("magnitude", c.score_beta, [kind], c.seed)
-        pruner.score(wide.model)
-        t = seconds_of(lambda: pruner.prune(wide.model, wide.optimizers, kind, width))
-        t_step = t_wide * c.batch_size / micro_batch(c, ranks=1)
-        yield "a prune alone", f"{t / t_step:.2f} steps of the whole batch"
+        pruner.score(model)
+        t = seconds_of(lambda: pruner.prune(model, optimizers, kind, width))
+        share = t / wide * micro_batch(c, ranks=1) / c.batch_size
+        yield "a prune alone", f"{share:.2f} steps of the whole batch"
 
 
 @command
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.allow_abbrev = False  # what is no option is a knob
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)  # --key=value is a knob
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--repeats", type=positive, default=5)
     args, knobs = parser.parse_known_args(argv)
     c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
-    for what, result in measure(c, plan, args.repeats):
+    for what, result in measure(c, plan):
         print(f"| {what} | {result} |", flush=True)
 
 

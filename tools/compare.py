@@ -165,8 +165,7 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
                 raise UserError(f"{out_dir}: {what}; remove it, or give another --runs")
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
-                what = f"does not compare: dtype, eval_tokens and data are {here}, elsewhere {same}"
-                raise UserError(f"{out_dir}: {what}")
+                raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
             cost = sum(rises([e for e in log if e["event"] == "prune"]))
             row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
             found.setdefault(arm.name, {})[seed] = as_row(row)
@@ -253,8 +252,7 @@ def table(arms: Arms, reference: str) -> str:
 
 @command
 def main(argv: list[str]) -> int:
-    parser = ArgumentParser(description=__doc__)
-    parser.allow_abbrev = False  # what is no option is a knob
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)  # --key=value is a knob
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
     parser.add_argument("--out", type=expanded, required=True, help="folder of the results")
     parser.add_argument("--runs", type=expanded, help="of the runs; default: out/, its name, table")

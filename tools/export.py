@@ -7,7 +7,6 @@ import json
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
-from textwrap import shorten
 
 import tiktoken
 
@@ -69,17 +68,14 @@ def write_folder(trained: Trained, folder: Path) -> None:
 
 
 def export(trained: Trained, folder: Path) -> None:
-    """Write the folder, as a whole or not at all. Raises UserError, in one line."""
+    """Write the folder, as a whole or not at all."""
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
-            new = Path(aside) / folder.name
-            write_folder(trained, new)
-            new.rename(folder)
-    except Exception as error:  # of the system, transformers or safetensors
-        raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+        new = Path(aside) / folder.name
+        write_folder(trained, new)
+        new.rename(folder)
 
 
 @command

@@ -88,8 +88,7 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str) -> str:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.allow_abbrev = False  # what is no option is a knob
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)  # --key=value is a knob
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--gpus", type=positive, default=8)
     parser.add_argument("--gpu", choices=sorted(cost.GPUS), default="h100")

@@ -55,8 +55,7 @@ def open_figure(rows: int, columns: int, **settings):
         raise UserError(f"no figure: {error}; pip install -r requirements-extra.txt") from error
     plt.switch_backend("Agg")
     plt.rcParams.update({"font.size": 9})
-    settings = {"sharex": "col", "squeeze": False, "constrained_layout": True} | settings
-    figure, axes = plt.subplots(rows, columns, **settings)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25, lw=0.5)
@@ -90,7 +89,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     names = ["loss, nats per token", *minus, *kinds, "learning rate"]
     heights = [3, *[1.2] * len(names[1:])]
     size = {"figsize": (8.3, 1.1 * sum(heights)), "height_ratios": heights}
-    figure, axes = open_figure(len(names), 1, **size)
+    figure, axes = open_figure(len(names), 1, sharex=True, **size)
     panels = dict(zip(names, axes[:, 0]))
     loss, *others, lr = panels.values()
     known = {e["tokens"]: e["val_loss"] for e in logs[0]["eval"]}
@@ -111,7 +110,6 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         lr.plot(along(steps, x), along(steps, "lr"), **style)
     for name, panel in panels.items():
         panel.set_ylabel(NAMES.get(name, name))
-    for panel in (*others, lr):
         panel.axhline(0, color="0.8", lw=1, zorder=0)
     loss.set_ylim(limits(logs))
     loss.set_title("Faint: training. Bars: before and after a prune, on few tokens")
@@ -124,7 +122,7 @@ def draw_units(out_dir: Path):
     """A figure: what the prunes of a kind cost, and the scores that chose. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     kinds = dict.fromkeys(along(log["prune"], "kind"))
-    figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)), sharex=False)
+    figure, axes = open_figure(len(kinds), 2, figsize=(11, 3.5 * len(kinds)))
     for kind, (cost, score) in zip(kinds, axes):
         name, prunes = NAMES.get(kind, kind), [e for e in log["prune"] if e["kind"] == kind]
         bars = cost.bar(range(len(prunes)), rises(prunes), 0.5, color=RED)
@@ -178,18 +176,14 @@ def draw_film(out_dir: Path, to: Path) -> None:
     steps, prunes = along(log["step"], "step"), along(log["prune"], "step")
     heights = [0.01, *[0.5] * len({*along(log["prune"], "kind")}), 1]
     size = {"figsize": (3.6, 0.6 + sum(heights)), "height_ratios": heights}
-    figure, axes = open_figure(len(heights), 1, sharex=False, **size)
+    figure, axes = open_figure(len(heights), 1, **size)
     from matplotlib.animation import PillowWriter
 
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
-    if to.suffix != ".gif":
-        draw_moment(axes[:, 0], log, moments[-1])
-        figure.savefig(to, dpi=200)
-        return
     film = PillowWriter(fps=6)
     with film.saving(figure, to, dpi=200):
-        for step in [*moments, *moments[-1:] * 9]:
+        for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
             draw_moment(axes[:, 0], log, step)
             film.grab_frame()
 
@@ -201,12 +195,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", type=expanded)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--flops", action="store_true", help="over training FLOPs, not tokens")
-    what.add_argument("--units", action="store_true", help="what the prunes of one run cost")
-    what.add_argument("--animate", action="store_true", help="the units of one run, as it goes on")
+    what.add_argument("--units", action="store_true", help="what the first run's prunes cost")
+    what.add_argument("--animate", action="store_true", help="the first run as it goes on")
     args = parser.parse_args(argv)
-    first, *others = args.out_dirs
-    if others and (args.units or args.animate):
-        raise UserError("--units and --animate take one OUT_DIR")
+    first = args.out_dirs[0]
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
     to = args.to or first / name
     if to.is_symlink():  # what it leads to is not ours
