@@ -1,4 +1,4 @@
-"""The claims of optimizer/ and window/: python -m studies.claims (needs SciPy)"""
+"""The claims of start/, optimizer/ and window/: python -m studies.claims (needs SciPy)"""
 
 from itertools import accumulate
 from statistics import mean, stdev
@@ -55,7 +55,22 @@ def slopes(arms: dict) -> list[float]:
     return [stats.linregress([*PLACES.values()], y).slope for y in losses]
 
 
+def better_start(arms: dict, arm: str) -> str:
+    """The one of its two starts with the lower mean."""
+    starts = [f"{arm}_usual", f"{arm}_width"]
+    return min(starts, key=lambda name: mean(row["val_loss"] for row in arms[name].values()))
+
+
 def main() -> None:
+    arms = read("start/start")
+    idea, small, longer = (better_start(arms, a) for a in ("idea", "scratch", "scratch_flops"))
+    start = [("scratch_flops_usual", "scratch_flops_width"), (longer, idea), (small, idea)]
+    holm(say_all(arms, start))
+    no_claim = [(f"{a}_usual", f"{a}_width") for a in ("idea", "scratch")]
+    no_claim += [
+        (f"{a}_{s}", f"idea_{s}") for s in ("usual", "width") for a in ("scratch", "scratch_flops")
+    ]
+    say_all(arms, no_claim)
     arms = read("optimizer")
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}

@@ -40,6 +40,7 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
 # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
 NOT_THESE = [("other", SCRATCH | {"n_head": 3, "head_dim": 2}), ("other", {"d_fff": 3})]
 NOT_THESE += [("other", {"seed": 7}), ("other", {"out_dir": "x"}), ("idea", {})]
+NOT_THESE += [(name, {}) for name in ("../../esc", "..", "", 3, "a|b")]
 
 
 @pytest.mark.parametrize("name, changes", NOT_THESE)

@@ -69,7 +69,9 @@ def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
         base, changes = values["base"], values[table]
         changes = {arm: changes[arm]} if arm else changes
         knobs = {n: [f"--{key}={value}" for key, value in changes[n].items()] for n in changes}
-    except (LookupError, TypeError, AttributeError) as error:
+        if wrong := [n for n in knobs if not str(n).isidentifier()]:  # a folder gets this name
+            raise ValueError(f"{wrong[0]!r} is not a name")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = "no such name, or no base = 'FILE.py' and TABLE = {ARM: {key: value}}"
         raise UserError(f"{argument}: {what}: {error}") from error
     return table, {n: (base, knobs[n]) for n in knobs}
@@ -139,7 +141,8 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
                 codes.append(process.returncode)
-                print(f"{running.pop(process)} has ended, exit code {codes[-1]}", flush=True)
+                how = f"has ended, exit code {codes[-1]}"
+                print(f"{running.pop(process)} {how}; {len(todo) + len(running)} to go", flush=True)
     finally:
         for process in running:
             if os.name == "posix":  # on Windows it would end unsaved; Ctrl-C is the runs' as well

@@ -7,6 +7,7 @@ import json
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
+from textwrap import shorten
 
 import tiktoken
 
@@ -68,14 +69,17 @@ def write_folder(trained: Trained, folder: Path) -> None:
 
 
 def export(trained: Trained, folder: Path) -> None:
-    """Write the folder, as a whole or not at all."""
+    """Write the folder, as a whole or not at all. Raises UserError, in one line."""
     if folder.exists():
         raise UserError(f"{folder}: exists; give another --to")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
-        new = Path(aside) / folder.name
-        write_folder(trained, new)
-        new.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+            new = Path(aside) / folder.name
+            write_folder(trained, new)
+            new.rename(folder)
+    except Exception as error:  # of the system, transformers or safetensors
+        raise UserError(f"{folder}: cannot be written: {shorten(str(error), 300)}") from error
 
 
 @command

@@ -40,6 +40,12 @@ def rises(prunes: list[dict]) -> list[float]:
     return [e["loss_after"] - e["loss_before"] for e in prunes]
 
 
+def costliest(prunes: list[dict]) -> str:
+    e = max(prunes, key=lambda e: rises([e]))
+    what = f"{e['width_before']} → {e['width_after']} {NAMES.get(e['kind'], e['kind'])}"
+    return f"Pruning {what} cost most: {rises([e])[0]:.3f} nats"
+
+
 def widths(log: dict[str, list[dict]], done: list[dict]) -> dict[str, int]:
     """Kind -> its width after these prunes, the first ones of a log."""
     first = {e["kind"]: e["width_before"] for e in log["prune"][::-1]}
@@ -64,11 +70,13 @@ def open_figure(rows: int, columns: int, **settings):
 
 
 def draw_losses(panel, log: dict, x: str, jump: str, label: str, **style) -> None:
-    """Draw the losses of a run. Those around prunes, of few tokens, are bars that no line joins
-    with validations, of many."""
+    """Draw the losses of a run. Those around prunes, of few tokens, are bars, at which the line of
+    the validations, of many, has a gap."""
     steps, evals, prunes = log.values()
     panel.plot(along(steps, x), along(steps, "loss"), lw=1, color=style["color"], alpha=0.4)
-    panel.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3.5, label=label, **style)
+    points = sorted(evals + prunes, key=lambda e: e["tokens"])
+    y = [e.get("val_loss", math.nan) for e in points]
+    panel.plot(along(points, x), y, marker="o", ms=3.5, label=label, **style)
     ends = along(prunes, "loss_before"), along(prunes, "loss_after")
     panel.vlines(along(prunes, x), *ends, color=jump, lw=3, zorder=3)
 
@@ -84,7 +92,8 @@ def limits(logs: list[dict]) -> tuple[float, float]:
 def draw(out_dirs: list[Path], x: str = "tokens"):
     """A figure with the curves of runs over x, "tokens" or "flops". Raises UserError."""
     logs = [by_name(out_dir) for out_dir in out_dirs]
-    kinds = [*dict.fromkeys(e["kind"] for log in logs for e in log["prune"])]
+    every = [e for log in logs for e in log["prune"]]
+    kinds = [*dict.fromkeys(along(every, "kind"))]
     minus = ["minus the first run"] * (x == "tokens" and len(logs) > 1)  # FLOPs seldom meet
     names = ["loss, nats per token", *minus, *kinds, "learning rate"]
     heights = [3, *[1.2] * len(names[1:])]
@@ -112,7 +121,9 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         panel.set_ylabel(NAMES.get(name, name))
         panel.axhline(0, color="0.8", lw=1, zorder=0)
     loss.set_ylim(limits(logs))
-    loss.set_title("Faint: training. Bars: before and after a prune, on few tokens")
+    loss.plot([], [], color="0.7", lw=1, label="training")
+    loss.plot([], [], color="0.7", lw=5, label="before and after a prune (small sample)")
+    loss.set_title(costliest(every) if every else None)
     loss.legend(loc="upper right", edgecolor="none")
     lr.set_xlabel(f"training {x}")
     return figure
@@ -129,6 +140,7 @@ def draw_units(out_dir: Path):
         cost.bar_label(bars, fmt="%.3f", padding=2)
         cost.set_xticks(range(len(prunes)), along(prunes, "width_after"))
         cost.set(xlabel=f"{name} left after each prune", ylabel="rise of the loss, nats per token")
+        cost.set_title(costliest(prunes))
         for when, e, color in (("first", prunes[0], GREY), ("last", prunes[-1], BLUE)):
             for y in e["scores"]:  # of a layer: quantiles at 0, 5, ... 100%
                 score.plot(np.linspace(0, 100, len(y)), y, color=color)
