@@ -25,14 +25,13 @@ import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data import UserError, command
+from data import UserError, command, lock
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 
@@ -40,7 +39,6 @@ SHIPPED_CORPUS = Path(__file__).parent / "corpus" / "sotu.jsonl.xz"
 SHIPPED_FOLDER = "data/sotu"  # where TokenDataset looks for its tokens
 VAL_FRACTION = 0.05
 TASK_BYTES = 2**26  # of input, at least: less is done before another process has started
-WAIT = 300  # seconds, for another process that makes the same folder
 SPLITS = ("train", "val")
 COUNTS = ("tokens", "bytes", "documents")  # bytes of text; documents that end in the split
 
@@ -64,22 +62,14 @@ def prepare(
     out, encoding = Path(out), load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
     meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
-    part = out.parent / f".{out.name}.part"
-    lock = FileLock(part / "lock", WAIT, fallback_to_soft=False)
+    part, locked = out.parent / f".{out.name}.part", ExitStack()
     try:
         inputs = find_inputs(inputs)
         files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
         files["token_bytes.bin"] = np.fromiter(map(len, all_tokens(encoding)), "<u2").tobytes()
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         settings = (tokenizer, dtype, key, val_fraction, sha256)  # all that decides, but for inputs
-        part.mkdir(parents=True, exist_ok=True)
-        (part / "lock").touch()
-        try:
-            lock.acquire()
-        except OSError as error:  # some network disks have no locks
-            if isinstance(error, Timeout):
-                raise
-            print(f"{part}: its disk has no locks; start no second one there", file=sys.stderr)
+        lock(part, f"--out={out}", locked)
         if out.exists():
             raise UserError(f"{out}: exists; remove it, or give another --out")
         tasks = _cut(part, inputs, settings)
@@ -113,7 +103,7 @@ def prepare(
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise UserError(f"{out}: cannot be made: {error}") from None
     finally:
-        lock.release()
+        locked.close()  # or Windows would not remove it
         if out.exists():
             shutil.rmtree(part, ignore_errors=True)
     return meta

@@ -6,17 +6,15 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
 from tqdm import tqdm
 
-from data import drop_output
+from data import drop_output, lock
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
 from run import UserError
@@ -30,9 +28,8 @@ NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
 
 class OutDir:
     """The out_dir of a run, its log, and what is printed. Rank 0 locks it before anything is read,
-    and alone writes and prints. The lock is the system's: it ends with the process. `files` closes
-    what is open here. Raises UserError where another process runs there, nothing can be written, or
-    as `check` does. teacher: or None."""
+    and alone writes and prints. `files` closes what is open here. Raises UserError where another
+    process runs there, nothing can be written, or as `check` does. teacher: or None."""
 
     def __init__(
         self, c: Config, machine: Machine, data: TokenDataset, teacher: Teacher, files: ExitStack
@@ -42,25 +39,12 @@ class OutDir:
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
         if self.main:
-            self.take()
+            try:
+                lock(self.path, f"out_dir={self.path}", files)
+            except OSError as error:
+                raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
         self.has_checkpoint = (self.path / NAME).exists()
         self.check(c)
-
-    def take(self) -> None:
-        where = f"out_dir={self.path}"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # To append, as it may be a file of the user's; a link would lead elsewhere
-            no_link = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-            lock = open(os.open(self.path / "lock", no_link, 0o666), "ab")  # noqa: SIM115
-            self.files.enter_context(lock)
-        except OSError as error:
-            raise UserError(f"{where}: cannot write there: {error}") from error
-        try:
-            if not lock_descriptor(lock.fileno(), blocking=False):
-                raise UserError(f"{where}: another process is running there; choose another")
-        except OSError:  # some network disks have no locks
-            print(f"{where}: its disk has no locks; start no second run there", file=sys.stderr)
 
     def check(self, c: Config) -> None:
         """Refuse to write over another run, what it learns from, or foreign files: UserError."""

@@ -10,16 +10,16 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from helpers import ROOT
 
-from data import UserError
+from data import UserError, lock
 from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items
@@ -255,12 +255,11 @@ def test_a_worker_ends_with_the_main_process(number):
         assert error == "stopped\n" or number == "SIGKILL"
 
 
-def test_one_process_at_a_time_makes_a_folder(tmp_path, monkeypatch):
+def test_one_process_at_a_time_makes_a_folder(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
-    monkeypatch.setattr("data.prepare.WAIT", 0.1)
-    (part := tmp_path / ".out.part").mkdir()
-    with FileLock(part / "lock"):
-        refuse("out: .*lock", source, tmp_path / "out")
+    with ExitStack() as files:
+        lock(tmp_path / ".out.part", "first", files)
+        refuse("out: another process", source, tmp_path / "out")
     prepare([source], "shipped", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
 
