@@ -143,8 +143,3 @@ def encode_to_numpy(encoding: Encoding, data: bytes) -> np.ndarray:
         else:
             parts.append(encoding.encode_to_numpy(block.group(), disallowed_special=()))
     return np.concatenate(parts)
-
-
-def encode_bytes(encoding: Encoding, data: bytes) -> list[int]:
-    """The same as a list."""
-    return encode_to_numpy(encoding, data).tolist()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_model import large
 
-from data.tokenizer import encode_bytes
+from data.tokenizer import encode_to_numpy
 from tools import Trained, evaluate, load_trained, plot, sample
 
 PICTURES = [([], "a.png"), (["--flops"], "a.svg"), (["--units"], "a.png"), (["--animate"], "a.gif")]
@@ -60,7 +60,7 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
 @pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
 def test_each_byte_of_a_text_is_predicted_once(trained, times):
     text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: no whole window; 8: no rest
-    tokens = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
+    tokens = [trained.tokenizer.eot_token, *encode_to_numpy(trained.tokenizer, text).tolist()]
     n, nats = len(tokens) - 1, 0.0
     for t in range(1, n + 1):  # each token alone; the last window is full, too
         start = min((t - 1) // 16 * 16, max(0, n - 16))

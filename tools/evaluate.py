@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import UserError, command
-from data.tokenizer import encode_bytes
+from data.tokenizer import encode_to_numpy
 from tools import Trained, expanded, load_trained
 
 
@@ -22,7 +22,7 @@ def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
     Windows have context_length tokens. The last one starts earlier, to be as long, but only its new
     tokens count (as in lm-eval's `loglikelihood_rolling`)."""
     model, T = trained.model, trained.model.config.context_length
-    ids = [trained.tokenizer.eot_token, *encode_bytes(trained.tokenizer, text)]
+    ids = [trained.tokenizer.eot_token, *encode_to_numpy(trained.tokenizer, text).tolist()]
     tokens = torch.tensor(ids, device=model.embed.weight.device)
     n, nats = len(tokens) - 1, 0.0  # n are predicted
     for start in tqdm(range(0, n, T), leave=False, disable=None):  # on a terminal

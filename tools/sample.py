@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data import command
-from data.tokenizer import encode_bytes
+from data.tokenizer import encode_to_numpy
 from run import UserError
 from tools import Trained, expanded, load_trained, number
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
     prompt = os.fsencode(args.prompt)
-    tokens = encode_bytes(trained.tokenizer, prompt) or [trained.tokenizer.eot_token]
+    tokens = encode_to_numpy(trained.tokenizer, prompt).tolist() or [trained.tokenizer.eot_token]
     generator = torch.Generator().manual_seed(args.seed)
     new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
     pieces = map(trained.tokenizer.decode_single_token_bytes, new)

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data import command
 from data.prepare import SHIPPED_CORPUS, VAL_FRACTION, is_validation
-from data.tokenizer import encode_bytes
+from data.tokenizer import encode_to_numpy
 from tools import Trained, expanded, load_trained
 from tools.evaluate import judge_text
 
@@ -56,8 +56,8 @@ def accuracy(trained: Trained, documents: list[tuple[str, str]]) -> float:
         rows, lengths = [], []
         for context, word in documents[first : first + BATCH]:
             # The blank between the two belongs to the word
-            before = encode_bytes(trained.tokenizer, context.rstrip().encode())
-            tokens = encode_bytes(trained.tokenizer, (context + word).encode())
+            before = encode_to_numpy(trained.tokenizer, context.rstrip().encode())
+            tokens = encode_to_numpy(trained.tokenizer, (context + word).encode()).tolist()
             rows.append(torch.tensor(tokens[-T - 1 :]))
             lengths.append(len(tokens) - len(before))
         tokens = pad_sequence(rows, batch_first=True).to(device)  # at the end, where no token looks
