@@ -12,7 +12,6 @@ import types
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_type_hints
 
 from model import KINDS, GPTConfig
 from prune import CRITERIA
@@ -184,13 +183,8 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
     return c
 
 
-TYPES = get_type_hints(Config) | {"shorter": int}  # on the command line, but no knob
+TYPES = Config.__annotations__ | {"shorter": int}  # on the command line, but no knob
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")  # it divides
-
-
-def recompute_now(value: object) -> object:
-    """`recompute` by its names of today. It was once True or False, as is `--recompute` alone."""
-    return {"": "all", "True": "all", "False": "none"}.get(str(value).capitalize(), value)
 
 
 def read_file(path: str) -> dict:
@@ -200,9 +194,10 @@ def read_file(path: str) -> dict:
         try:
             values = json.loads(Path(path, "config.json").read_bytes())
             values["max_steps"]  # a Hugging Face folder has a config.json, too
+            was = values.get("recompute", "none")
+            values["recompute"] = {True: "all", False: "none"}.get(was, was)  # as it was once
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
-        values["recompute"] = recompute_now(values.get("recompute", "none"))
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
     # By its name, as it may be a checkpoint: runpy would also run what is in a zip
@@ -223,8 +218,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")
         kind = TYPES.get(key)
-        alone = kind in (bool, None) or key == "recompute"
-        if not argument.startswith("--") or not (equals or alone):
+        if not argument.startswith("--") or not (equals or kind in (bool, None)):
             raise UserError(f"command line: {argument!r} is not of the form --key=value")
         if kind is bool:
             value = value.capitalize() if equals else "True"
@@ -238,7 +232,6 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
             (near,) = difflib.get_close_matches(key.lower(), TYPES, n=1, cutoff=0)
             way = f"the nearest is {near!r}; a name of a config's own starts with _"
             raise UserError(f"{where}: unknown key {key!r} = {value!r}; {way}")
-        value = recompute_now(value) if key == "recompute" else value
         kind = TYPES[key]
         if type(value) is not kind and (kind, type(value)) != (float, int):
             raise UserError(f"{where}: {key}={value!r} is not of type {kind.__name__}; see --help")

@@ -159,7 +159,7 @@ def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> Non
     least, memory = (planned["state"] + planned["activations"] / 2) / 2**30, memory / 2**30
     if least > memory:
         what = f"{least:,.1f} GiB a rank are too much for {device.type}, which has {memory:,.1f}"
-        raise UserError(f"{what}; try a smaller micro_batch_size than {rows}, or --recompute")
+        raise UserError(f"{what}; try a smaller micro_batch_size than {rows}, or --recompute=all")
 
 
 def choose_dtype(c: Config, device: torch.device) -> torch.dtype:

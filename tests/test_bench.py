@@ -81,7 +81,7 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys, refuse
     assert sum(float(cells[5]) for cells in phases) == pytest.approx(hours, rel=0.01)
     assert [cells[-1] for cells in phases] == ["yes"] * 3
     assert phases[0][:3] == ["2.82B", "1T", "81%"] and phases[2][:3] == ["1.31B", "500B", "3%"]
-    for slower in ("--recompute", "--micro_batch_size=2", "--optimizer=muon"):
+    for slower in ("--recompute=all", "--micro_batch_size=2", "--optimizer=muon"):
         text = planned(capsys, config, "--gpus=64", slower)
         assert float(rows(text)["the run"][5]) > hours
     assert "no; --micro_batch_size=4" in planned(capsys, config, "--micro_batch_size=128")

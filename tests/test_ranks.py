@@ -52,7 +52,7 @@ APART += [(UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask", [1, 1]
 
 def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
     """The scores of the second do not count."""
-    knobs = ("--micro_batch_size=2", "--recompute")
+    knobs = ("--micro_batch_size=2", "--recompute=all")
     run_ranks(processes, toy, tmp_path, *knobs, before=UPSIDE_DOWN)
     a, b = events(undisturbed, "step"), events(tmp_path, "step")
     assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
@@ -87,7 +87,7 @@ print(max(accumulate(changes)), file=sys.stderr)
 
 def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
     """With two, the order of a sum cannot differ. One alone goes on, too. All have a teacher."""
-    knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute"]
+    knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute=all"]
     knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
     several = "assert len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')) >= 4"
     several += "; assert len(calls) <= 10, calls"  # of two or three in each of ten steps

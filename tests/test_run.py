@@ -55,7 +55,7 @@ def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypa
         patched.setattr("run.machine.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
         patched.setattr(OutDir, "write", write_and_signal)
         for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
-            assert run(toy, tmp_path, "--resume", "--recompute") == 128 + number
+            assert run(toy, tmp_path, "--resume", "--recompute=all") == 128 + number
             assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
     assert run(toy, tmp_path, "--resume") == 0
     assert same_end(tmp_path, undisturbed)
