@@ -117,21 +117,12 @@ def check_content(saved: dict) -> None:
         raise ValueError("moments or scores that are missing, or of other shapes")
 
 
-def is_hugging_face(path: Path) -> bool:
-    """Whether this is a Hugging Face folder, and not a checkpoint or a run's folder."""
-    return path.is_dir() and not ((path / NAME).exists() or (path / "log.jsonl").exists())
-
-
-def load_weights(path: Path) -> dict:
-    """At least `model` and `model_config` of a run's folder, a checkpoint or a Hugging Face folder.
-    Raises UserError, OSError."""
-    file = path / NAME if path.is_dir() else path
-    return load_folder(path) if is_hugging_face(path) else load_checkpoint(file)
-
-
-def load_shape(path: Path) -> GPTConfig:
-    """The shape of what load_weights would load."""
-    return read_shape(path) if is_hugging_face(path) else load_weights(path)["model_config"]
+def load_weights(path: Path, only_shape: bool = False) -> dict:
+    """At least `model_config`, and `model` unless only_shape, of a run's folder, a checkpoint or a
+    Hugging Face folder. Raises UserError, OSError."""
+    if path.is_dir() and not ((path / NAME).exists() or (path / "log.jsonl").exists()):
+        return {"model_config": read_shape(path)} if only_shape else load_folder(path)
+    return load_checkpoint(path / NAME if path.is_dir() else path)
 
 
 def tokenizer_of(saved: dict, path: Path) -> str:

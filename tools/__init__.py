@@ -14,7 +14,7 @@ from data.loader import TokenDataset
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
 from run import UserError
-from run.checkpoint import load_model, load_shape, load_weights, tokenizer_of
+from run.checkpoint import load_model, load_weights, tokenizer_of
 from run.config import Config, take_shape
 from run.cost import Plan
 
@@ -61,7 +61,8 @@ def load_trained(path: Path) -> Trained:
 def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
     """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
     the data is not there yet; with 0, that raises UserError, as an impossible config does."""
-    shape, teacher = (load_shape(Path(path)) if path else None for path in (c.init_from, c.teacher))
+    given = (load_weights(Path(p), only_shape=True) if p else {} for p in (c.init_from, c.teacher))
+    shape, teacher = (weights.get("model_config") for weights in given)
     try:
         vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
     except UserError:
