@@ -38,15 +38,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(aside, path)  # a power cut may undo it, and then the old file is whole
     except (OSError, RuntimeError) as error:  # torch.save: a RuntimeError, in place of an OSError
         aside.unlink(missing_ok=True)
         first = error.__context__ if isinstance(error, RuntimeError) else None
         raise OSError(f"cannot write {path}: {first or error}") from error
-    if os.name == "posix":  # elsewhere, a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # now the rename is durable
-        os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
