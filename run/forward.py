@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -73,10 +72,9 @@ class Forward:
         if not self.machine.launched:
             return
         self.machine.check_same(self.model)
-        same = {"broadcast_buffers": False, "init_sync": False}  # all ranks have one model
-        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **same)
+        self.model._ddp_params_and_buffers_to_ignore = ["cos", "sin"]  # no rank changes these
+        how = {"gradient_as_bucket_view": True, "init_sync": False}  # all ranks have one model
+        self.wrapped = DistributedDataParallel(self.model, **how)
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
