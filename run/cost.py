@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 
 from model import GPTConfig
-from run.config import CHOICES, Config, enlarged_shape
+from run.config import Config, enlarged_shape
 from schedule import Schedule
 
 # The makers' figures, dense bfloat16 FLOP/s and bytes/s of memory; and bytes that CUDA finds there
@@ -95,21 +95,6 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     if teacher:  # its weights; its distribution, in float32
         state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
     return {"state": state, "activations": tokens * kept * shape.n_layer + max(block, logits)}
-
-
-def knobs_that_fit(
-    c: Config, shape: GPTConfig, teacher: GPTConfig | None, room: float, ranks: int
-) -> str:
-    """The knobs with which a step fits into `room` bytes of each rank: the least `recompute`, from
-    what it is on, and with it the largest micro batch; "" if none fits at all."""
-    share, ways = c.batch_size // ranks, CHOICES["recompute"]
-    for recompute in ways[ways.index(c.recompute) :]:
-        less = replace(c, recompute=recompute)
-        for n in range(share, 0, -1):
-            if share % n == 0 and sum(memory_of(less, shape, n, teacher).values()) <= room:
-                more = f" --recompute={recompute}" if recompute != c.recompute else ""
-                return f"--micro_batch_size={n}{more}"
-    return ""
 
 
 class Plan:

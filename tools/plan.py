@@ -11,7 +11,7 @@ from dataclasses import replace
 from data import command
 from model import GPTConfig
 from run import cost
-from run.config import Config, check_ranks, load_config, micro_batch
+from run.config import CHOICES, Config, check_ranks, load_config, micro_batch
 from run.optimizer import STACK
 from run.out_dir import compact
 from tools import load_plan, positive
@@ -44,6 +44,18 @@ def step_seconds(c: Config, plan: cost.Plan, shape: GPTConfig, gpus: int, gpu: s
     return flops / (PRODUCTS * peak) + moved / (MOVES * bandwidth)
 
 
+def knobs_that_fit(c: Config, plan: cost.Plan, shape: GPTConfig, room: float, gpus: int) -> str:
+    """The least `recompute`, from what it is on, and with it the largest micro batch, with which a
+    step fits into `room` bytes of each GPU."""
+    share, ways = c.batch_size // gpus, CHOICES["recompute"]
+    for recompute in ways[ways.index(c.recompute) :]:
+        less = replace(c, recompute=recompute)
+        for n in (n for n in range(share, 0, -1) if share % n == 0):
+            if sum(cost.memory_of(less, shape, n, plan.teacher).values()) <= room:
+                return f"--micro_batch_size={n} --recompute={recompute}"
+    return "not one sequence fits"
+
+
 def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str) -> str:
     """A table in Markdown. Raises UserError where the batch does not divide."""
     check_ranks(c, gpus)
@@ -59,13 +71,13 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str) -> str:
     def row(name: str, first: int, end: int, sums: list[float], shape: GPTConfig) -> str:
         *flops, hours = sums
         need = sum(cost.memory_of(c, shape, micro_batch(c, gpus), plan.teacher).values())
-        way = cost.knobs_that_fit(c, shape, plan.teacher, room, gpus) or "not one sequence fits"
         rate = plan.schedule.rate_share(first, end - 1)
         cells = [name, compact(cost.n_parameters(shape)), compact((end - first) * tokens)]
         cells += [f"{rate:.0%}", *(f"{x:.3g}" for x in flops), f"{hours:,.4g}"]
         cells += [f"{sum(flops) / (gpus * peak * hours * 3600):.0%}"]
         cells += [f"${hours * gpus * PRICE:,.0f}", f"{need / 2**30:.1f}"]
-        return f"| {' | '.join(cells)} | {'yes' if need <= room else f'no; {way}'} |\n"
+        cells += ["yes" if need <= room else f"no; {knobs_that_fit(c, plan, shape, room, gpus)}"]
+        return f"| {' | '.join(cells)} |\n"
 
     heads = ["phase", "parameters", "tokens", "learning rate", *work]
     heads += ["MFU", "cost", "GiB per rank", "fits"]
