@@ -99,13 +99,13 @@ class TokenDataset:
         tokens = torch.from_numpy(np.stack(windows))  # (rows, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    def in_order(self, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, max_tokens: int = 2**63) -> Iterator[Batch]:
         """The split from front to back, for evaluation: each token but a shard's first is a target
         exactly once. Batches of up to `batch_size` full windows, then the shard's rest as (1, r).
         `max_tokens` stops after so many targets, rounded down to whole windows but at least one."""
         self.check()
         T = self.context_length
-        left = self.tokens if max_tokens is None else max(max_tokens, T)
+        left = max(max_tokens, T)
         for shard, size in enumerate(self._sizes.tolist()):
             start = 0
             while start < size - 1:

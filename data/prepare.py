@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -143,7 +143,7 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
     encoding, task = load_tokenizer(tokenizer), int(done.name.split("_")[0])
     paths = [done.parent / "shards" / f"{split}_{task:03d}.bin" for split in SPLITS]
     digests = [hashlib.sha256() for _ in SPLITS]
-    counts = [dict.fromkeys(COUNTS, 0) for _ in SPLITS]
+    counts = [{"file": path.name} | dict.fromkeys(COUNTS, 0) for path in paths]
     with paths[0].open("wb") as train, paths[1].open("wb") as val:
         items = (item for path in inputs for item in read_items(path, key) if item[0])
         for i, (text, ends_document) in enumerate(items):
@@ -158,10 +158,9 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
         for file in (train, val):  # or a power cut could leave an empty one
             file.flush()
             os.fsync(file.fileno())
-    made = {}
-    for split, path, digest, count in zip(SPLITS, paths, digests, counts):
-        made[split] = count | {"file": path.name, "sha256": digest.hexdigest()}
-    done.with_suffix(".tmp").write_text(json.dumps(made))
+    for count, digest in zip(counts, digests):
+        count["sha256"] = digest.hexdigest()
+    done.with_suffix(".tmp").write_text(json.dumps(dict(zip(SPLITS, counts))))
     os.rename(done.with_suffix(".tmp"), done)
 
 
@@ -175,9 +174,8 @@ def _make_all(tasks: list[tuple]) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
         try:
-            running = [pool.submit(_make_shards, *task) for task in tasks]
-            for done in tqdm(as_completed(running), "tokenizing", len(tasks), delay=10):
-                done.result()
+            made = pool.map(_make_shards, *zip(*tasks))
+            list(tqdm(made, "tokenizing", len(tasks), delay=10))
         except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
             for process in multiprocessing.active_children():
                 process.terminate()
