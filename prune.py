@@ -219,8 +219,7 @@ class Pruner:
             if n != width or not 0 < new_width <= width:
                 what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
                 raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
-        for group in groups:
-            if new_width < group.width and self.scores[group.name].unique().numel() == 1:
+            if new_width < width and self.scores[group.name].unique().numel() == 1:
                 raise ValueError(f"{group.name}: all scores are equal; did no gradient reach it?")
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
