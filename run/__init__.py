@@ -2,8 +2,6 @@
 
 import os
 
-from data import UserError as UserError
-
 # Has threads that wait for each other leave the core soon. Beside other programs, that made steps
 # three to four times as fast. torch reads it when it is imported
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -15,11 +15,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from data import UserError
 from data.loader import TokenDataset
 from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
-from run import UserError
 from run.config import NOT_SAVED, Config, check_vocabulary, need, take_shape
 from run.hugging_face import load_folder, read_shape
 from run.machine import Machine, out_of_memory

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from data import UserError
 from model import KINDS, GPTConfig
 from prune import CRITERIA
-from run import UserError
 from schedule import Schedule, require
 
 

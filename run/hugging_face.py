@@ -9,8 +9,8 @@ from textwrap import shorten
 
 import torch
 
+from data import UserError
 from model import GPTConfig
-from run import UserError
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.
 NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}

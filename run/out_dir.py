@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import drop_output, lock
+from data import UserError, drop_output, lock
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
-from run import UserError
 from run.checkpoint import NAME, Teacher, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, SHAPE, Config, need
 from run.cost import GPUS, Plan, card_of, n_parameters

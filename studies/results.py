@@ -17,9 +17,8 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
-from data import command
+from data import UserError, command
 from docs.pictures import forest, leads, save
-from run import UserError
 from tools.compare import Arms, paired, read_csv, t_test
 
 STUDIES = Path(__file__).parent

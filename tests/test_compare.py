@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import run, same_end
 
-from run import UserError
+from data import UserError
 from run.out_dir import read_log
 from tools import compare
 from tools.compare import COLUMNS, load_arms, read_csv, t_test, write

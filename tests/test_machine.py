@@ -10,7 +10,8 @@ from helpers import run
 from test_ranks import assert_close
 
 import train
-from run import UserError, forward, machine
+from data import UserError
+from run import forward, machine
 from run.config import Config, load_config
 from run.cost import Plan
 

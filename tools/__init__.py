@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from data import UserError
 from data.loader import TokenDataset
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT
-from run import UserError
 from run.checkpoint import load_model, load_weights, tokenizer_of
 from run.config import Config, take_shape
 from run.cost import Plan

@@ -11,9 +11,8 @@ from textwrap import shorten
 
 import tiktoken
 
-from data import command
+from data import UserError, command
 from data.tokenizer import CHARACTER, END_OF_TEXT, tokenizer_files
-from run import UserError
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names
 from tools import Trained, expanded, load_trained

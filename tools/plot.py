@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import command
-from run import UserError
+from data import UserError, command
 from run.out_dir import compact, read_log
 from tools import expanded
 

@@ -13,9 +13,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from data import command
+from data import UserError, command
 from data.tokenizer import encode_to_numpy
-from run import UserError
 from tools import Trained, expanded, load_trained, number
 
 
