@@ -35,6 +35,10 @@ def command(main: Callable) -> Callable[..., int]:
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return getattr(error, "code", 2)
+        except ModuleNotFoundError as error:  # of an extra; or this Python was built without it
+            way = "pip install -r requirements-extra.txt, or take another build of Python"
+            print(f"error: {error}; {way}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
         finally:  # what waits in its buffer, such as --help, would show a traceback at Python's end

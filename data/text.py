@@ -118,7 +118,7 @@ def _files(path: str) -> Iterator[Path]:
 
 
 def read_items(path: Path, key: str) -> Items:
-    """The items of a file. Raises UserError: damaged, not what its name says, a package missing."""
+    """The items of a file. Raises UserError where it is damaged, or not what its name says."""
     try:
         with WatchedFile(path) as raw:
             packing = path.suffix.lower()
@@ -128,10 +128,7 @@ def read_items(path: Path, key: str) -> Items:
                 yield from reader(path)(path, stream, key)
             if packing == ".xz" and not raw.ended:
                 raise EOFError("a part of it is no .xz")
-    except UserError:
+    except (UserError, ModuleNotFoundError):
         raise
-    except ImportError as error:
-        way = "pip install -r requirements-extra.txt; for _lzma, another build of Python"
-        raise UserError(f"{path}: needs the package {error.name}: {way}") from None
     except Exception as error:  # each format has classes of its own
         raise UserError(f"{path}: cannot be read to its end: {error!r}") from None

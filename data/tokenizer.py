@@ -49,9 +49,9 @@ class FolderTokenizer:
     Raises UserError. Needs the package tokenizers."""
 
     def __init__(self, folder: Path):
-        try:
-            from tokenizers import Tokenizer
+        from tokenizers import Tokenizer
 
+        try:
             self._tokenizer = tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             vocab, end = tokenizer.get_vocab(), END_OF_TEXT
             if end not in vocab:
@@ -60,9 +60,6 @@ class FolderTokenizer:
             self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
             if self.n_vocab > 2**21:  # the length of each token is looked up
                 raise ValueError(f"a token id of {self.n_vocab - 1}")
-        except ModuleNotFoundError as error:
-            way = "pip install -r requirements-extra.txt"
-            raise UserError(f"tokenizer {folder}: {error}; {way}") from None
         except Exception as error:  # the package has no class of its own
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise UserError(f"tokenizer {folder}: {what}: {error!r}") from None

@@ -141,7 +141,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
     try:  # other files may have the same tokens
         names = tokenizer_of(given, Path(getattr(c, key))), data.tokenizer
         theirs, ours = (all_tokens(load_tokenizer(name)) for name in names)
-    except UserError as error:
+    except (UserError, ModuleNotFoundError) as error:
         return f"{key}={getattr(c, key)!r}: for its tokenizer, {error}"
     # One may have fewer, where the vocabulary is padded, or another end-of-text token, given as ""
     same = all(a == b for a, b in zip(theirs, ours) if a and b)

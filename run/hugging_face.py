@@ -44,11 +44,9 @@ def weight_names(shape: GPTConfig) -> dict[str, str]:
 
 
 def need_transformers():
-    """The package, told to say nothing. Raises UserError where it is missing."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("needs transformers: pip install -r requirements-extra.txt") from None
+    """The package, told to say nothing."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
-from data import UserError, command
+from data import command
 from docs.pictures import forest, leads, save
 from tools.compare import Arms, paired, read_csv, t_test
 
@@ -64,10 +64,7 @@ class Effect(NamedTuple):
 
 
 def effect(tests: list[list[float]]) -> Effect:
-    try:
-        from scipy.stats import t
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error}; pip install -r requirements-extra.txt") from error
+    from scipy.stats import t
 
     tests = [d for d in tests if len(d) > 1]
     means, k = [mean(d) for d in tests], len(tests)

@@ -52,12 +52,10 @@ def widths(log: dict[str, list[dict]], done: list[dict]) -> dict[str, int]:
 
 
 def open_figure(rows: int, columns: int, **settings):
-    """A figure and its axes over tokens, (rows, columns). Raises UserError without matplotlib."""
-    try:
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import EngFormatter
-    except ModuleNotFoundError as error:
-        raise UserError(f"no figure: {error}; pip install -r requirements-extra.txt") from error
+    """A figure and its axes over tokens, (rows, columns)."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
     plt.switch_backend("Agg")
     plt.rcParams.update({"font.size": 9})
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)
