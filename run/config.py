@@ -183,8 +183,8 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
     return c
 
 
-TYPES = Config.__annotations__ | {"shorter": int}  # on the command line, but no knob
-LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")  # it divides
+TYPES = Config.__annotations__ | {"shorter": int}  # no knob: it divides these numbers of steps
+LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
 
 
 def read_file(path: str) -> dict:

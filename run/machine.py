@@ -141,8 +141,8 @@ def choose_device(c: Config) -> torch.device:
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse what surely cannot fit, as half of the activations that `memory_of` counts would not:
-    into the free memory of the GPU, or else all memory of the machine or container. UserError."""
+    """Refuse a run whose weights, with half of the activations that `memory_of` counts, exceed the
+    free memory of the GPU, or else all memory of the machine or container: UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:

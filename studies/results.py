@@ -2,9 +2,10 @@
 
 Prints their table (studies/README.md), and that of IDEA against the small model in each setting;
 draws docs/results.png and, with its settings, settings.png. A setting is a text, a shape and a
-number of tokens, with two seeds or more of two arms. A mean is over settings of one size, which
-weigh the same. Its 95% interval comes from how seeds spread within settings (Satterthwaite's
-degrees of freedom), or of three or more, from Student's t over their means, if that is wider.
+number of tokens, with two seeds or more of two arms. A mean is over settings of one size (of the
+restart: of two), which weigh the same. Its 95% interval comes from how seeds spread within settings
+(Satterthwaite's degrees of freedom), or of three or more, from Student's t over their means, if
+that is wider.
 
 Left out: `dictionary_142_untuned` (`dictionary_142` has better rates); `speeches_16_870k` (its seed
 chose its rate); other methods and enlarged widths; runs of a setting again; window/plateau.

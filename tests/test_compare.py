@@ -80,6 +80,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert read_csv(out / "runs.csv") == {"": {"idea": {1: row, 2: row | {"seed": 2}}}}
     for name, old, new in (
         ("log.jsonl", '"data": "', '"data": "other'),
+        ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": '),
         ("config.json", '"dtype": "', '"dtype": "not '),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2'),
     ):
@@ -129,7 +130,8 @@ def test_what_is_no_result_is_refused_and_not_replaced(tmp_path, monkeypatch, re
         refused(wrong, "configs/idea.py", "--out=x", wrong, main=compare.main)
     head, row = ",".join(COLUMNS) + "\n", "idea,1,3,1,7,7,7,7,0\n"
     (csv := tmp_path / "mine" / "runs.csv").parent.mkdir()
-    rows = [row.replace("3", "much"), "idea,1\n", row + row, row.replace(",0", ",0,5")]  # 0.5
+    rows = [row.replace("3", "much"), row.replace("3", "nan"), "idea,1\n"]
+    rows += [row + row, row.replace(",0", ",0,5")]  # 0.5
     for text in ("", "\0", "\udcff", "val_loss," + head + "1," + row, *(head + x for x in rows)):
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         refused("runs.csv: line ", "--out=~/mine", main=compare.main)

@@ -21,6 +21,8 @@ from run.cost import Plan
 
 def expanded(text: str) -> Path:
     """The type of an argument that is a path. No shell expands the ~ of --out=~/x."""
+    if not text:
+        raise ArgumentTypeError("is empty")
     return Path(os.path.expanduser(text))
 
 

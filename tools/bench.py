@@ -69,8 +69,9 @@ def peak_flops(machine: Machine) -> float:
     """FLOP/s of the card by its maker, or else of a large matrix product here."""
     if card := card_of(machine.device):
         return GPUS[card][0]
-    a, b = torch.randn(2, 2048, 2048, device=machine.device, dtype=machine.dtype)
-    return 2 * 2048**3 / race([lambda: a @ b], 3)[0]
+    n = 8192 if machine.device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=machine.device, dtype=machine.dtype)
+    return 2 * n**3 / race([lambda: a @ b], 3)[0]
 
 
 def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:

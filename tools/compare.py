@@ -54,7 +54,9 @@ class Arm:
 def seed_range(text: str) -> range:
     """5 stands for the seeds 1 to 5, 21-30 for 21 to 30."""
     first, _, last = text.rpartition("-")
-    return range(int(first or 1), int(last) + 1)
+    if not (seeds := range(int(first or 1), int(last) + 1)):
+        raise ValueError(text)
+    return seeds
 
 
 def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
@@ -168,15 +170,21 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
                 raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
-            cost = sum(rises([e for e in log if e["event"] == "prune"]))
-            row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
-            found.setdefault(arm.name, {})[seed] = as_row(row)
+            try:
+                cost = sum(rises([e for e in log if e["event"] == "prune"]))
+                row = as_row(log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost})
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(f"{out_dir}: its log says no result: {error}") from error
+            found.setdefault(arm.name, {})[seed] = row
     return found
 
 
 def as_row(values: dict) -> dict:
     """What runs.csv holds of them. Raises LookupError, TypeError, ValueError."""
-    return {key: kind(values[key]) for key, kind in COLUMNS.items()}
+    row = {key: kind(values[key]) for key, kind in COLUMNS.items()}
+    if not math.isfinite(sum(row[key] for key in list(COLUMNS)[2:])):
+        raise ValueError("a number is not finite")
+    return row
 
 
 def read_csv(path: Path) -> dict[str, Arms]:
@@ -240,7 +248,8 @@ def table(arms: Arms, reference: str) -> str:
         params, tokens, flops, seconds, cost = map(mean, others)
         spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
         pairs = paired(runs, arms.get(reference, {}))
-        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if pairs else ""
+        shown = pairs and arm != reference
+        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if shown else ""
         line = f"| {arm} | {len(runs)} | {mean(loss):.4f}{spread} | {mean(bpb):.4f} | {against} "
         line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
         lines[line] = mean(pairs) if pairs else math.inf

@@ -24,7 +24,7 @@ def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
     events, log = read_log(out_dir), {}
     for name in ("step", "eval", "prune"):
-        log[name] = [e for e in events if e["event"] == name]
+        log[name] = [e | {"run": out_dir.name} for e in events if e["event"] == name]
         if not log[name] and (pruned or name != "prune"):
             raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
@@ -42,7 +42,7 @@ def rises(prunes: list[dict]) -> list[float]:
 def costliest(prunes: list[dict]) -> str:
     e = max(prunes, key=lambda e: rises([e]))
     what = f"{e['width_before']} → {e['width_after']} {NAMES.get(e['kind'], e['kind'])}"
-    return f"Pruning {what} cost most: {rises([e])[0]:.3f} nats"
+    return f"{e['run']}: pruning {what} cost most, {rises([e])[0]:.3f} nats"
 
 
 def widths(log: dict[str, list[dict]], done: list[dict]) -> dict[str, int]:
@@ -80,7 +80,7 @@ def draw_losses(panel, log: dict, x: str, jump: str, label: str, **style) -> Non
 
 def limits(logs: list[dict]) -> tuple[float, float]:
     """Where losses are drawn: of all prunes, and of validations but for a run's first tenth."""
-    y = [e["loss_after"] for log in logs for e in log["prune"]]
+    y = [e[k] for log in logs for e in log["prune"] for k in ("loss_before", "loss_after")]
     for log in logs:
         y += [e["val_loss"] for e in log["eval"] if e["tokens"] > log["step"][-1]["tokens"] / 10]
     return min(y) - 0.1, max(y) + 0.1
@@ -122,7 +122,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     loss.plot([], [], color="0.7", lw=5, label="before and after a prune (small sample)")
     loss.set_title(costliest(every) if every else None)
     loss.legend(loc="upper right", edgecolor="none")
-    lr.set_xlabel(f"training {x}")
+    lr.set_xlabel("training FLOPs" if x == "flops" else "training tokens")
     return figure
 
 
@@ -138,7 +138,8 @@ def draw_units(out_dir: Path):
         cost.set_xticks(range(len(prunes)), along(prunes, "width_after"))
         cost.set(xlabel=f"{name} left after each prune", ylabel="rise of the loss, nats per token")
         cost.set_title(costliest(prunes))
-        for when, e, color in (("first", prunes[0], GREY), ("last", prunes[-1], BLUE)):
+        ends = [("first", prunes[0], GREY), ("last", prunes[-1], BLUE)]
+        for when, e, color in ends[-len(prunes) :]:
             for y in e["scores"]:  # of a layer: quantiles at 0, 5, ... 100%
                 score.plot(np.linspace(0, 100, len(y)), y, color=color)
             gone = 100 * (1 - e["width_after"] / e["width_before"])
@@ -175,8 +176,8 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
         panel.margins(0)
     draw_losses(loss, past, "tokens", RED, None, color=BLUE)
     loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=limits([log]))
-    known = "".join(f": {e['val_loss']:.2f} nats" for e in past["eval"][-1:])
-    loss.set_title(f"loss after {compact(last['tokens'])} tokens{known}", loc="left")
+    known = "".join(f"; last validation {e['val_loss']:.2f}" for e in past["eval"][-1:])
+    loss.set_title(f"loss at {compact(last['tokens'])} tokens{known}", loc="left")
 
 
 def draw_film(out_dir: Path, to: Path) -> None:
@@ -191,10 +192,17 @@ def draw_film(out_dir: Path, to: Path) -> None:
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
     film = PillowWriter(fps=6)
-    with film.saving(figure, to, dpi=200):
+    with film.saving(figure, in_place_of_link(to), dpi=200):
         for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
             draw_moment(axes[:, 0], log, step)
             film.grab_frame()
+
+
+def in_place_of_link(to: Path) -> Path:
+    """This path, where a link goes: what it leads to is not ours. Call it once all is drawn."""
+    if to.is_symlink():
+        to.unlink()
+    return to
 
 
 @command
@@ -209,16 +217,16 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     first = args.out_dirs[0]
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
-    to = args.to or first / name
-    if to.is_symlink():  # what it leads to is not ours
-        to.unlink()
+    to = args.to or first
+    to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
     try:
         if args.animate:
             draw_film(first, to)
         elif args.units:
-            draw_units(first).savefig(to, dpi=130)
+            draw_units(first).savefig(in_place_of_link(to), dpi=130)
         else:
-            draw(args.out_dirs, "flops" if args.flops else "tokens").savefig(to, dpi=130)
+            figure = draw(args.out_dirs, "flops" if args.flops else "tokens")
+            figure.savefig(in_place_of_link(to), dpi=130)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
         raise UserError(f"{first}: cannot be drawn to {to} ({what}): {error!r}") from error
