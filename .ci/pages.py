@@ -143,6 +143,9 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     runs = read("restart/speeches_142")
     said += [f"{speeches.mean:.3f}", speeches.pairs]
     said += [f"{-mean(paired(runs['enlarged'], runs['scratch'])):.3f}"]
+    start = read("start/start")
+    lead = effect([paired(start["scratch_width"], start["idea_usual"])])
+    said += [f"{lead.mean:.3f}", lead.pairs]
 
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
     assert re.findall(r"\d+ of \d+|\d\.\d{3,}|\d+ settings", section) == said
