@@ -115,8 +115,9 @@ def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "its share of the peak", f"{flops / wide / limit:.0%} of {limit:.3g} FLOP/s"
     for t in compiled:
         yield "compiled step", f"{wide / t:.2f} times as fast, {flops / t / limit:.0%} of the peak"
-    fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
-    yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
+    if plan.final != full:
+        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
+        yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
     if prunes := plan.schedule.prune_steps():
         kind, width = next(iter(plan.schedule.new_widths(prunes[0]).items()))
         model, optimizers = steps[0].model, steps[0].optimizers

@@ -276,6 +276,8 @@ def main(argv: list[str]) -> int:
         for name, of_setting in read_csv(path).items():
             print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
+    if path.exists():
+        read_csv(path)  # a damaged table is refused before hours of runs
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     folder = args.runs or Path("out") / args.out.name / setting

@@ -103,7 +103,8 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
         steps, evals, prunes = log.values()
         style = {"color": f"C{i}", "ls": LINES[i % 4]}
         label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f} (validation)"
-        label += f", prunes cost {sum(rises(prunes)):.2f}" if prunes else ""
+        cost = round(sum(rises(prunes)), 2) + 0.0  # no -0
+        label += f", prunes cost {cost:.2f}" if prunes else ""
         draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, label, **style)
         if i and minus:  # not between validations, where a curve bends more than runs differ
             both = [e for e in evals if e["tokens"] in known]
