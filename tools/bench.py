@@ -16,7 +16,6 @@ import torch
 
 from data import command
 from model import GPT, GPTConfig
-from prune import Pruner
 from run.config import Config, load_config, micro_batch
 from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of
 from run.forward import Forward
@@ -105,9 +104,7 @@ def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
         yield f"peak memory, {how}", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
     steps = [Step(c, shape, machine) for shape in (full, plan.final)]
     if c.compile == "on":
-        began = time.perf_counter()
         steps.append(Step(c, full, machine, "on"))
-        yield "compiling, once", f"{time.perf_counter() - began:.1f} s"
     wide, slim, *compiled = race(steps, 5)
     tokens, limit = steps[0].batch[0].numel(), peak_flops(machine)
     flops = flops_per_token(full) * tokens
@@ -118,14 +115,6 @@ def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
-    if prunes := plan.schedule.prune_steps():
-        kind, width = next(iter(plan.schedule.new_widths(prunes[0]).items()))
-        model, optimizers = steps[0].model, steps[0].optimizers
-        pruner = Pruner("magnitude", c.score_beta, [kind], c.seed)
-        pruner.score(model)
-        t = seconds_of(lambda: pruner.prune(model, optimizers, kind, width))
-        share = t / wide * micro_batch(c, ranks=1) / c.batch_size
-        yield "a prune alone", f"{share:.2f} steps of the whole batch"
 
 
 @command
