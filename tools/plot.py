@@ -193,17 +193,10 @@ def draw_film(out_dir: Path, to: Path) -> None:
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
     film = PillowWriter(fps=6)
-    with film.saving(figure, in_place_of_link(to), dpi=200):
+    with film.saving(figure, to, dpi=200):
         for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
             draw_moment(axes[:, 0], log, step)
             film.grab_frame()
-
-
-def in_place_of_link(to: Path) -> Path:
-    """This path, where a link goes: what it leads to is not ours. Call it once all is drawn."""
-    if to.is_symlink():
-        to.unlink()
-    return to
 
 
 @command
@@ -220,14 +213,15 @@ def main(argv: list[str]) -> None:
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
     to = args.to or first
     to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
+    aside = to.with_name(f".{to.name}")  # then renamed: what a link leads to is not ours
     try:
         if args.animate:
-            draw_film(first, to)
-        elif args.units:
-            draw_units(first).savefig(in_place_of_link(to), dpi=130)
+            draw_film(first, aside)
         else:
-            figure = draw(args.out_dirs, "flops" if args.flops else "tokens")
-            figure.savefig(in_place_of_link(to), dpi=130)
+            over = "flops" if args.flops else "tokens"
+            figure = draw_units(first) if args.units else draw(args.out_dirs, over)
+            figure.savefig(aside, dpi=130)
+        aside.replace(to)
     except (LookupError, TypeError, ValueError) as error:
         what = "a log of an older version, or damaged, or a name that ends otherwise"
         raise UserError(f"{first}: cannot be drawn to {to} ({what}): {error!r}") from error
