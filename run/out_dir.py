@@ -26,7 +26,7 @@ NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
 
 
 class OutDir:
-    """The out_dir of a run, its log, and what is printed. Rank 0 locks it before anything is read,
+    """The out_dir of a run, its log, and what is printed. Rank 0 locks it before it is read,
     and alone writes and prints. `files` closes what is open here. Raises UserError where another
     process runs there, nothing can be written, or as `check` does. teacher: or None."""
 
@@ -73,7 +73,7 @@ class OutDir:
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
-        start = then["init_from"]  # not read again, so it may be gone, or have moved
+        start = then["init_from"]  # not read again: c.init_from may be the same, moved
         other = c.init_from and os.path.realpath(start) != os.path.realpath(c.init_from)
         if other and (not start or os.path.exists(start)):
             changed.append("init_from")
@@ -139,14 +139,15 @@ class OutDir:
         self.say(f"model      {compact(n_parameters(plan.enlarged))} parameters: {shape}")
         size = f"{c.max_steps} steps of {c.batch_size} x {c.context_length}: {compact(tokens)}"
         self.say(f"run        {size} tokens, {tokens / final:.3g} per final parameter")
+        flops = f"compute    {plan.flops():.3g} training FLOPs"
         if steps := plan.schedule.prune_steps():
             ways = [f"{k} {w.enlarged} -> {w.target}" for k, w in plan.schedule.widths.items()]
             many = f"in {len(steps)} prunes, steps {steps[0]} to {steps[-1]}"
             when = many if len(steps) > 1 else f"in one prune, step {steps[0]}"
             self.say(f"prune      {', '.join(ways)} {when}; {compact(final)} parameters remain")
-        more = plan.flops() / (tokens * plan.token_flops(plan.final)) - 1  # than from scratch
-        flops = f"{plan.flops():.3g} training FLOPs"
-        self.say(f"compute    {flops}, {more:.0%} more than the final model's")
+            more = plan.flops() / (tokens * plan.token_flops(plan.final)) - 1
+            flops += f", {more:.0%} more than the final model's"
+        self.say(flops)
         how = f"{c.dtype}, {'compiled' if compiled else 'eager'}"
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
@@ -197,7 +198,7 @@ class OutDir:
             if must:
                 raise UserError(f"step {step}: {error}", 1) from error
             self.say(f"save       step {step}: {error}; trying again at the next save")
-        if must:  # wait for rank 0: where a rank exits with another code than 0, torchrun ends all
+        if must:  # wait for rank 0: where another exits first, with 128 + n, torchrun ends them all
             self.machine.means(0.0)
 
     def stopped(self, step: int) -> None:
