@@ -3,10 +3,7 @@
 Pre-norm RMSNorm, rotary position embeddings, grouped-query attention, SwiGLU, no biases. `forward`
 takes all prunable widths from the shapes of the weights, so a pruned model needs no special code.
 
-A *unit* is what a pruner removes as a whole: an FFN neuron, a KV head with the query heads that
-share it, a channel of the residual stream, or a block (a layer). A block is a module; all other
-units are slices of several weights. A *group* is all units of one kind in one place, such as the
-neurons of a layer. Its *width* is their number. All layers have one width: plans, checkpoints and
+Units, groups and widths are defined in prune.py. All layers have one width: plans, checkpoints and
 the export rely on it.
 """
 
@@ -155,7 +152,7 @@ class GPT(nn.Module):
         with torch.device("cpu"):  # the same on every device, wherever the weights are
             exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
             angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
-        angle = torch.cat((-angle, angle), dim=1)  # (T, head_dim), for rotate()
+        angle = torch.cat((-angle, angle), dim=1)  # (T, head_dim): flips sin alone, for rotate()
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
         self.init_weights()

@@ -1,7 +1,12 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
+A *unit* is what is removed as a whole: an FFN neuron, a KV head with the query heads that share it,
+a channel of the residual stream, or a block (a layer). A block is a module; all other units are
+slices of several weights. A *group* is all units of one kind in one place, such as the neurons of a
+layer. Its *width* is their number.
+
 This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
-loop of your own (docs/own-loop.md). It knows groups of slices, and nothing of FFNs or heads.
+loop of your own (docs/own-loop.md). Its code knows slices, and nothing of FFNs or heads.
 """
 
 from typing import NamedTuple
@@ -15,7 +20,7 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 class Slice(NamedTuple):
     """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
-    the same length. There are `parts` such rows of units (3 in a matrix of all q, all k, all v)."""
+    the same length. `parts` such runs follow each other (3 in a matrix of all q, all k, all v)."""
 
     name: str  # of the parameter
     dim: int
@@ -34,7 +39,7 @@ class UnitGroup(NamedTuple):
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
     kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
-    from model.config, which must follow each prune. Raises ValueError for a missing weight."""
+    from model.config, which must change with each prune. Raises ValueError for a missing weight."""
     groups, config = [], model.config  # read once: it may be computed
     for i, block in enumerate(model.get_submodule(blocks)):
         has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
@@ -64,7 +69,7 @@ def whole(x: Tensor) -> Tensor:
 def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
     """Sum x, of the shape of a parameter of the group, over the pieces of each unit: (width,)."""
     others = [dim for dim in range(x.dim()) if dim != where.dim]
-    x = whole(x.sum(others) if others else x)  # (x.shape[dim],)
+    x = whole(x.sum(others) if others else x)  # (x.shape[dim],); sum([]) would sum all
     return x.view(where.parts, width, -1).sum((0, 2))
 
 
@@ -121,7 +126,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true. Gradients go.
 
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. Moments
-    are cut, too, so AdamW goes on as if nothing had been pruned; Muon looks at the whole matrix.
+    are cut, too, so AdamW goes on as if nothing had been pruned (but Muon mixes all rows).
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
@@ -158,7 +163,7 @@ def drop_blocks(
         for param_group in optimizer.param_groups:
             named = dict(zip(param_group["params"], param_group.get("param_names", ())))
             left = param_group["params"] = [p for p in param_group["params"] if p not in gone]
-            if named:
+            if named:  # the optimizer was made of named_parameters()
                 param_group["param_names"] = [names.get(p, named[p]) for p in left]
         for p in gone & set(optimizer.state):
             del optimizer.state[p]
@@ -172,8 +177,8 @@ def drop_blocks(
 
 class Pruner:
     """Scores units of these kinds, and prunes by these scores, in a model that has groups().
-    agree(mask): the first rank's mask, on every rank. optimizers: score() refuses early what
-    prune() would."""
+    agree(mask): the first rank's mask, on every rank. optimizers: with them, score() raises early
+    what prune() would raise about them."""
 
     def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
@@ -183,10 +188,10 @@ class Pruner:
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> None:
-        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises what prune() would.
+        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises as `check` does.
 
-        Call it once gradients are those of the mean loss over all micro-batches and ranks, and are
-        not clipped yet (each step has its own factor). If any is not finite, no score changes.
+        Call it when gradients are those of the mean loss over all micro-batches and ranks, and are
+        not clipped yet, as that factor varies. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check(model, self.optimizers, groups)
@@ -195,7 +200,7 @@ class Pruner:
         for group in groups:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
-                # From 0, uncorrected: all scores of a group are too small by the same factor
+                # From 0, uncorrected: one factor for all scores of a group, so their order is right
                 old = self.scores.get(group.name, torch.zeros_like(s))
                 self.scores[group.name] = torch.where(finite, old.lerp(s, 1 - self.beta), old)
             elif group.name not in self.scores:

@@ -15,7 +15,7 @@ SCHEDULES = "cubic", "oneshot"  # of the widths
 
 
 def knobs(max_steps: int, **others) -> SimpleNamespace:
-    """What Schedule asks for, in a loop of your own. Names and meanings are those of run/config.py,
+    """For a loop of your own: what Schedule asks for. Names and meanings are as in run/config.py,
     defaults are not. Give each kind of unit its width at the beginning and at the end, such as
     d_ff=1024, d_ff_target=352. With the default peak, 1, learning_rate() is a factor for yours."""
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
@@ -45,7 +45,7 @@ def pruned_widths(c) -> dict[str, Widths]:
         grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
         require(0 <= target <= enlarged, c, f"{kind}_target", f"must be 0 to {kind}={enlarged}")
         if 0 < target < enlarged:
-            most = (enlarged - 1) // grid * grid  # `enlarged` itself would prune nothing
+            most = (enlarged - 1) // grid * grid  # below `enlarged`, which would prune nothing
             nearest = min(most, max(grid, round(target / grid) * grid))
             remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
@@ -69,7 +69,7 @@ class Schedule:
         self.window = prune_window(c) if self.widths else None
         # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))
-        shortest = c.max_steps  # steps of a cosine: there may be two
+        shortest = c.max_steps  # steps of the shorter cosine, if there are two
         if c.lr_restart:
             require(self.window, c, "lr_restart", "restarts as the window opens; no target is set")
             shortest = min(self.window[0] - 1, c.max_steps - self.window[0] + 1)
@@ -94,8 +94,8 @@ class Schedule:
         return floor + (self.c.learning_rate - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def rate_share(self, first: int, last: int) -> float:
-        """The learning rates of the steps from `first` to `last`, summed, as a share of the whole
-        run's. With AdamW, weights move and forget in proportion to it (2405.13698)."""
+        """For a plan: the learning rates of the steps from `first` to `last`, summed, as a share of
+        the whole run's. With AdamW, weights move and decay in proportion to it (2405.13698)."""
         every = max(1, self.max_steps // 10_000)  # 1, but in long runs every 2nd, 3rd, ... will do
         rates = {step: self.learning_rate(step) for step in range(1, self.max_steps + 1, every)}
         return sum(r for step, r in rates.items() if first <= step <= last) / sum(rates.values())
@@ -152,7 +152,7 @@ def require(ok: object, c, knob: str, remedy: str, error: type[Exception] = Valu
 
 
 def prune_window(c) -> tuple[int, int]:
-    """The steps at which the window opens and closes: after prune_start and prune_end of all."""
+    """The steps at which the window opens and closes: after these fractions of the run."""
     oneshot = c.prune_schedule == "oneshot"
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"

@@ -5,8 +5,8 @@ one run, under one cosine learning-rate schedule.
     torchrun --nproc_per_node=N train.py CONFIG [--key=value ...]
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
-on with the run in that folder. --shorter=8 divides all counts of steps by eight, but for
---stop_after, and --log_every, which falls as far as 20 lines of the log need. The method (IDEA
+on with the run in that folder. --shorter=8 divides all counts of steps by eight, but not
+--stop_after, and --log_every only where the log would have fewer than 20 lines. The method (IDEA
 Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
 """
 
@@ -37,7 +37,7 @@ def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
     """Leave in p.grad the gradient of the mean loss over micro batches and ranks. In a function of
-    its own, because a `micro_loss` in train() would keep the weights that the next prune replaces.
+    its own, because the graph of a `micro_loss` in train() would keep weights that are pruned next.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -79,7 +79,7 @@ def train(c: Config, files: ExitStack) -> int:
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
     on step, seed and sizes alone, so a checkpoint stores no place in the data. A checkpoint's keys:
     `format`, `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights)
-    and `optimizer` (moments) by name of parameter, and `scores` by name of group.
+    and `optimizer` (moments) by name of parameter, and `scores` by name of UnitGroup.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
@@ -100,7 +100,7 @@ def train(c: Config, files: ExitStack) -> int:
     elif c.init_from:
         c, saved = load_start(c, data, machine)  # at step 0; c gets the shape of these weights
     steps_done = saved["step"] if saved else 0
-    machine.check_start(c, steps_done, out.digests)  # all do the same run; now rank 0 may write
+    machine.check_start(c, steps_done, out.digests)  # waits for all ranks; now rank 0 may write
 
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
@@ -123,7 +123,7 @@ def train(c: Config, files: ExitStack) -> int:
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # last: the last one to do
     val_loss, stopping = None, 0.0
-    part = c.batch_size, c.seed, machine.rank, machine.ranks  # this rank's of each batch
+    part = c.batch_size, c.seed, machine.rank, machine.ranks  # for data.batch: this rank's part
     batch = data.batch(step + 1, *part)
     for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
@@ -150,7 +150,7 @@ def train(c: Config, files: ExitStack) -> int:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         batch = data.batch(step + 1, *part)  # while the GPU computes
 
-        # Check: only finite gradients reach the weights. The CPU waits for the GPU, and has floats.
+        # Check: only finite gradients reach the weights. For these floats the CPU awaits the GPU.
         # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
         check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)

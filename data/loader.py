@@ -60,11 +60,11 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads windows T tokens apart, from an offset drawn for each shard and epoch: so
-        # one may start anywhere. A shard of at most T tokens has none, a longer one at least one.
+        # An epoch reads windows T tokens apart, one fewer than would fit, from an offset drawn for
+        # each shard and epoch: so one may start anywhere. A shard of at most T tokens has none.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
-        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # so many may be drawn
-        self._first = np.cumsum(windows) - windows  # in an epoch, of each shard's windows
+        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many there are
+        self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch
         self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
             few = f"{self.tokens:,} tokens, fewer than one window of context_length + 1 = {T + 1:,}"
@@ -129,7 +129,7 @@ class TokenDataset:
         """int64 (count,): tokens of a shard from `start` on. Cheaper than a memory map."""
         offset = start * self._dtype.itemsize
         tokens = np.fromfile(self._paths[shard], self._dtype, count, offset=offset)
-        if len(tokens) < count or tokens.max() >= self.vocab_size:  # the model reads out of bounds
+        if len(tokens) < count or tokens.max() >= self.vocab_size:  # past the embedding
             what = f"cut short, or holds a token id past the vocabulary of {self.vocab_size:,}"
             raise UserError(f"{self._paths[shard]}: {what}; prepare the data again")
         return tokens.astype(np.int64)

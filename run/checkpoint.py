@@ -33,7 +33,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Fill a file by `write(file)`. Raises OSError."""
     aside = path.with_name(path.name + ".tmp")
     try:
-        aside.unlink(missing_ok=True)  # of a kill; or a link, and what it leads to is not ours
+        aside.unlink(missing_ok=True)  # left by a kill; or a link to what is not ours
         with open(aside, "xb") as file:
             write(file)
             file.flush()
@@ -77,7 +77,7 @@ def load_checkpoint(path: Path) -> dict:
             if damaged := archive.testzip():  # compares the checksums, which torch.load does not
                 raise ValueError(f"{damaged} is damaged")
         # Mapped: the ranks of a machine read it into one memory. On Windows, a file that is mapped
-        # cannot be replaced: keep copies of its tensors
+        # cannot be replaced, so those who call this keep copies of its tensors
         mapped = str(path).isascii() or "utf" in sys.getfilesystemencoding()  # torch's limit
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if saved["format"] != FORMAT:
@@ -94,7 +94,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def check_content(saved: dict) -> None:
-    """Raises an error where the content contradicts itself."""
+    """Raises an error where the content contradicts itself. At step 0, there are no moments."""
     shape, weights, step = saved["model_config"], saved["model"], saved["step"]
     layers_fit = len(weights) == 3 + 9 * shape.n_layer  # asked before so many are built below
     if not layers_fit or type(step) is not int or not 0 <= step <= saved["config"]["max_steps"]:
@@ -103,7 +103,7 @@ def check_content(saved: dict) -> None:
         model = GPT(shape).to("meta")
     trained = {name: p.shape for name, p in model.named_parameters()} if step else {}
     widths = {group.name: (group.width,) for group in model.groups()}
-    model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # all sizes are those of a model
+    model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # refuses an odd head_dim, say
     model.load_state_dict(weights, assign=True)  # compares names and shapes
     fit = [x.shape == widths[name] for name, x in saved["scores"].items()]
     for name, moments in saved["optimizer"].items():
@@ -143,7 +143,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
         theirs, ours = (all_tokens(load_tokenizer(name)) for name in names)
     except (UserError, ModuleNotFoundError) as error:
         return f"{key}={getattr(c, key)!r}: for its tokenizer, {error}"
-    # One may have fewer, where the vocabulary is padded, or another end-of-text token, given as ""
+    # One may have more, which pad it, or spell the end of a text otherwise: all_tokens has "" there
     same = all(a == b for a, b in zip(theirs, ours) if a and b)
     need(same, c, key, f"its tokenizer is not that of data_dir={c.data_dir!r}")
     return ""
@@ -167,7 +167,7 @@ def load_model(saved: dict, device: torch.device) -> GPT:
     with device:
         model = GPT(saved["model_config"])
     model.load_state_dict(saved["model"])
-    return model.to(device)
+    return model.to(device)  # its cos and sin, which GPT makes on the CPU
 
 
 def load_history(saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner) -> None:

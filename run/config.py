@@ -81,11 +81,11 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
-# A resumed run may have other ones: losses differ by rounding at most. OutDir.load compares the
-# digests of data and teacher, and the place of init_from
+# A resumed run may give other values: training differs by rounding at most. Data, teacher and
+# init_from may only have moved: OutDir.load refuses others
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # tools.compare wants all others alike
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # may differ in runs of an arm
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -183,7 +183,7 @@ def take_shape(c: Config, shape: GPTConfig, vocab_size: int) -> Config:
     return c
 
 
-TYPES = Config.__annotations__ | {"shorter": int}  # no knob: it divides these numbers of steps
+TYPES = Config.__annotations__ | {"shorter": int}  # no knob: it divides the LENGTHS
 LENGTHS = ("max_steps", "warmup_steps", "prune_every", "eval_every", "save_every")
 
 
@@ -193,14 +193,14 @@ def read_file(path: str) -> dict:
     if os.path.isdir(path):
         try:
             values = json.loads(Path(path, "config.json").read_bytes())
-            values["max_steps"]  # a Hugging Face folder has a config.json, too
+            values["max_steps"]  # or LookupError: a Hugging Face folder has a config.json, too
             was = values.get("recompute", "none")
             values["recompute"] = {True: "all", False: "none"}.get(was, was)  # as it was once
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}
         return saved | {"out_dir": str(Path(path))}
-    # By its name, as it may be a checkpoint: runpy would also run what is in a zip
+    # Only *.py: a checkpoint is a zip, and runpy would run what is in one
     if not (path.endswith(".py") and os.path.isfile(path)):
         raise UserError(f"{path}: no config (*.py), no run's folder; look in {Path(path).parent}")
     try:

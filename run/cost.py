@@ -65,30 +65,29 @@ def muon_flops(shape: GPTConfig) -> int:
 def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None = None) -> dict:
     """Bytes of a process's tensors, `state` and `activations`, at the peak of a step of several
     micro batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at
-    most. With dtype "auto", products are in bfloat16, and only with compile "on" is it compiled.
+    most. "auto" counts as bfloat16 for `dtype`, and as not compiled for `compile`.
     Muon's own products are left out: they matter only where batches are tiny. On a CPU, bfloat16
     takes more, as model.py writes attention out."""
     compiled, lower, n = c.compile == "on", c.dtype != "float32", n_parameters(shape)
     e = 2 if lower else 4  # bytes of a number in the matrix products
     tokens, head, d_ff = rows * shape.context_length, shape.vocab_size * shape.d_model, shape.d_ff
     d_model, q, kv = shape.d_model, shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim
-    # What the backward pass needs of a block and token. Compiled: the inputs of both norms, in
-    # float32, and their outputs; q, k, v and the output of attention; gate, up and their product
-    full = (2 * 4 + 2 * e) * d_model + 4 * e * q + 3 * e * d_ff
-    if not compiled:  # and the normalized inputs, copies for the matrices that read, and silu(gate)
-        full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * q + e * d_ff
+    # What the backward pass needs of a block and token: of the norms, inputs in float32 and outputs
+    full = 2 * (4 + e) * d_model
+    full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
+    if not compiled:  # normalized inputs, casts for 3 more matrices; the input of o, silu(gate)
+        full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
     # Of these, products alone: q and what attention gives; k, v; o, and down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
     kept = {"none": full, "cheap": 4 * d_model + products, "all": 4 * d_model}[c.recompute]
-    # What comes and goes, the larger of two: the rest of a block with two gradients in its FFN; or,
-    # of an eager head, log-softmax and two gradients in float32
+    # What comes and goes, in a block or in the head. A block: what is computed again, two gradients
+    # in its FFN. An eager head: log-softmax and two gradients in float32
     block, logits = tokens * (full - kept + 2 * e * d_ff), tokens * 12 * shape.vocab_size
     state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
-    if compiled:  # one gradient a logit; and, beside those in `state`, gradients of the weights of
-        # this block or of the head until they are added to the others, and casts
+    if compiled:  # gradients of weights are there twice until they are added to those in `state`
         weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
         block += (4 + casts) * weights
-        logits = tokens * e * shape.vocab_size + (4 + casts) * head
+        logits = tokens * e * shape.vocab_size + (4 + casts) * head  # one gradient of a logit
         state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)
     if c.optimizer == "muon":  # it has one moment
         state -= 4 * block_weights(shape)

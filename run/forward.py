@@ -78,7 +78,7 @@ class Forward:
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # From now on each gradient lies in a bucket: where DDP copies one in, it rounds differently
+        # From now on gradients are views of buckets: one that DDP copies there is rounded otherwise
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
@@ -115,9 +115,9 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
 
 
 def compile_training(model: GPT, kinds: Container[str]) -> None:
-    """Compile the blocks and the head for training. One graph serves all blocks, which are alike,
-    and each graph serves all widths of these kinds above 1, so a prune does not compile anything
-    again. In eval mode, where batches have other shapes, the model stays as it is."""
+    """Compile the blocks and the head for training. One graph serves all blocks, as Dynamo looks it
+    up by their code, which they share, and all widths above 1 of these kinds, so a prune compiles
+    nothing again. In eval mode, where batches have other shapes, the model stays as it is."""
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end

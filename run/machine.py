@@ -27,7 +27,7 @@ SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1
 GRACE = 0.5  # seconds
 # Files with the limit of a container's memory, by cgroups of version 2 and 1
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
-# What torch says where it has no class for it: on a CPU of any system; on MPS, two texts
+# What torch says without memory, where that has no class: on a CPU; on MPS, two texts
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
 
 
@@ -47,8 +47,8 @@ class Machine:
             self.join()
 
     def join(self) -> None:
-        # Import this before the group exists. Otherwise it keeps the group, and gloo's threads,
-        # until the interpreter ends, and may crash it
+        # Import this before the group exists. If torch does so later, default arguments there keep
+        # the group, and gloo's threads, until the interpreter ends, which then may crash
         from torch.distributed import nn as late  # noqa: F401
 
         try:
@@ -141,7 +141,7 @@ def choose_device(c: Config) -> torch.device:
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse a run whose weights, with half of the activations that `memory_of` counts, exceed the
+    """Refuse a run whose `state`, with half of its activations (see memory_of), would exceed the
     free memory of the GPU, or else all memory of the machine or container: UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

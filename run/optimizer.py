@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         lr, todo = group["lr"], list(stacks(group["params"]))
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for turn in (todo[i : i + ranks] for i in range(0, len(todo), ranks)):  # a stack for each
-            for owner, params in enumerate(turn):  # all ranks average, the owner multiplies
+            for owner, params in enumerate(turn):  # all keep the momentum, the owner multiplies
                 ahead = self.average(params, group["momentum"])
                 if owner == rank:
                     wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
@@ -58,8 +58,8 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(params, updates, alpha=-lr * 0.2 * math.sqrt(max(first.shape)))
 
     def average(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        """Average the gradients into the state, which all ranks hold whole, so that rank 0 can save
-        it. Returns the averages after one more such step (Nesterov's momentum)."""
+        """Average the gradients over steps into the momentum, which all ranks hold whole, so rank 0
+        can save it. Returns the averages after one more such step (Nesterov's momentum)."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
