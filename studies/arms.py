@@ -95,6 +95,35 @@ _idea = _idea | {
 }  # fmt: skip
 dictionary_1540 = dict(idea=_idea, scratch_flops=_idea | small | {"max_steps": 49410})
 
+# Three sizes, 36 tokens of the dictionary for each final parameter. FFNs end 3 d_model wide, from
+# 8/3 of that, and all lengths are the same fractions of the run. Not run yet, but for the search of
+# rates, which is not closed for 500k.
+_idea = {"data_dir": "data/gcide", "dtype": "float32", "save_every": 200}
+_58k = _idea | {
+    "max_steps": 1000, "warmup_steps": 25, "prune_every": 25, "eval_every": 5000,
+    "learning_rate": 3.2e-2,
+}  # fmt: skip
+_scratch = _58k | small | {"learning_rate": 4.5e-2}
+dictionary_36 = dict(idea=_58k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 1080})
+_250k = _idea | {
+    "n_layer": 4, "d_model": 64, "d_ff": 512, "d_ff_target": 192, "batch_size": 32,
+    "max_steps": 2320, "warmup_steps": 58, "prune_every": 58, "eval_every": 5000,
+    "learning_rate": 1.6e-2,
+}  # fmt: skip
+_scratch = _250k | {"d_ff": 192, "d_ff_target": 0, "learning_rate": 2.26e-2}
+dictionary_36_250k = dict(
+    idea=_250k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 2638}
+)
+_500k = _idea | {
+    "n_layer": 5, "d_model": 80, "d_ff": 640, "d_ff_target": 240, "batch_size": 32,
+    "max_steps": 4080, "warmup_steps": 102, "prune_every": 102, "eval_every": 5000,
+    "learning_rate": 1.6e-2,
+}  # fmt: skip
+_scratch = _500k | {"d_ff": 240, "d_ff_target": 0, "learning_rate": 2.26e-2}
+dictionary_36_500k = dict(
+    idea=_500k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 4704}
+)
+
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {
     "n_layer": 4, "d_model": 64, "d_ff": 512, "d_ff_target": 176,
