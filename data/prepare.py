@@ -104,7 +104,7 @@ def prepare(
         raise UserError(f"{out}: cannot be made: {error}") from None
     finally:
         locked.close()  # or Windows would not remove it
-        if out.exists():
+        if out.exists() and not (part / "shards").exists():  # it has become `out`
             shutil.rmtree(part, ignore_errors=True)
     return meta
 

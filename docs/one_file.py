@@ -67,14 +67,14 @@ class GPT(nn.Module):
 
 # When: after a warm-up, one cosine to the last step, whatever is pruned
 def learning_rate(step: int, c: SimpleNamespace) -> float:
-    progress = max(0, step - c.warmup_steps) / (c.max_steps - c.warmup_steps)
-    return c.learning_rate * min(step / c.warmup_steps, (1 + math.cos(math.pi * progress)) / 2)
+    done = max(0, step - c.warmup_steps) / max(1, c.max_steps - c.warmup_steps)
+    return c.learning_rate * min(step / max(1, c.warmup_steps), (1 + math.cos(math.pi * done)) / 2)
 
 
 def width(step: int, c: SimpleNamespace) -> int:  # fast while many neurons are of little use
     opens, closes = (round(part * c.max_steps) + 1 for part in (c.prune_start, c.prune_end))
     steps = max(0, step - opens) // c.prune_every * c.prune_every  # until the most recent prune
-    progress = steps / (closes - opens) if step < closes else 1
+    progress = steps / max(1, closes - opens) if step < closes else 1
     exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * (1 - progress) ** 3
     return min(c.d_ff, math.ceil(exact / c.round_to) * c.round_to)
 

@@ -128,7 +128,7 @@ def tokenizer_of(saved: dict, path: Path) -> str:
         return str(path)
     data_dir = saved["config"]["data_dir"]
     data = TokenDataset(data_dir, "val", context_length=1)
-    if saved.get("data") != data.digest:
+    if saved.get("data") != data.digest and saved.get("tokenizer") != data.tokenizer_digest:
         raise UserError(f"{path}: was not trained on the data that {data_dir} holds now")
     return data.tokenizer
 

@@ -73,9 +73,9 @@ class OutDir:
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
-        start = then["init_from"]  # not read again: c.init_from may be the same, moved
-        other = c.init_from and os.path.realpath(start) != os.path.realpath(c.init_from)
-        if other and (not start or os.path.exists(start)):
+        start, here = then["init_from"], c.init_from  # not read again, so it may be gone, or moved
+        moved = start and here and not os.path.exists(start)
+        if not moved and (start and os.path.realpath(start)) != (here and os.path.realpath(here)):
             changed.append("init_from")
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
@@ -104,7 +104,7 @@ class OutDir:
             self.file = self.files.enter_context(open(log, "ab", buffering=0))  # noqa: SIM115
             self.began -= kept[-1]["seconds"] if kept else 0.0  # as if it had never stopped
         self.print_plan(step, compiled)
-        values = {"resumed": step > 0, "planned_flops": plan.flops(), "data": self.data.digest}
+        values = {"resumed": step > 0, "planned_flops": plan.flops(), **self.digests}
         values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
         self.write("start", step, **values, commit=commit() if self.main else "")
 
@@ -152,11 +152,14 @@ class OutDir:
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
 
-    def prune(self, step: int, kind: str, before: float, after: float, record: dict) -> None:
-        """before, after: loss on the same batches."""
-        was, now = (self.plan.schedule.width(s, kind) for s in (step - 1, step))
-        losses = {"loss_before": before, "loss_after": after}
-        self.write("prune", step, kind=kind, width_before=was, width_after=now, **losses, **record)
+    def prune(
+        self, step: int, shape: GPTConfig, kind: str, before: float, after: float, record: dict
+    ) -> None:
+        """shape: after it. before, after: loss on the same batches."""
+        was, now = self.plan.schedule.width(step - 1, kind), getattr(shape, kind)
+        values = {"kind": kind, "width_before": was, "width_after": now}
+        values |= {"params": n_parameters(shape), "loss_before": before, "loss_after": after}
+        self.write("prune", step, **values, **record)
         self.say(f"prune      step {step}: {kind} {was} -> {now}, loss {before:.4f} -> {after:.4f}")
 
     def step(self, step: int, shape: GPTConfig, loss: float, lr: float, grad_norm: float) -> None:

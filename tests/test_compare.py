@@ -40,6 +40,7 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
 # 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
 NOT_THESE = [("other", SCRATCH | {"n_head": 3, "head_dim": 2}), ("other", {"d_fff": 3})]
 NOT_THESE += [("other", {"seed": 7}), ("other", {"out_dir": "x"}), ("idea", {})]
+NOT_THESE += [("other", {"eval_tokens": 100}), ("other", {"dtype": "bfloat16"})]
 NOT_THESE += [(name, {}) for name in ("../../esc", "..", "", 3, "a|b")]
 
 
@@ -80,6 +81,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert read_csv(out / "runs.csv") == {"": {"idea": {1: row, 2: row | {"seed": 2}}}}
     for name, old, new in (
         ("log.jsonl", '"data": "', '"data": "other'),
+        ("log.jsonl", '"teacher": "', '"teacher": "other'),
         ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": '),
         ("config.json", '"dtype": "', '"dtype": "not '),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2'),
@@ -88,6 +90,8 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
         (second / name).write_text(text.replace(old, new))
         refused(f"{second}: ", *command, main=compare.main)
         (second / name).write_text(text)
+    other = shutil.copy(idea, Path(idea).with_name("other.py"))
+    refused("has idea, too", *call(tmp_path, other), "--reference=other", main=compare.main)
 
 
 def test_an_arm_that_fails_stops_no_other(idea, tmp_path, capsys):

@@ -228,6 +228,9 @@ def test_stopped_anywhere_it_goes_on_by_its_whole_shards(tmp_path, monkeypatch, 
         encode.reset_mock()
         refuse("out: .*No space left", tmp_path, out)
         assert encode.call_args_list[0].args[1].startswith(b"%d: " % first)
+    out.mkdir()
+    refuse("out: exists", tmp_path, out)  # and what is done stays
+    out.rmdir()
     os.utime(tmp_path / "1.jsonl", ns=(0, (ns := os.stat(tmp_path / "1.jsonl").st_mtime_ns) + 1))
     refuse("out.part: ", tmp_path, out)
     os.utime(tmp_path / "1.jsonl", ns=(0, ns))

@@ -30,6 +30,8 @@ def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, un
     for kind, first, last in zip(KINDS, (32, 4, 16, 4), (8, 1, 8, 2)):
         assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
     assert all(e["width_before"] > e["width_after"] for e in prunes)
+    left = {e["step"]: e["params"] for e in prunes}  # of two in a step, after the second
+    assert left == {step: steps[step - 1]["params"] for step in left}
     both = [(a, b) for a, b in zip(prunes, prunes[1:]) if a["step"] == b["step"]]
     assert both and all(a["loss_after"] == b["loss_before"] for a, b in both)  # the same batches
     (start,), (done,) = events(undisturbed, "start"), events(undisturbed, "done")
@@ -125,6 +127,9 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused
     for _ in range(2):  # as it says itself; where all is done, nothing is done again
         assert train.main(shlex.split(said)[-4:-2]) == 0
     assert same_end(out, tmp_path / "whole") and not (tmp_path / "first").exists()
+    shutil.copytree(toy.parent / "data", data := tmp_path / "data")  # it may have moved, too
+    assert train.main([str(out), "--resume", f"--data_dir={data}"]) == 0
+    assert load_checkpoint(out / "checkpoint.pt")["config"]["data_dir"] == str(data)
     assert len(events(out, "done")) == 1
     assert train.main([str(out), "--overwrite", "--stop_after=1"]) == 0
     assert [e["resumed"] for e in events(out, "start")] == [False]
@@ -182,7 +187,8 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path, ref
     begun, out = shutil.copy(undisturbed / "checkpoint.pt", tmp_path), tmp_path / "run"
     again = (f"--init_from={undisturbed / 'checkpoint.pt'}", *knobs, "--resume")
     assert run(toy, out, f"--init_from={begun}", *knobs) == 0
-    refused("init_from=", toy, f"--out_dir={out}", *again)
+    for other in (again, again[1:]):  # elsewhere, though it is there; none
+        refused("init_from=", toy, f"--out_dir={out}", *other)
     refused("init_from=", toy, f"--out_dir={undisturbed}", f"--init_from={begun}", "--resume")
     os.unlink(begun)  # as where it has moved: it is needed once only
     assert run(toy, out, *again) == 0

@@ -9,6 +9,7 @@ import torch
 from test_model import large
 
 from data.tokenizer import encode_to_numpy
+from run.out_dir import compact
 from tools import Trained, evaluate, load_trained, plot, sample
 
 PICTURES = [([], "a.png"), (["--flops"], "a.svg"), (["--units"], "a.png"), (["--animate"], "a.gif")]
@@ -81,10 +82,22 @@ def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, 
     assert evaluate.main([str(path), f"--text={text}"]) == 0
     assert "| perplexity per token | inf |" in capsys.readouterr().out
     state["model"]["norm.weight"].fill_(math.nan)
-    for change, word in (({}, "not finite"), ({"data": "of another text"}, "data that ")):
+    of_others = {"data": "of another text", "tokenizer": "of other files"}
+    for change, word in (({}, "not finite"), (of_others, "data that ")):
         torch.save(state | change, path)
         refused(word, path, main=sample.main)
         refused(word, path, f"--text={text}", main=evaluate.main)
+
+
+def test_a_film_says_after_each_prune_what_is_left(undisturbed):
+    pytest.importorskip("matplotlib")
+    log = plot.by_name(undisturbed, pruned=True)
+    _, axes = plot.open_figure(2 + len({e["kind"] for e in log["prune"]}), 1)
+    log["step"] = [e for e in log["step"] if e["step"] in (1, 30)]  # as if it had logged no other
+    for now, later in zip(log["prune"], [*log["prune"][1:], {"step": 31}]):
+        if now["step"] < later["step"]:  # the last one of its step
+            plot.draw_moment(axes[:, 0], log, now["step"] + 1)
+            assert axes[0, 0].get_title("right") == f"{compact(now['params'])} parameters"
 
 
 @pytest.mark.parametrize("flags, name", PICTURES)

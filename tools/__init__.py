@@ -26,6 +26,12 @@ def expanded(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def name_of(out_dir: Path) -> str:
+    """What a picture calls a run: its folder, and that of the arm where it is a seed's."""
+    parts = out_dir.resolve().parts
+    return "/".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
 def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str], float]:
     """The type of an argument that is an int or a float from `least` to `most`."""
 

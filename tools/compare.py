@@ -109,6 +109,10 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
     ceiling = ours.final == ours.shape(1) == theirs.shape(1)
     if ours.final != theirs.final and not ceiling:
         raise UserError(f"{where}: ends as {ours.final}, not as {theirs.final}")
+    for key in ("data_dir", "eval_tokens", "dtype"):
+        one, other = getattr(arm.config, key), getattr(reference.config, key)
+        if one != other and "auto" not in (one, other):
+            raise UserError(f"{where}: {key}={one!r}, not {other!r}")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
     tokens, wanted = (p.schedule.max_steps * p.tokens_per_step for p in (ours, theirs))
     # A step and a half may differ: --shorter also rounds the steps between prunes
@@ -155,8 +159,8 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
 
 def collect(arms: list[Arm], folder: Path) -> Arms:
     """The rows of runs.csv, of every seed that is done. Raises UserError where an arm has been
-    edited since, or runs had different precisions, data or text to validate on."""
-    found, same = {}, ()
+    edited since, or runs had different precisions, data, text to validate on or teachers."""
+    found, teachers, same = {}, {}, ()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             log = read_log(out_dir := folder / arm.name / str(seed))
@@ -170,6 +174,9 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
                 raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
+            teacher = log[0].get("teacher", "")  # a digest, too; old runs have none
+            if teacher != teachers.setdefault(arm.name, teacher):
+                raise UserError(f"{out_dir}: another teacher than in other seeds; remove it")
             try:
                 cost = sum(rises([e for e in log if e["event"] == "prune"]))
                 row = as_row(log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost})
@@ -276,10 +283,11 @@ def main(argv: list[str]) -> int:
         for name, of_setting in read_csv(path).items():
             print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
-    if path.exists():
-        read_csv(path)  # a damaged table is refused before hours of runs
+    known = read_csv(path) if path.exists() else {}  # what is damaged is refused before the runs
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
+    if left := sorted(known.get(setting, {}).keys() - {arm.name for arm in arms}):
+        raise UserError(f"{path}: has {', '.join(left)}, too; name them here, or another --out")
     folder = args.runs or Path("out") / args.out.name / setting
     done = collect(arms, folder)
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]

@@ -12,7 +12,7 @@ from run.checkpoint import write_text
 from run.config import load_config
 from run.out_dir import read_log
 from schedule import Schedule
-from tools import expanded
+from tools import expanded, name_of
 
 KNOBS = ("max_steps", "learning_rate", "min_lr_fraction", "warmup_steps", "lr_restart")
 KNOBS += ("prune_schedule", "prune_start", "prune_end", "prune_every", "n_head", "head_dim", *KINDS)
@@ -35,7 +35,7 @@ def read_run(out_dir: Path) -> dict:
     if not log["step"]:
         raise UserError(f"{out_dir}: its log has no step yet; nothing to show")
     log["step"] = log["step"][:: len(log["step"]) // -400][::-1]  # no screen can show more of them
-    run = {"name": out_dir.resolve().name, "end": max(e["step"] for e in events)}
+    run = {"name": name_of(out_dir), "end": max(e["step"] for e in events)}
     try:
         run["config"] = {knob: getattr(c, knob) for knob in KNOBS} | {"widths": Schedule(c).widths}
         for name, keys in SHOWN.items():

@@ -91,9 +91,9 @@ def describe(c: Config, plan: cost.Plan, gpus: int, gpu: str) -> str:
     plan = cost.Plan(c, plan.enlarged.vocab_size)  # scratch learns from no teacher
     scratch = [last * of(plan.final) for of in work.values()]
     table += row("scratch, same tokens", 1, last + 1, scratch, plan.final)
-    text = f"{gpus} x {gpu} at ${PRICE:g} per GPU and hour. Computed for compiled steps, at "
-    text += f"{PRODUCTS:.0%} of {peak:.3g} FLOP/s and {MOVES:.0%} of {bandwidth:.3g} bytes/s; "
-    text += f"vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
+    text = f"{gpus} x {gpu} at ${PRICE:g} per GPU and hour. Time is computed for compiled steps in "
+    text += f"bfloat16, at {PRODUCTS:.0%} of {peak:.3g} FLOP/s and {MOVES:.0%} of {bandwidth:.3g} "
+    text += f"bytes/s; vocabulary of {plan.enlarged.vocab_size:,}\n\n{table}\n"
     text += f"Training FLOPs, with the teacher's: {ratio:.2f} times those of scratch on the same "
     return text + f"tokens. With max_steps={round(last * ratio)}, scratch has as many."
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import UserError, command
 from run.out_dir import compact, read_log
-from tools import expanded
+from tools import expanded, name_of
 
 LINES = "-", "--", "-.", ":"  # of the first run, the second, ...: both show where they coincide
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
@@ -24,7 +24,7 @@ def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
     events, log = read_log(out_dir), {}
     for name in ("step", "eval", "prune"):
-        log[name] = [e | {"run": out_dir.name} for e in events if e["event"] == name]
+        log[name] = [e | {"run": name_of(out_dir)} for e in events if e["event"] == name]
         if not log[name] and (pruned or name != "prune"):
             raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
@@ -102,7 +102,7 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
         steps, evals, prunes = log.values()
         style = {"color": f"C{i}", "ls": LINES[i % 4]}
-        label = f"{out_dir.name} ends at {evals[-1]['val_loss']:.3f} (validation)"
+        label = f"{name_of(out_dir)} ends at {evals[-1]['val_loss']:.3f} (validation)"
         cost = round(sum(rises(prunes)), 2) + 0.0  # no -0
         label += f", prunes cost {cost:.2f}" if prunes else ""
         draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, label, **style)
@@ -157,12 +157,14 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])
-    last = [log["step"][0], *past["step"]][-1]
+    known = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
+    last = [log["step"][0], *(e for e in known if "params" in e)][-1]  # prunes of old runs lack it
+    phase = [e["phase"] for e in log["step"] if e["step"] >= step or e is log["step"][-1]][0]
     for panel in panels:
         panel.clear()
         panel.axis("off")
     (caption, *bars, loss), kinds = panels, dict.fromkeys(along(log["prune"], "kind"))
-    what = CAPTIONS["prune" if due else last["phase"]]
+    what = CAPTIONS["prune" if due else phase]
     caption.set_title(what, loc="left", size=12, weight="bold")
     caption.set_title(f"{compact(last['params'])} parameters", loc="right")
     for panel, kind in zip(bars, kinds):
