@@ -243,7 +243,4 @@ def commit() -> str:
 
 def compact(n: float) -> str:
     """1234567 -> '1.23M'."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(n) >= 0.9995 * size:  # 999.6 million is 1 billion in three digits
-            return f"{n / size:.3g}{unit}"
-    return f"{n:.3g}"
+    return tqdm.format_sizeof(n).replace("G", "B")

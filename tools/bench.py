@@ -5,14 +5,14 @@ compared takes turns; the median of five turns counts. --compile=on adds compile
 
 import gc
 import os
-import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 from statistics import median
 
 import torch
+from torch.utils.benchmark import Timer
 
 from data import command
 from model import GPT, GPTConfig
@@ -45,22 +45,13 @@ class Step:
             optimizer.zero_grad()
 
 
-def seconds_of(call: Callable[[], object], n: int = 1) -> float:
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else int
-    wait()
-    began = time.perf_counter()
-    for _ in range(n):
-        call()
-    wait()
-    return (time.perf_counter() - began) / n
-
-
 def race(calls: list, repeats: int) -> list[float]:
-    """Median seconds of each call, of `repeats` turns, of half a second or one call."""
-    for call in calls:
-        call()  # the first one is slow
-    turns = [max(1, round(0.5 / seconds_of(call))) for call in calls]
-    rounds = [[seconds_of(call, n) for call, n in zip(calls, turns)] for _ in range(repeats)]
+    """Median seconds of each call, of `repeats` turns of half a second, or longer for one call."""
+    how = {"stmt": "call()", "num_threads": torch.get_num_threads()}
+    timers = [Timer(globals={"call": call}, **how) for call in calls]
+    rounds = [
+        [t.blocked_autorange(min_run_time=0.5).median for t in timers] for _ in range(repeats)
+    ]
     return [median(times) for times in zip(*rounds)]
 
 
