@@ -20,7 +20,7 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 class Slice(NamedTuple):
     """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
-    the same length. `parts` such runs follow each other (3 in a matrix of all q, all k, all v)."""
+    the same length. `parts` such rows follow each other (3 in a matrix of all q, all k, all v)."""
 
     name: str  # of the parameter
     dim: int
@@ -191,7 +191,7 @@ class Pruner:
         """Update the scores by this step's: S = beta S + (1 - beta) s. Raises as `check` does.
 
         Call it when gradients are those of the mean loss over all micro-batches and ranks, and are
-        not clipped yet, as that factor varies. If any is not finite, no score changes.
+        not clipped yet, each step by another factor. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check(model, self.optimizers, groups)

@@ -6,8 +6,8 @@ one run, under one cosine learning-rate schedule.
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
 on with the run in that folder. --shorter=8 divides all counts of steps by eight, but not
---stop_after, and --log_every only where the log would have fewer than 20 lines. The method (IDEA
-Prune, arXiv 2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
+--stop_after; --log_every falls as far as 20 lines of the log need. The method (IDEA Prune, arXiv
+2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
 """
 
 import inspect

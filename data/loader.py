@@ -60,8 +60,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads windows T tokens apart, one fewer than would fit, from an offset drawn for
-        # each shard and epoch: so one may start anywhere. A shard of at most T tokens has none.
+        # An epoch reads windows T tokens apart, at least one and about one fewer than fit, from an
+        # offset drawn for each shard and epoch: so one may start anywhere. T tokens have none
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many there are
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

@@ -143,7 +143,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
         theirs, ours = (all_tokens(load_tokenizer(name)) for name in names)
     except (UserError, ModuleNotFoundError) as error:
         return f"{key}={getattr(c, key)!r}: for its tokenizer, {error}"
-    # One may have more, which pad it, or spell the end of a text otherwise: all_tokens has "" there
+    # One may have more tokens, which pad it, or another end of a text: all_tokens gives "" for that
     same = all(a == b for a, b in zip(theirs, ours) if a and b)
     need(same, c, key, f"its tokenizer is not that of data_dir={c.data_dir!r}")
     return ""

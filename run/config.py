@@ -81,8 +81,8 @@ class Config:
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
-# A resumed run may give other values: training differs by rounding at most. Data, teacher and
-# init_from may only have moved: OutDir.load refuses others
+# A resumed run may give other values: training differs by rounding at most. Data and teacher may
+# only have moved, and init_from only if its place is gone: OutDir.load refuses all else
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
 OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # may differ in runs of an arm

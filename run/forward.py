@@ -78,7 +78,7 @@ class Forward:
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # From now on gradients are views of buckets: one that DDP copies there is rounded otherwise
+        # From now on gradients are views of buckets: DDP rounds one that it copies there otherwise
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
@@ -116,8 +116,8 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
 
 def compile_training(model: GPT, kinds: Container[str]) -> None:
     """Compile the blocks and the head for training. One graph serves all blocks, as Dynamo looks it
-    up by their code, which they share, and all widths above 1 of these kinds, so a prune compiles
-    nothing again. In eval mode, where batches have other shapes, the model stays as it is."""
+    up by their code, which they share. Each graph serves all widths of these kinds above 1, so a
+    prune compiles nothing. In eval mode, with other shapes of batches, the model stays as it is."""
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end

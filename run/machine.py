@@ -27,7 +27,7 @@ SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1
 GRACE = 0.5  # seconds
 # Files with the limit of a container's memory, by cgroups of version 2 and 1
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
-# What torch says without memory, where that has no class: on a CPU; on MPS, two texts
+# What torch says when memory runs out, where that has no class: on a CPU; on MPS, two texts
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
 
 

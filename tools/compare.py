@@ -109,8 +109,8 @@ def check_comparable(arm: Arm, reference: Arm) -> None:
     ceiling = ours.final == ours.shape(1) == theirs.shape(1)
     if ours.final != theirs.final and not ceiling:
         raise UserError(f"{where}: ends as {ours.final}, not as {theirs.final}")
-    for key in ("data_dir", "eval_tokens", "dtype"):
-        one, other = getattr(arm.config, key), getattr(reference.config, key)
+    for key, kind in (("data_dir", os.path.realpath), ("eval_tokens", int), ("dtype", str)):
+        one, other = (kind(getattr(a.config, key)) for a in (arm, reference))
         if one != other and "auto" not in (one, other):
             raise UserError(f"{where}: {key}={one!r}, not {other!r}")
     steps, ratio = arm.config.max_steps, theirs.flops() / ours.flops()
@@ -174,9 +174,9 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
                 raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
-            teacher = log[0].get("teacher", "")  # a digest, too; old runs have none
-            if teacher != teachers.setdefault(arm.name, teacher):
-                raise UserError(f"{out_dir}: another teacher than in other seeds; remove it")
+            teacher = log[0].get("teacher")  # a digest, too, which old runs have not logged
+            if teacher is not None and teacher != teachers.setdefault(had["teacher"], teacher):
+                raise UserError(f"{out_dir}: another teacher={had['teacher']} than in other runs")
             try:
                 cost = sum(rises([e for e in log if e["event"] == "prune"]))
                 row = as_row(log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost})
@@ -287,7 +287,7 @@ def main(argv: list[str]) -> int:
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
     if left := sorted(known.get(setting, {}).keys() - {arm.name for arm in arms}):
-        raise UserError(f"{path}: has {', '.join(left)}, too; name them here, or another --out")
+        raise UserError(f"{path}: has {', '.join(left)}, too; name all arms, or give another --out")
     folder = args.runs or Path("out") / args.out.name / setting
     done = collect(arms, folder)
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]

@@ -22,9 +22,9 @@ CAPTIONS["recover"] = "What is left recovers"
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
     """The events of a run, by name. pruned: it must have a prune. Raises UserError."""
-    events, log = read_log(out_dir), {}
+    run, events, log = {"run": name_of(out_dir)}, read_log(out_dir), {}
     for name in ("step", "eval", "prune"):
-        log[name] = [e | {"run": name_of(out_dir)} for e in events if e["event"] == name]
+        log[name] = [e | run for e in events if e["event"] == name]
         if not log[name] and (pruned or name != "prune"):
             raise UserError(f"{out_dir}: its log has no {name} yet; nothing to draw")
     return log
@@ -159,13 +159,14 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     first, now = widths(log, []), widths(log, past["prune"])
     known = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
     last = [log["step"][0], *(e for e in known if "params" in e)][-1]  # prunes of old runs lack it
-    phase = [e["phase"] for e in log["step"] if e["step"] >= step or e is log["step"][-1]][0]
+    phase = "prune" if due or past["prune"] else "enlarged"
+    if not any(e["step"] >= step for e in log["prune"]):
+        phase = log["step"][-1]["phase"]  # recover, unless the run was stopped amid its prunes
     for panel in panels:
         panel.clear()
         panel.axis("off")
     (caption, *bars, loss), kinds = panels, dict.fromkeys(along(log["prune"], "kind"))
-    what = CAPTIONS["prune" if due else phase]
-    caption.set_title(what, loc="left", size=12, weight="bold")
+    caption.set_title(CAPTIONS[phase], loc="left", size=12, weight="bold")
     caption.set_title(f"{compact(last['params'])} parameters", loc="right")
     for panel, kind in zip(bars, kinds):
         layered = any(e["removed"][1:] for e in log["prune"] if e["kind"] == kind)
@@ -216,6 +217,7 @@ def main(argv: list[str]) -> None:
     to = args.to or first
     to = to / name if to.is_dir() else to.with_suffix(to.suffix or Path(name).suffix)
     aside = to.with_name(f".{to.name}")  # then renamed: what a link leads to is not ours
+    aside.unlink(missing_ok=True)
     try:
         if args.animate:
             draw_film(first, aside)
