@@ -97,7 +97,7 @@ dictionary_1540 = dict(idea=_idea, scratch_flops=_idea | small | {"max_steps": 4
 
 # Three sizes, 36 tokens of the dictionary for each final parameter. FFNs end 3 d_model wide, from
 # 8/3 of that; warm-up and prunes have the same fractions of the run. Only the search of rates was
-# run (size/ in sweeps.csv), and it is not closed for 500k.
+# run (size/ in sweeps.csv), and one rate each for 500k.
 _idea = {"data_dir": "data/gcide", "dtype": "float32", "save_every": 200}
 _58k = _idea | {
     "max_steps": 1000, "warmup_steps": 25, "prune_every": 25, "eval_every": 5000,
