@@ -8,6 +8,7 @@ jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.
 
 import ast
 import copy
+import csv
 import importlib
 import json
 import lzma
@@ -147,8 +148,19 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     lead = effect([paired(start["scratch_width"], start["idea_usual"])])
     said += [f"{lead.mean:.3f}", lead.pairs]
 
+    with open(ROOT / "studies/sweeps.csv", encoding="utf-8") as file:
+        searched = [
+            (*map(x.get, ("setting", "arm", "learning_rate")), x) for x in csv.DictReader(file)
+        ]
+    for size in ("", "_250k", "_500k"):  # each arm's best mean over its two seeds
+        runs = {}
+        for setting, arm, rate, x in searched:
+            if setting == f"size/dictionary_36{size}":
+                runs.setdefault(arm, {}).setdefault(rate, []).append(float(x["val_loss"]))
+        idea, scratch = (min(map(mean, runs[arm].values())) for arm in ("idea", "scratch"))
+        said.append(f"{scratch - idea:.3f}")
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
-    assert re.findall(r"\d+ of \d+|\d\.\d{3,}|\d+ settings", section) == said
+    assert re.findall(r"\d+ of \d+|-?\d\.\d{3,}|\d+ settings", section) == said
     (forest,) = pictures.forest(made).axes
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
