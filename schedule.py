@@ -153,8 +153,7 @@ def require(ok: object, c, knob: str, remedy: str, error: type[Exception] = Valu
 
 
 def prune_window(c) -> tuple[int, int]:
-    """The steps at which the window opens and closes: after the fractions prune_start
-    and prune_end of the run, or both after prune_start."""
+    """The steps at which the window opens and closes: after prune_start and prune_end of a run."""
     oneshot = c.prune_schedule == "oneshot"
     require(0 < c.prune_start < 1, c, "prune_start", "must lie between 0 and 1")
     within = f"must lie between prune_start={c.prune_start} and 1"
