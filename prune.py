@@ -1,10 +1,7 @@
 """How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
 
 A *unit* is what is removed as a whole: an FFN neuron, a KV head with the query heads that share it,
-a channel of the residual stream, or a block (a layer). A block is a module; all other units are
-slices of several weights. A *group* is all units of one kind in one place, such as the neurons of a
-layer. Its *width* is their number.
-
+a channel of the residual stream (these are slices of several weights), or a block, a whole layer.
 This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
 loop of your own (docs/own-loop.md). Its code knows slices, and nothing of FFNs or heads.
 """
@@ -28,7 +25,7 @@ class Slice(NamedTuple):
 
 
 class UnitGroup(NamedTuple):
-    """All units of one kind in one place."""
+    """All units of one kind in one place, such as neurons of a layer. Their number is its width."""
 
     name: str  # such as "blocks.3.d_ff"
     kind: str  # the name of their width, such as "d_ff"
@@ -124,7 +121,6 @@ def check(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> 
 @torch.no_grad()
 def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true. Gradients go.
-
     A smaller parameter replaces the old one wherever the model and its optimizer hold it. Moments
     are cut, too, so AdamW goes on as if nothing had been pruned (but Muon mixes all rows).
     """
@@ -177,8 +173,7 @@ def drop_blocks(
 
 class Pruner:
     """Scores units of these kinds, and prunes by these scores, in a model that has groups().
-    agree(mask): the first rank's mask, on every rank. optimizers: with them, score() raises early
-    what prune() would raise about them."""
+    agree(mask): the first rank's mask, on every rank. optimizers: for score() to `check` early."""
 
     def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)

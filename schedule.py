@@ -98,8 +98,7 @@ class Schedule:
         the whole run's. With AdamW, weights move and decay in proportion to it (2405.13698)."""
         every = max(1, self.max_steps // 10_000)  # 1, but in long runs every 2nd, 3rd, ... will do
         rates = {step: self.learning_rate(step) for step in range(1, self.max_steps + 1, every)}
-        total = sum(rates.values()) or 1  # a run of one step may have the rate 0
-        return sum(r for step, r in rates.items() if first <= step <= last) / total
+        return sum(r for s, r in rates.items() if first <= s <= last) / (sum(rates.values()) or 1)
 
     def restarts(self, step: int) -> bool:
         """Whether a second warm-up and cosine begin with this step."""

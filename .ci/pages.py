@@ -149,14 +149,12 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     said += [f"{lead.mean:.3f}", lead.pairs]
 
     with open(ROOT / "studies/sweeps.csv", encoding="utf-8") as file:
-        searched = [
-            (*map(x.get, ("setting", "arm", "learning_rate")), x) for x in csv.DictReader(file)
-        ]
+        searched = list(csv.DictReader(file))
     for size in ("", "_250k", "_500k"):  # each arm's best mean over its two seeds
         runs = {}
-        for setting, arm, rate, x in searched:
-            if setting == f"size/dictionary_36{size}":
-                runs.setdefault(arm, {}).setdefault(rate, []).append(float(x["val_loss"]))
+        for x in (x for x in searched if x["setting"] == f"size/dictionary_36{size}"):
+            of_rate = runs.setdefault(x["arm"], {}).setdefault(x["learning_rate"], [])
+            of_rate.append(float(x["val_loss"]))
         idea, scratch = (min(map(mean, runs[arm].values())) for arm in ("idea", "scratch"))
         said.append(f"{scratch - idea:.3f}")
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())

@@ -98,31 +98,29 @@ dictionary_1540 = dict(idea=_idea, scratch_flops=_idea | small | {"max_steps": 4
 # Three sizes, 36 tokens of the dictionary for each final parameter. FFNs end 3 d_model wide, from
 # 8/3 of that; warm-up and prunes have the same fractions of the run. Only the search of rates was
 # run (size/ in sweeps.csv), and one rate each for 500k.
-_idea = {"data_dir": "data/gcide", "dtype": "float32", "save_every": 200}
-_58k = _idea | {
-    "max_steps": 1000, "warmup_steps": 25, "prune_every": 25, "eval_every": 5000,
+
+
+def _three(idea, small_rate, flops_steps):  # the small model: on IDEA's tokens, on its FLOPs
+    scratch = idea | {"d_ff": idea["d_ff_target"], "d_ff_target": 0, "learning_rate": small_rate}
+    return dict(idea=idea, scratch=scratch, scratch_flops=scratch | {"max_steps": flops_steps})
+
+
+_idea = {
+    "d_ff_target": 96, "max_steps": 1000, "warmup_steps": 25, "prune_every": 25,
+    "data_dir": "data/gcide", "dtype": "float32", "eval_every": 5000, "save_every": 200,
     "learning_rate": 3.2e-2,
 }  # fmt: skip
-_scratch = _58k | small | {"learning_rate": 4.5e-2}
-dictionary_36 = dict(idea=_58k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 1080})
-_250k = _idea | {
+dictionary_36 = _three(_idea, 4.5e-2, 1080)
+_idea = _idea | {
     "n_layer": 4, "d_model": 64, "d_ff": 512, "d_ff_target": 192, "batch_size": 32,
-    "max_steps": 2320, "warmup_steps": 58, "prune_every": 58, "eval_every": 5000,
-    "learning_rate": 1.6e-2,
+    "max_steps": 2320, "warmup_steps": 58, "prune_every": 58, "learning_rate": 1.6e-2,
 }  # fmt: skip
-_scratch = _250k | {"d_ff": 192, "d_ff_target": 0, "learning_rate": 2.26e-2}
-dictionary_36_250k = dict(
-    idea=_250k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 2638}
-)
-_500k = _idea | {
-    "n_layer": 5, "d_model": 80, "d_ff": 640, "d_ff_target": 240, "batch_size": 32,
-    "max_steps": 4080, "warmup_steps": 102, "prune_every": 102, "eval_every": 5000,
-    "learning_rate": 1.6e-2,
+dictionary_36_250k = _three(_idea, 2.26e-2, 2638)
+_idea = _idea | {
+    "n_layer": 5, "d_model": 80, "d_ff": 640, "d_ff_target": 240,
+    "max_steps": 4080, "warmup_steps": 102, "prune_every": 102,
 }  # fmt: skip
-_scratch = _500k | {"d_ff": 240, "d_ff_target": 0, "learning_rate": 2.26e-2}
-dictionary_36_500k = dict(
-    idea=_500k, scratch=_scratch, scratch_flops=_scratch | {"max_steps": 4704}
-)
+dictionary_36_500k = _three(_idea, 2.26e-2, 4704)
 
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {

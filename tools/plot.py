@@ -99,10 +99,10 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     panels = dict(zip(names, axes[:, 0]))
     loss, *others, lr = panels.values()
     known = {e["tokens"]: e["val_loss"] for e in logs[0]["eval"]}
-    for i, (out_dir, log) in enumerate(zip(out_dirs, logs)):
+    for i, log in enumerate(logs):
         steps, evals, prunes = log.values()
         style = {"color": f"C{i}", "ls": LINES[i % 4]}
-        label = f"{name_of(out_dir)} ends at {evals[-1]['val_loss']:.3f} (validation)"
+        label = f"{evals[-1]['run']} ends at {evals[-1]['val_loss']:.3f} (validation)"
         cost = round(sum(rises(prunes)), 2) + 0.0  # no -0
         label += f", prunes cost {cost:.2f}" if prunes else ""
         draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, label, **style)
