@@ -392,7 +392,7 @@ GATES = "phi3", "intermediate_size", "mlp.gate_up_proj", "mlp.down_proj.weight",
 
 
 def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
-    for file in ("prune.py", "schedule.py", "tests/own_gpt2.py"):
+    for file in ("prune.py", "schedule.py", ".ci/own_gpt2.py"):
         shutil.copy(ROOT / file, tmp_path)
     alone = [sys.executable, "-E", "own_gpt2.py", NANOGPT]  # whatever PYTHONPATH names
     subprocess.run(alone, cwd=tmp_path, check=True)
