@@ -16,7 +16,7 @@ SCHEDULES = "cubic", "oneshot"  # of the widths
 
 def knobs(max_steps: int, **others) -> SimpleNamespace:
     """For a loop of your own: what Schedule asks for. Names and meanings are as in run/config.py,
-    defaults are not. Give each kind of unit its width at the beginning and at the end, such as
+    some defaults are not. Give each kind of unit its width at the beginning and at the end, such as
     d_ff=1024, d_ff_target=352. With the default peak, 1, learning_rate() is a factor for yours."""
     c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
     c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
@@ -64,8 +64,8 @@ class Schedule:
         require(0 <= c.min_lr_fraction <= 1, c, "min_lr_fraction", "must lie between 0 and 1")
         require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
-        # The steps at which the prune window opens and closes; None: never prune. The first prune
-        # comes `prune_every` steps after it opens, others as far apart, and the last as it closes
+        # The steps at which the prune window opens and closes; None: never prune. In it, a prune
+        # comes every `prune_every` steps, and the last, or only one, as it closes
         self.window = prune_window(c) if self.widths else None
         # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))

@@ -60,8 +60,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # An epoch reads windows T tokens apart, at least one and about one fewer than fit, from an
-        # offset drawn for each shard and epoch: so one may start anywhere. T tokens have none
+        # In an epoch, a shard's windows lie T tokens apart from an offset drawn for it, so that a
+        # window may start at any token; that takes the room of about one. T tokens hold no window
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many there are
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

@@ -43,7 +43,7 @@ def n_parameters(shape: GPTConfig) -> int:
 
 def block_flops(shape: GPTConfig) -> int:
     """FLOPs of one token in the forward pass of all blocks. Each weight of a matrix costs 2 FLOPs
-    (multiply, add). Attention adds two products of (T, head_dim) with (T, T) per query head,
+    (multiply, add). Attention adds two products of T x T x head_dim per query head,
     counted in full as `FlopCounterMode` does, although half of it is masked. Norms, rotary
     embeddings and softmax are left out, as is customary."""
     attention = 2 * 2 * shape.context_length * shape.head_dim * shape.n_head * shape.n_layer
@@ -75,7 +75,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     # What the backward pass needs of a block and token: of the norms, inputs in float32 and outputs
     full = 2 * (4 + e) * d_model
     full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
-    if not compiled:  # normalized inputs, casts for 3 more matrices; the input of o, silu(gate)
+    if not compiled:  # normalized inputs, casts for k, v and up, too; the input of o, silu(gate)
         full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
     # Of these, products alone: q and what attention gives; k, v; o, and down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)

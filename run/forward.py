@@ -78,7 +78,8 @@ class Forward:
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # From now on gradients are views of buckets: DDP rounds one that it copies there otherwise
+        # From now on gradients are views of buckets: DDP multiplies others by 1 / ranks, these it
+        # divides, and that rounds differently
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:

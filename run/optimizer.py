@@ -10,7 +10,7 @@ from torch import Tensor
 from model import GPT
 from run.config import Config
 
-STACK = 2**26  # numbers that Muon orthogonalizes together, at most: 256 MiB in float32
+STACK = 2**26  # numbers, at most, of matrices that Muon multiplies together: 256 MiB in float32
 
 
 def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
     """The matrices in lists of one shape, where a shape and its transpose are one: a product of
-    many matrices at once is faster than one after another. A list has at most STACK numbers."""
+    many matrices at once is faster than one after another. Several have at most STACK numbers."""
     alike: dict[tuple, list[Tensor]] = {}
     for x in matrices:
         alike.setdefault(tuple(sorted(x.shape)), []).append(x)

@@ -26,7 +26,7 @@ NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
 
 
 class OutDir:
-    """The out_dir of a run, its log, and what is printed. Rank 0 locks it before it is read,
+    """The out_dir of a run, its log, and what is printed. Rank 0 locks it before it reads it,
     and alone writes and prints. `files` closes what is open here. Raises UserError where another
     process runs there, nothing can be written, or as `check` does. teacher: or None."""
 
