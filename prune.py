@@ -185,8 +185,8 @@ class Pruner:
     def score(self, model: nn.Module) -> None:
         """Update the scores by this step's: S = beta S + (1 - beta) s. Raises as `check` does.
 
-        Call it when gradients are those of the mean loss over all micro-batches and ranks, and are
-        not clipped yet, each step by another factor. If any is not finite, no score changes.
+        Call it when gradients are those of the mean loss over all micro-batches and ranks, before
+        these are clipped: by another factor each step. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check(model, self.optimizers, groups)

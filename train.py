@@ -141,7 +141,7 @@ def train(c: Config, files: ExitStack) -> int:
                 for kind, width in new_widths.items():
                     record = pruner.prune(model, optimizers, kind, width)
                     after = validate(forward, val, plan.tokens_per_step)
-                    out.prune(step, model.config, kind, before, after, record)
+                    out.prune(step, model.config, kind, (before, after), record)
                     before = after
 
         # Forward and backward
@@ -182,7 +182,7 @@ def train(c: Config, files: ExitStack) -> int:
         out.stopped(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
-    if val_loss is None:  # no step was left to do; the data may have moved: save where it is
+    if val_loss is None:  # no step was left to do; save again, for data_dir may have changed
         val_loss = validate(forward, val, c.eval_tokens)
         out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)
     out.done(step, val_loss)

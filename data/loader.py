@@ -19,14 +19,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 
 
 
 class TokenDataset:
-    """One split (`train` or `val`) of a folder that data.prepare made. The shipped corpus is made
-    here on first use. Only the windows asked for are read, so a corpus may be far larger than
-    memory. The sizes of the files are always checked, their sha256 up to VERIFY_BYTES, token ids
-    when they are read.
-    `bytes` are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the
-    sha256 of its name and files. `digest` is the sha256 of meta.json, which holds those of all
-    other files. Raises UserError if the folder is missing, damaged or of another version, or has no
-    shard of context_length + 1 tokens."""
+    """One split (`train` or `val`) of a folder that data.prepare made; the shipped corpus is made
+    here on first use. Only the windows asked for are read, so it may be far larger than memory. The
+    sizes of files are always checked, their sha256 up to VERIFY_BYTES, token ids when read. `bytes`
+    are those of the text, `tokenizer` is what load_tokenizer takes, `tokenizer_digest` the sha256
+    of its name and files, `digest` that of meta.json, which holds those of all other files. Raises
+    UserError if a file is missing, damaged or of another version, or all shards are too short."""
 
     def __init__(self, data_dir: str | Path, split: str, context_length: int):
         self.data_dir = Path(data_dir)
@@ -60,10 +58,10 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # In an epoch, a shard's windows lie T tokens apart from an offset drawn for it, so that a
-        # window may start at any token; that takes the room of about one. T tokens hold no window
+        # In an epoch, a shard's windows begin at o, o + T, o + 2 T, ..., with an o drawn for it, so
+        # any token may begin one. Room for o costs about one window. A shard of T tokens has none
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
-        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many there are
+        self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch
         self.windows_per_epoch = int(windows.sum())
         if self.windows_per_epoch == 0:
@@ -77,9 +75,7 @@ class TokenDataset:
             if digest != self.digest:
                 raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
 
-    def batch(
-        self, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> Batch:
+    def batch(self, step: int, batch_size: int, seed: int, rank=0, world_size=1) -> Batch:
         """The rank-th of world_size parts of a batch, which is the same for every world_size. Steps
         count from 1. In an epoch each window comes once, in an order drawn from (seed, epoch)."""
         assert step >= 1 and batch_size % world_size == 0 and 0 <= rank < world_size
@@ -145,9 +141,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def _shuffled(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     """Where `position` lands in a pseudo-random permutation of range(n), which its `key` chooses. A
-    Feistel network permutes the side**2 >= n points (left, right) of a square. A point that lands
-    at n or beyond is permuted again until it lands inside, which gives a permutation of range(n)
-    (Black and Rogaway, 2002). Nothing of size n is held in memory."""
+    Feistel network permutes the side**2 >= n points (left, right) of a square. What lands at n or
+    beyond is permuted again until it is inside (Black and Rogaway, 2002). No memory of size n."""
     side = np.uint64(math.isqrt(n - 1) + 1)
     x = position.astype(np.uint64)
     outside = np.ones(len(x), bool)

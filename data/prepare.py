@@ -81,8 +81,7 @@ def prepare(
         )
         first = next(held_out, None)
         if all(other == first for other in held_out):
-            what = f"the {SPLITS[not first]} split would be empty with --val-fraction"
-            raise UserError(f"{what} {val_fraction}; give more text, or another fraction")
+            raise UserError(f"{val_fraction=}: no {SPLITS[not first]} split; give more text")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)
@@ -132,8 +131,7 @@ def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Pat
             tasks[part / f"{len(tasks):03d}_{digest[:32]}.json"] = [path for path, _, _ in files]
             files, size = [], 0
     if set(part.glob("*.json")) - set(tasks):
-        what = "was begun with other arguments, or an input file has changed"
-        raise UserError(f"{part}: {what}; remove it to start anew")
+        raise UserError(f"{part}: of other arguments, or an input file has changed; remove it")
     return tasks
 
 
@@ -165,9 +163,8 @@ def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
 
 
 def _make_all(tasks: list[tuple]) -> None:
-    """_make_shards of each task: in processes on all cores, as threads would wait for Python's
-    lock; one task alone, in this process."""
-    if len(tasks) < 2 or os.cpu_count() == 1:
+    """_make_shards of each task, by processes on all cores: threads would share Python's lock."""
+    if len(tasks) < 2 or os.cpu_count() == 1:  # here
         for task in tasks:
             _make_shards(*task)
         return
@@ -194,8 +191,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     path = {"required": True, "type": os.path.expanduser}  # a shell expands no ~ behind a =
     parser.add_argument("--input", **path, nargs="+", help="files, folders, or globs in quotes")
-    known = "gpt2, shipped, a tiktoken rank file, or a Hugging Face folder"
-    parser.add_argument("--tokenizer", **path, help=known)
+    parser.add_argument("--tokenizer", **path, help="gpt2, shipped, rank file, Hugging Face folder")
     parser.add_argument("--out", **path, help="the folder to make")
     parser.add_argument("--key", default="text", help="of .jsonl, or column of .parquet")
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION)

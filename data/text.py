@@ -1,6 +1,5 @@
-"""The texts in .txt, .jsonl and .parquet files. A format is one function: it takes a path, its
-unpacked stream and the key of the text, and yields items: pairs (text as bytes, whether a document
-ends here). A document may have no text."""
+"""The texts in .txt, .jsonl and .parquet files. A function for each format, of a path, its unpacked
+stream and the key of the text, yields items: (text as bytes, or b"", does a document end here)."""
 
 import glob
 import gzip

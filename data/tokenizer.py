@@ -45,8 +45,7 @@ class FolderTokenizer:
     """The tokenizer.json of a Hugging Face folder, with what is used here of tiktoken's Encoding.
     Ids are those of transformers' AutoTokenizer with add_special_tokens=False and
     split_special_tokens=True: nothing in a text is special. Bytes that are not UTF-8 become U+FFFD.
-    `eot_token`: the id of `<|endoftext|>`, or else of the `eos_token` in tokenizer_config.json.
-    Raises UserError. Needs the package tokenizers."""
+    `eot_token`: of `<|endoftext|>`, or the eos_token in tokenizer_config.json. Raises UserError."""
 
     def __init__(self, folder: Path):
         from tokenizers import Tokenizer
@@ -84,17 +83,15 @@ Encoding = tiktoken.Encoding | FolderTokenizer
 
 
 def load_tokenizer(name: str) -> Encoding:
-    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), the path of a rank
-    file, or that of a Hugging Face folder. A rank file has tiktoken's own format, one `<base64 of
-    the token> <rank>` a line. Text is cut by PATTERN, and `<|endoftext|>` gets the id after the
-    last rank. Raises UserError."""
+    """`shipped` (1,024 entries), `gpt2` (50,257; tiktoken downloads it once), a Hugging Face
+    folder, or a rank file in tiktoken's format: `<base64 of the token> <rank>` a line. With that,
+    PATTERN cuts text, and `<|endoftext|>` gets the id after the last rank. Raises UserError."""
     if name == "gpt2":
         try:
             return tiktoken.get_encoding(name)
         except Exception as error:  # of the network, a proxy, the disk
-            what = f"tiktoken cannot download it ({type(error).__name__})"
-            way = "copy its TIKTOKEN_CACHE_DIR from a connected machine"
-            raise UserError(f"tokenizer gpt2: {what}; {way}") from None
+            what = f"tokenizer gpt2: tiktoken cannot download it ({type(error).__name__})"
+            raise UserError(f"{what}; copy TIKTOKEN_CACHE_DIR from a connected machine") from None
     path = SHIPPED_RANKS if name == "shipped" else Path(name)
     if path.is_dir():
         return FolderTokenizer(path)
@@ -105,8 +102,7 @@ def load_tokenizer(name: str) -> Encoding:
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
-        need = "with each of the 256 bytes and no gap in its ranks"
-        raise UserError(f"tokenizer {path}: {what} {need}") from None
+        raise UserError(f"tokenizer {path}: {what}, of all bytes, without a gap") from None
     end = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
 

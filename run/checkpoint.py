@@ -89,8 +89,7 @@ def load_checkpoint(path: Path) -> dict:
     except Exception as error:  # torch raises whatever a damaged or foreign file leads it to
         if isinstance(error, OSError) or out_of_memory(error):
             raise OSError(f"cannot read {path}: {str(error) or 'out of memory'}") from error
-        what = "damaged, or not a checkpoint of this version of train.py"
-        raise UserError(f"{path}: {what} ({FORMAT})") from error
+        raise UserError(f"{path}: damaged, or not a checkpoint of this code ({FORMAT})") from error
 
 
 def check_content(saved: dict) -> None:
@@ -150,8 +149,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
 
 
 def load_start(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config, dict]:
-    """The config with the shape of the weights in `c.init_from`, and these, as if saved at step 0.
-    Raises UserError, OSError."""
+    """The config and weights of `c.init_from`, as saved at step 0. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], data.vocab_size)
     unknown = check_tokenizer(c, "init_from", given, data)
@@ -196,8 +194,7 @@ class Teacher:
         self.machine, self.weight = machine, c.teacher_weight
         digest = hashlib.sha256(repr(shape).encode())
         for name, weight in sorted(given["model"].items()):
-            digest.update(name.encode())
-            digest.update(weight.contiguous().view(torch.uint8).numpy())
+            digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
         self.digest = digest.hexdigest()
 
     @torch.no_grad()

@@ -152,8 +152,7 @@ def check_ranks(c: Config, ranks: int) -> None:
     """Refuse a batch that so many ranks cannot share out evenly. Raises UserError."""
     share, rest = divmod(c.batch_size, ranks)
     need(rest == 0, c, "batch_size", f"must divide by the {ranks} ranks")
-    fits = f"must divide the {share} sequences of a rank"
-    need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", fits)
+    need(share % micro_batch(c, ranks) == 0, c, "micro_batch_size", f"must divide a rank's {share}")
 
 
 def check_vocabulary(c: Config, key: str, shape: GPTConfig, vocab_size: int) -> None:

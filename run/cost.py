@@ -65,9 +65,8 @@ def muon_flops(shape: GPTConfig) -> int:
 def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None = None) -> dict:
     """Bytes of a process's tensors, `state` and `activations`, at the peak of a step of several
     micro batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at
-    most. "auto" counts as bfloat16 for `dtype`, and as not compiled for `compile`.
-    Muon's own products are left out: they matter only where batches are tiny. On a CPU, bfloat16
-    takes more, as model.py writes attention out."""
+    most. An "auto" counts as bfloat16, or as not compiled. Left out are Muon's products, which
+    matter where batches are tiny, and attention in bfloat16 on a CPU, which model.py writes out."""
     compiled, lower, n = c.compile == "on", c.dtype != "float32", n_parameters(shape)
     e = 2 if lower else 4  # bytes of a number in the matrix products
     tokens, head, d_ff = rows * shape.context_length, shape.vocab_size * shape.d_model, shape.d_ff

@@ -66,9 +66,8 @@ class Forward:
     def wrap(self) -> None:
         """Under torchrun, put the parameters of now into a new DistributedDataParallel. After its
         first backward pass it sorts its buckets by the order in which gradients came. Two empty
-        passes have that done before any step counts, so the first step of a run that resumes adds
-        the ranks' gradients in the same order as all others. Raises UserError where the ranks hold
-        different weights: they would train no model at all."""
+        passes have that done before any step counts, so the first step after a resume adds the
+        ranks' gradients in the usual order. Raises UserError where ranks hold different weights."""
         if not self.machine.launched:
             return
         self.machine.check_same(self.model)
@@ -78,8 +77,8 @@ class Forward:
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # From now on gradients are views of buckets: DDP multiplies others by 1 / ranks, these it
-        # divides, and that rounds differently
+        # Zeros, not None: DDP multiplies new gradients by 1 / ranks, but divides its buckets,
+        # which rounds differently. So the first step rounds as all later ones do
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
@@ -106,10 +105,9 @@ class Forward:
 
 
 def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
-    """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: compiling
-    takes ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not
-    where KV heads are pruned: with a varying number of heads, compiled steps are slower there. Nor
-    on Windows, where the compiler that Inductor calls is seldom installed."""
+    """Whether to compile. On a CPU, "auto" compiles only runs of more than 3e13 FLOPs: it takes
+    ten seconds and makes steps 1.1 to 1.3 times faster (two cores, d_model 64 and 256). Not where
+    KV heads are pruned, which slows compiled steps, nor on Windows, which seldom has a compiler."""
     worth = plan.flops() > 3e13 and "n_kv_head" not in plan.schedule.widths
     pays = device.type == "cuda" or (device.type == "cpu" and worth)
     return c.compile == "on" or (c.compile == "auto" and pays and os.name != "nt")

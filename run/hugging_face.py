@@ -1,6 +1,5 @@
-"""Our model as a Hugging Face folder of a LlamaForCausalLM, in and out. It computes the same, so
-weights only change their names. The package transformers reads and writes the files: safetensors
-only, and never code from a folder."""
+"""Our model as a Hugging Face folder of a LlamaForCausalLM, in and out. It computes the same; only
+names change. The package transformers reads and writes the files: safetensors, and never code."""
 
 import json
 from dataclasses import replace
@@ -29,10 +28,8 @@ SIZES = {
     "tie_embeddings": "tie_word_embeddings", "rope_theta": "rope_theta", "norm_eps": "rms_norm_eps",
 }  # fmt: skip
 # Keys that would change the computation, and the value that does not.
-SUPPORTED = {
-    "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-    "quantization_config": None,
-}  # fmt: skip
+SUPPORTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False}
+SUPPORTED |= {"mlp_bias": False, "quantization_config": None}
 
 
 def weight_names(shape: GPTConfig) -> dict[str, str]:
@@ -53,8 +50,7 @@ def need_transformers():
 
 
 def llama_config(shape: GPTConfig):
-    sizes = {theirs: getattr(shape, ours) for ours, theirs in SIZES.items()}
-    config = need_transformers().LlamaConfig(**sizes)
+    config = need_transformers().LlamaConfig(**{b: getattr(shape, a) for a, b in SIZES.items()})
     config.rope_theta = shape.rope_theta  # 5 writes it elsewhere only, where 4 does not look
     return config
 
@@ -97,8 +93,7 @@ def read_shape(folder: Path) -> GPTConfig:
             raise ValueError(f"{ropes} is not supported: the rotary embedding would be scaled")
         for key, value in SUPPORTED.items():
             if said.get(key, value) != value:
-                what = f"{key}={said[key]!r}, not {value!r}"
-                raise ValueError(f"{what}: docs/own-loop.md prunes other models")
+                raise ValueError(f"{key}={said[key]!r}, not {value!r}: see docs/own-loop.md")
         n_head = said["num_attention_heads"]
         given = {  # what a LlamaForCausalLM has where config.json says nothing, or null
             "num_key_value_heads": n_head, "head_dim": said["hidden_size"] // n_head,

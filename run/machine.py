@@ -34,8 +34,7 @@ NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer
 class Machine:
     """Device, precision, and the processes that train together: one, unless torchrun started more.
     Where one of them dies, the others end after WAIT at the latest: with gloo by a RuntimeError,
-    with NCCL by its watchdog, which aborts the process. Raises UserError where the device or
-    torchrun's variables are missing, or the device cannot do the work."""
+    with NCCL by its watchdog. Raises UserError where the device or torchrun's variables fail."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
@@ -65,8 +64,7 @@ class Machine:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, x: Tensor) -> Tensor:
-        """x, from the CPU, on the device. The CPU does not wait: a copy from pinned memory goes on
-        while the next work is prepared."""
+        """x, from the CPU, on the device. The CPU goes on while pinned memory is copied."""
         x = x.pin_memory() if self.device.type == "cuda" else x
         return x.to(self.device, non_blocking=True)
 

@@ -29,9 +29,8 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
 class Muon(torch.optim.Optimizer):
     """Makes all singular values of an update nearly equal, and scales it to the usual size of
     AdamW's (2502.16982), so that one learning rate fits both. torch.optim.Muon does the same with
-    adjust_lr_fn="match_rms_adamw", but always multiplies in bfloat16. A CPU without bfloat16
-    emulates that, many times slower than float32. dtype: of the products alone. Ranks, whose
-    gradients are the same, share the products out."""
+    adjust_lr_fn="match_rms_adamw", but always in bfloat16, which a CPU without it emulates, many
+    times slower. dtype: of the products alone. Ranks, whose gradients agree, share these out."""
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
@@ -70,8 +69,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The matrices in lists of one shape, where a shape and its transpose are one: a product of
-    many matrices at once is faster than one after another. Several have at most STACK numbers."""
+    """The matrices in lists of one shape, or of it and its transpose: a product of many at once is
+    faster than one after another. A list of two or more holds at most STACK numbers."""
     alike: dict[tuple, list[Tensor]] = {}
     for x in matrices:
         alike.setdefault(tuple(sorted(x.shape)), []).append(x)

@@ -22,8 +22,6 @@ from run.config import MAY_CHANGE, SHAPE, Config, need
 from run.cost import GPUS, Plan, card_of, n_parameters
 from run.machine import Machine
 
-NUMBERS = ("step", "tokens", "flops", "seconds")  # of every event in the log
-
 
 class OutDir:
     """The out_dir of a run, its log, and what is printed. Rank 0 locks it before it reads it,
@@ -82,16 +80,16 @@ class OutDir:
             raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
         for what, knob in (("data", "data_dir"), ("teacher", "teacher")):
             if saved.get(what) != self.digests[what]:
-                other = f"{knob}={getattr(c, knob)} is not the {what} that the run began with"
-                raise UserError(f"{path}: {other}")
+                raise UserError(f"{path}: {knob}={getattr(c, knob)} is not the {what} of its start")
         return c, saved
 
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> None:
         """At step 0, remove the checkpoint and the log of a run that is replaced; later, the log's
         events after `step`, which come again. Write config.json, print the plan, log the start."""
         self.c, self.plan, self.unwritten = c, plan, b""
-        self.bytes_per_token = val.bytes_per_target(c.eval_tokens)
-        need(self.bytes_per_token, c, "eval_tokens", "none of them is text; give more")
+        # A bit per byte, in nats per token
+        self.nats_per_bpb = math.log(2) * val.bytes_per_target(c.eval_tokens)
+        need(self.nats_per_bpb, c, "eval_tokens", "none of them is text; give more")
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # speed is measured from this step and time
         if self.main:
@@ -112,7 +110,7 @@ class OutDir:
         """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
         comes before its step is trained, all else after it."""
         trained = step - (event == "prune")
-        if event != "step":  # the time of validations, saves and prunes does not count as training
+        if event != "step":  # validations, saves and prunes do not count (but DDP's new wrap)
             self.speed_from = trained, time.perf_counter()
         line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
         seconds = round(time.perf_counter() - self.began, 3)
@@ -152,11 +150,10 @@ class OutDir:
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
 
-    def prune(
-        self, step: int, shape: GPTConfig, kind: str, before: float, after: float, record: dict
-    ) -> None:
-        """shape: after it. before, after: loss on the same batches."""
+    def prune(self, step: int, shape: GPTConfig, kind: str, losses: tuple, record: dict) -> None:
+        """shape: after it. losses: before and after, on the same batches."""
         was, now = self.plan.schedule.width(step - 1, kind), getattr(shape, kind)
+        before, after = losses
         values = {"kind": kind, "width_before": was, "width_after": now}
         values |= {"params": n_parameters(shape), "loss_before": before, "loss_after": after}
         self.write("prune", step, **values, **record)
@@ -180,13 +177,9 @@ class OutDir:
         self.say(f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {pace} lr {lr:.1e} {phase}")
 
     def eval(self, step: int, val_loss: float) -> None:
-        bits = self.bits(val_loss)
+        bits = val_loss / self.nats_per_bpb
         self.write("eval", step, val_loss=val_loss, val_bpb=bits)
         self.say(f"eval       step {step}: {val_loss:.4f} nats per token, {bits:.4f} bits per byte")
-
-    def bits(self, nats_per_token: float) -> float:
-        """Bits per byte of the validation text."""
-        return nats_per_token / math.log(2) / self.bytes_per_token
 
     def save_checkpoint(self, step: int, model, optimizers, scores: dict, must: bool) -> None:
         """Save a checkpoint. If that fails, the run goes on and tries again at the next save; but a
@@ -209,7 +202,7 @@ class OutDir:
         self.say(f"stopped after step {step}, saved in {self.c.out_dir}; {way} goes on")
 
     def done(self, step: int, val_loss: float) -> None:
-        bits, params = self.bits(val_loss), n_parameters(self.plan.final)
+        bits, params = val_loss / self.nats_per_bpb, n_parameters(self.plan.final)
         self.write("done", step, val_loss=val_loss, val_bpb=bits, params=params)
         self.say(f"\nloss       {val_loss:.4f} nats per token on the validation split")
         self.say(f"seconds    {time.perf_counter() - self.began:.0f}")
@@ -224,8 +217,8 @@ def read_log(folder: Path) -> list[dict]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            events.append(json.loads(line))
-            events[-1]["event"], sum(events[-1][key] for key in NUMBERS)  # all there, and numbers
+            events.append(e := json.loads(line))
+            e["event"], sum(e[key] for key in ("step", "tokens", "flops", "seconds"))  # or errors
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: line {number} is no event of a run; remove it") from error
     return events

@@ -49,10 +49,8 @@ def race(calls: list, repeats: int) -> list[float]:
     """Median seconds of each call, of `repeats` turns of half a second, or longer for one call."""
     how = {"stmt": "call()", "num_threads": torch.get_num_threads()}
     timers = [Timer(globals={"call": call}, **how) for call in calls]
-    rounds = [
-        [t.blocked_autorange(min_run_time=0.5).median for t in timers] for _ in range(repeats)
-    ]
-    return [median(times) for times in zip(*rounds)]
+    turns = [[t.blocked_autorange(min_run_time=0.5) for t in timers] for _ in range(repeats)]
+    return [median(turn.median for turn in of_call) for of_call in zip(*turns)]
 
 
 def peak_flops(machine: Machine) -> float:

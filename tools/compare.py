@@ -3,9 +3,8 @@
 A config is an arm. FILE.py:TABLE is a table of arms, a dict in FILE.py of name -> {key: value}, the
 changes of the config file that FILE.py assigns to `base`; FILE.py:TABLE:ARM is one of them. Every
 arm and seed is a run of train.py, on one CPU thread unless OMP_NUM_THREADS says more. After a stop,
-the same command goes on. All seeds that are done go to runs.csv, under the name of the first table
-as their `setting`. Without a CONFIG, it prints the tables of runs.csv. Any other --key=value is a
-knob for every arm."""
+the same command goes on. Seeds that are done go to runs.csv; the first table names the `setting`.
+Without a CONFIG, it prints the tables there. Any other --key=value is a knob for every arm."""
 
 import csv
 import io
@@ -31,7 +30,6 @@ from run.out_dir import read_log
 from tools import expanded, load_plan, positive
 from tools.plot import rises
 
-TRAIN = Path(__file__).parent.parent / "train.py"
 OUR_OWN = NOT_SAVED | {"seed"}  # knobs that no arm has
 # Of runs.csv, behind `setting`, which old files lack. prune_cost: the rise of the loss on the same
 # batches, summed over the run's prunes
@@ -60,8 +58,7 @@ def seed_range(text: str) -> range:
 
 
 def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
-    """The name of the table, "" for a config file, and arm -> (config file, knobs), of the CONFIG
-    of a command line. Raises UserError."""
+    """Of a CONFIG: its table, or ""; and arm -> (config file, knobs). Raises UserError."""
     path, colon, name = argument.partition(".py:")
     if not colon:
         return "", {Path(path).stem: (path, [])}
@@ -79,8 +76,7 @@ def read_arms(argument: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
 
 
 def load_arms(arguments: list[str], overrides: list[str], reference: str) -> list[Arm]:
-    """The arms, with `overrides` on top. Raises UserError with the name of one that cannot run, or
-    does not compare with the reference."""
+    """The arms, with `overrides`. Raises UserError with the name of one that cannot be compared."""
     arms: dict[str, Arm] = {}
     for argument in arguments:
         setting, found = read_arms(argument)
@@ -102,8 +98,7 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
 
 
 def check_comparable(arm: Arm, reference: Arm) -> None:
-    """Raises UserError unless the arm ends in the reference's shape, on its tokens or its FLOPs; or
-    keeps its enlarged shape to the end: the ceiling."""
+    """Raises UserError unless both end in one shape on equal tokens or FLOPs, or it stays wide."""
     ours, theirs = arm.plan, reference.plan
     where = f"arm {arm.name}: not comparable with {reference.name}"
     ceiling = ours.final == ours.shape(1) == theirs.shape(1)
@@ -125,7 +120,7 @@ def start(arm: Arm, seed: int, out_dir: Path) -> subprocess.Popen:
     """Start train.py, or have it go on."""
     out_dir.mkdir(parents=True, exist_ok=True)
     knobs = [*arm.knobs, f"--seed={seed}", f"--out_dir={out_dir}", "--resume"]
-    call = [sys.executable, TRAIN, arm.path, *knobs]
+    call = [sys.executable, Path(__file__).parent.parent / "train.py", arm.path, *knobs]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with open(out_dir / "output.txt", "a") as file:
         return subprocess.Popen(call, stdout=file, stderr=file, env=environment)
@@ -158,8 +153,7 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
 
 
 def collect(arms: list[Arm], folder: Path) -> Arms:
-    """The rows of runs.csv, of every seed that is done. Raises UserError where an arm has been
-    edited since, or runs had different precisions, data, text to validate on or teachers."""
+    """The rows of runs.csv, of seeds that are done. Raises UserError where runs do not compare."""
     found, teachers, same = {}, {}, ()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
@@ -169,8 +163,7 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
             wanted = {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
             if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
-                what = f"made by another config, with {', '.join(old)}"
-                raise UserError(f"{out_dir}: {what}; remove it, or give another --runs")
+                raise UserError(f"{out_dir}: had {', '.join(old)}; remove it, or give other --runs")
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
                 raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
@@ -195,8 +188,7 @@ def as_row(values: dict) -> dict:
 
 
 def read_csv(path: Path) -> dict[str, Arms]:
-    """Setting -> its arms; "" where there is none. Raises UserError for other columns or cells, for
-    what is no row, and for a run that comes twice."""
+    """Setting, or "" -> its arms. UserError: for what is no row, for a run that comes twice."""
     settings: dict[str, Arms] = {}
     with open(path, newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
@@ -214,8 +206,7 @@ def read_csv(path: Path) -> dict[str, Arms]:
 
 
 def write(path: Path, setting: str, arms: Arms) -> None:
-    """Put a setting into runs.csv, whose folder is made. Raises UserError where that would lose a
-    run of it."""
+    """Put a setting into runs.csv. Raises UserError where that would lose a run of it."""
     settings = read_csv(path) if path.exists() else {}
     for arm, runs in settings.get(setting, {}).items():
         for seed, row in runs.items():
@@ -255,8 +246,7 @@ def table(arms: Arms, reference: str) -> str:
         params, tokens, flops, seconds, cost = map(mean, others)
         spread = f" ± {stdev(loss):.4f}" if len(loss) > 1 else ""
         pairs = paired(runs, arms.get(reference, {}))
-        shown = pairs and arm != reference
-        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if shown else ""
+        against = f"{mean(pairs):+.4f} ({t_test(pairs):.2g})" if pairs and arm != reference else ""
         line = f"| {arm} | {len(runs)} | {mean(loss):.4f}{spread} | {mean(bpb):.4f} | {against} "
         line += f"| {params:,.0f} | {tokens:,.0f} | {flops:.3g} | {seconds:.0f} | {cost:.3f} |"
         lines[line] = mean(pairs) if pairs else math.inf

@@ -1,7 +1,6 @@
 """The loss of a trained model on your own text: python -m tools.evaluate OUT_DIR --text FILE ...
 
-OUT_DIR is a run's folder, or a Hugging Face one. For tasks such as LAMBADA: docs/hugging-face.md.
-"""
+OUT_DIR: of a run, or a Hugging Face one. For tasks such as LAMBADA: docs/hugging-face.md."""
 
 import math
 from argparse import ArgumentParser

@@ -1,7 +1,6 @@
 """A run as a Hugging Face folder: python -m tools.export OUT_DIR --to FOLDER
 
-The folder is a plain LlamaForCausalLM, which transformers loads without our code. Needs: pip
-install -r requirements-extra.txt"""
+The folder is a plain LlamaForCausalLM, which transformers loads without our code."""
 
 import json
 import tempfile

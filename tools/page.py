@@ -42,8 +42,7 @@ def read_run(out_dir: Path) -> dict:
             run[name] = [{key: short(e[key]) for key in ("step", *keys.split())} for e in log[name]]
         json.dumps(run, allow_nan=False)
     except (LookupError, TypeError, ValueError) as error:
-        what = f"a log of an older version, or damaged: {error!r}"
-        raise UserError(f"{out_dir}: cannot be shown ({what})") from error
+        raise UserError(f"{out_dir}: its log is damaged, or too old to show: {error!r}") from error
     matrices = {kind: [s for s in SLICES[kind] if "norm" not in s.name] for kind in SLICES}
     run["slices"] = {k: [(s.name.split(".")[1], s.dim) for s in matrices[k]] for k in matrices}
     return run

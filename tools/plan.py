@@ -1,9 +1,8 @@
 """What a run will need: python -m tools.plan CONFIG --gpus 8 --gpu h100 [--key=value ...]
 
-Of each phase, from shapes alone; and of the final shape from scratch. Hours and memory are computed
-for compiled steps: their products, at a share of the card's peak, and the bytes that they move.
-What GPUs send each other is left out. Where the data is not there yet, GPT-2's vocabulary is
-assumed."""
+In each phase, from shapes alone; and the final shape from scratch. Hours and memory are computed
+for compiled steps: their products, at a share of the card's peak, and the bytes that they move, but
+not what GPUs send each other. Where the data is not there yet, GPT-2's vocabulary is assumed."""
 
 from argparse import ArgumentParser
 from dataclasses import replace
@@ -45,8 +44,7 @@ def step_seconds(c: Config, plan: cost.Plan, shape: GPTConfig, gpus: int, gpu: s
 
 
 def knobs_that_fit(c: Config, plan: cost.Plan, shape: GPTConfig, room: float, gpus: int) -> str:
-    """The least `recompute`, from what it is on, and with it the largest micro batch, with which a
-    step fits into `room` bytes of each GPU."""
+    """The least `recompute` whose step fits into `room` bytes, and the largest micro batch."""
     share, ways = c.batch_size // gpus, CHOICES["recompute"]
     for recompute in ways[ways.index(c.recompute) :]:
         less = replace(c, recompute=recompute)

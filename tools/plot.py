@@ -67,8 +67,7 @@ def open_figure(rows: int, columns: int, **settings):
 
 
 def draw_losses(panel, log: dict, x: str, jump: str, label: str, **style) -> None:
-    """Draw the losses of a run. Those around prunes, of few tokens, are bars, at which the line of
-    the validations, of many, has a gap."""
+    """Draw the losses of a run. Around prunes, of few tokens, they are bars in gaps of the line."""
     steps, evals, prunes = log.values()
     panel.plot(along(steps, x), along(steps, "loss"), lw=1, color=style["color"], alpha=0.4)
     points = sorted(evals + prunes, key=lambda e: e["tokens"])
@@ -152,8 +151,7 @@ def draw_units(out_dir: Path):
 
 
 def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
-    """Draw a run as it is before a step, and in red the units that go then. panels: a caption, each
-    kind of unit, and the loss."""
+    """Draw a run before a step, and in red what goes then. panels: caption, kinds of unit, loss."""
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])

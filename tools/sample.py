@@ -1,8 +1,7 @@
 """Continue a prompt with a trained model: python -m tools.sample OUT_DIR --prompt "My fellow"
 
-OUT_DIR is a run's folder, or a Hugging Face one. A sample ends at <|endoftext|> or after --tokens.
-The model sees the last context_length tokens; each new token is one forward pass over all of them.
-"""
+OUT_DIR: of a run, or a Hugging Face one. A sample ends at <|endoftext|> or after --tokens. Each
+token is one forward pass over the last context_length tokens."""
 
 import codecs
 import os
