@@ -64,8 +64,8 @@ class Schedule:
         require(0 <= c.min_lr_fraction <= 1, c, "min_lr_fraction", "must lie between 0 and 1")
         require(c.prune_schedule in SCHEDULES, c, "prune_schedule", f"must be one of {SCHEDULES}")
         self.c, self.max_steps, self.widths = c, c.max_steps, pruned_widths(c)
-        # The steps at which the prune window opens and closes; None: never prune. The first prune
-        # comes `prune_every` steps after its opening, each next one as late; the last as it closes
+        # The steps at which the prune window opens and closes; None: never prune. A prune is due
+        # every `prune_every` steps after its opening, and as it closes; one shot has that one alone
         self.window = prune_window(c) if self.widths else None
         # Steps of scoring before the window opens: an older score would weigh less than e^-5
         self.score_steps = math.ceil(5 / (1 - c.score_beta))

@@ -85,7 +85,7 @@ NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
 # only have moved, and init_from only if its place is gone: OutDir.load refuses all else
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
-OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # may differ in runs of an arm
+OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # may differ in an arm of tools.compare
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),

@@ -51,7 +51,7 @@ class OutDir:
             need(other, c, key, "the run would write over it; choose another out_dir")
         held = [n for n in ("config.json", "log.jsonl", NAME) if (self.path / n).exists()]
         log = read_log(self.path) if c.resume and not self.has_checkpoint else []
-        config = self.path / "config.json"  # a run writes it before all else, and never removes it
+        config = self.path / "config.json"  # written before the others, and never removed
         if held and not (config.is_file() and b'"max_steps"' in config.read_bytes()):
             what = f"holds {held[0]}, but no config.json of a run; choose another out_dir"
         elif held and not (c.overwrite or c.resume):
