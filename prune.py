@@ -17,7 +17,7 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 class Slice(NamedTuple):
     """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
-    the same length. The row of all comes `parts` times (3 in a matrix of all q, all k, all v)."""
+    the same length. The sequence comes `parts` times (3 in a matrix of all q, all k, all v)."""
 
     name: str  # of the parameter
     dim: int

@@ -6,7 +6,7 @@ one run, under one cosine learning-rate schedule.
 
 CONFIG is a Python file of assignments, such as configs/idea.py. `train.py out/idea --resume` goes
 on with the run in that folder. --shorter=8 divides all counts of steps by eight, but not
---stop_after; --log_every falls as far as 20 lines of the log need. The method (IDEA Prune, arXiv
+--stop_after; --log_every falls just far enough for 20 lines of log. The method (IDEA Prune, arXiv
 2503.05920) is in the loop: schedule, prune, forward and backward, score, update.
 """
 
@@ -182,7 +182,7 @@ def train(c: Config, files: ExitStack) -> int:
         out.stopped(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
-    if val_loss is None:  # no step was left; save again: data_dir, which it names, may have moved
+    if val_loss is None:  # the run was done before; save where its data is now
         val_loss = validate(forward, val, c.eval_tokens)
         out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)
     out.done(step, val_loss)

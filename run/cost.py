@@ -74,7 +74,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     # What the backward pass needs of a block and token: of the norms, inputs in float32 and outputs
     full = 2 * (4 + e) * d_model
     full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
-    if not compiled:  # normalized inputs, casts for k, v and up, too; the input of o, silu(gate)
+    if not compiled:  # normalized inputs, outputs cast anew for k, v, up; o's input, silu(gate)
         full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
     # Of these, products alone: q and what attention gives; k, v; o, and down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)

@@ -25,7 +25,7 @@ PRODUCTS = ["mm", "bmm", *(f"_scaled_dot_product_{kernel}" for kernel in KERNELS
 
 
 class Forward:
-    """forward(tokens, targets): the loss of a micro batch, whose backward pass gives the gradients
+    """forward(tokens, targets): the loss of a micro batch; its backward pass adds to the gradients
     of a step. `compiled`: whether the model is. Raises UserError as `wrap` does."""
 
     def __init__(self, model: GPT, c: Config, plan: Plan, machine: Machine):
@@ -116,7 +116,7 @@ def choose_compile(c: Config, device: torch.device, plan: Plan) -> bool:
 def compile_training(model: GPT, kinds: Container[str]) -> None:
     """Compile the blocks and the head for training. One graph serves all blocks, as Dynamo looks it
     up by their code, which they share. Each graph serves all widths of these kinds above 1, so a
-    prune compiles nothing. In eval mode, with other shapes of batches, the model stays as it is."""
+    prune compiles nothing. In eval mode, where batches have other shapes, the model is eager."""
     torch._dynamo.config.force_parameter_static_shapes = False
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph where DDP's buckets end
