@@ -59,7 +59,7 @@ class TokenDataset:
             self.tokenizer = str(self.data_dir)
 
         # In an epoch, a shard's windows begin at o, o + T, o + 2 T, ..., with an o drawn for it, so
-        # any token may begin one. That costs about one window. A shard of T tokens has no window
+        # all but the last T tokens may begin one. That costs about one. T tokens hold no window
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

@@ -149,7 +149,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
 
 
 def load_start(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config, dict]:
-    """The config and weights of `c.init_from`, as saved at step 0. Raises UserError, OSError."""
+    """`c` in the shape of `c.init_from`; its weights, as at step 0. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], data.vocab_size)
     unknown = check_tokenizer(c, "init_from", given, data)

@@ -95,7 +95,7 @@ CHOICES = {
     "criterion": CRITERIA,
 }
 POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff round_vocab_to
-    eval_every eval_tokens save_every log_every max_steps"""  # Schedule checks its own
+    eval_every eval_tokens save_every log_every max_steps"""  # Schedule checks others
 # More than this is a slip, or would take for ever to plan or to build
 AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape

@@ -83,7 +83,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     # in its FFN. An eager head: log-softmax and two gradients in float32
     block, logits = tokens * (full - kept + 2 * e * d_ff), tokens * 12 * shape.vocab_size
     state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
-    if compiled:  # weights' gradients, of a block or the head, until added to `state`'s; casts
+    if compiled:  # gradients of the weights of a block or the head, in both types, until added
         weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
         block += (4 + casts) * weights
         logits = tokens * e * shape.vocab_size + (4 + casts) * head  # one gradient of a logit

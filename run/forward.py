@@ -77,8 +77,8 @@ class Forward:
         for _ in range(2):  # it sorts between the two, while its buckets hold no gradient
             self.model.zero_grad()
             self.empty_pass()
-        # Zeros, not None: DDP multiplies new gradients by 1 / ranks, but divides its buckets,
-        # which rounds differently. So the first step rounds as all later ones do
+        # Zeros, not None: DDP multiplies a gradient that is new in its buckets by 1 / ranks, but
+        # divides one that lies there, which rounds differently; it does in all later steps
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:

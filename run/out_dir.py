@@ -110,7 +110,7 @@ class OutDir:
         """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
         comes before its step is trained, all else after it."""
         trained = step - (event == "prune")
-        if event != "step":  # validations, saves and prunes do not count (but DDP's new wrap)
+        if event != "step":  # validations, saves and prunes do not count (DDP's new wrap does)
             self.speed_from = trained, time.perf_counter()
         line = {"event": event, "step": step, "tokens": trained * self.plan.tokens_per_step}
         seconds = round(time.perf_counter() - self.began, 3)
