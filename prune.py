@@ -186,7 +186,7 @@ class Pruner:
         """Update the scores by this step's: S = beta S + (1 - beta) s. Raises as `check` does.
 
         Call it when gradients are those of the mean loss over all micro-batches and ranks, before
-        these are clipped: by another factor each step. If any is not finite, no score changes.
+        these are clipped, by a factor of each step's own. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check(model, self.optimizers, groups)

@@ -36,8 +36,8 @@ from run.out_dir import OutDir
 def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. In a function of
-    its own, because a `micro_loss` in train() would keep weights that are pruned next, by its graph.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. In train(),
+    the last `micro_loss` would hold pruned weights in memory, by nodes that backward() leaves.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -182,9 +182,9 @@ def train(c: Config, files: ExitStack) -> int:
         out.stopped(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
-    if val_loss is None:  # a run is resumed that was done
+    if val_loss is None:  # resumed when done: save, too, as its data_dir may have moved
         val_loss = validate(forward, val, c.eval_tokens)
-        out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)  # new data_dir?
+        out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)
     out.done(step, val_loss)
     return 0
 

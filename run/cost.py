@@ -87,7 +87,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
         weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
         block += (4 + casts) * weights
         logits = tokens * e * shape.vocab_size + (4 + casts) * head  # one gradient of a logit
-        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)
+        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)  # kept
     if c.optimizer == "muon":  # it has one moment
         state -= 4 * block_weights(shape)
     if teacher:  # its weights; its distribution, in float32

@@ -121,7 +121,7 @@ def choose_device(c: Config) -> torch.device:
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
     need(found[kind], c, "device", "this torch finds none; try --device=auto")
-    # MPS has no float64, and with bfloat16 its attention sees later tokens (pytorch issue 195910)
+    # MPS has no float64 (for `mean`); its bfloat16 attention sees later tokens (pytorch #195910)
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype == "bfloat16"):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":
@@ -139,7 +139,7 @@ def choose_device(c: Config) -> torch.device:
 
 
 def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse a run whose `state`, with half of its activations (see memory_of), would exceed the
+    """Refuse a run whose `state` and, to be lenient, half of its `activations` would exceed the
     free memory of the GPU, or else all memory of the machine or container: UserError."""
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
