@@ -36,8 +36,8 @@ from run.out_dir import OutDir
 def forward_and_backward(
     forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. In train(),
-    the last `micro_loss` would hold pruned weights in memory, by nodes that backward() leaves.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. A function, so
+    that `micro_loss`, whose graph refers to the weights even after backward(), is gone at a prune.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """

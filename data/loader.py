@@ -58,8 +58,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # In an epoch, a shard's windows begin at o, o + T, o + 2 T, ..., with an o drawn for it, so
-        # all but its last T tokens may begin one, for about one window less. A shard of T has none
+        # In an epoch, a shard's windows begin at o, o + T, ..., with an o drawn for it. About one
+        # fewer than would fit, so that o can let any token but the last T begin a window
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

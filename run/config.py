@@ -212,7 +212,7 @@ def read_file(path: str) -> dict:
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a config file or a run's folder and apply `--key=value` overrides. `--shorter=N` makes
-    the run N times shorter: it divides the steps of the command line, too. Raises UserError."""
+    the run N times shorter: it divides LENGTHS of the command line, too. Raises UserError."""
     given = [(path, key, value) for key, value in read_file(path).items()]
     for argument in overrides:
         key, equals, value = argument.removeprefix("--").partition("=")

@@ -76,7 +76,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
     if not compiled:  # normalized inputs, outputs cast anew for k, v, up; o's input, silu(gate)
         full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
-    # Of these, products alone: q and what attention gives; k, v; o, and down if eager; gate, up
+    # "cheap" keeps products instead: q and what attention gives; k, v; o, down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
     kept = {"none": full, "cheap": 4 * d_model + products, "all": 4 * d_model}[c.recompute]
     # What comes and goes, in a block or in the head. A block: what is computed again, two gradients
