@@ -58,8 +58,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # In an epoch, a shard's windows begin at o, o + T, ..., with an o drawn for it. About one
-        # fewer than would fit, so that o can let any token but the last T begin a window
+        # In an epoch, a shard's windows begin at o, o + T, ..., about one fewer than would fit, so
+        # that o, which is drawn from up to 2T values, lets any token but the last T begin one
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

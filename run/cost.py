@@ -74,7 +74,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
     # What the backward pass needs of a block and token: of the norms, inputs in float32 and outputs
     full = 2 * (4 + e) * d_model
     full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
-    if not compiled:  # normalized inputs, outputs cast anew for k, v, up; o's input, silu(gate)
+    if not compiled:  # norms: x / rms, outputs cast again for k, v, up; o's input; silu(gate)
         full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
     # "cheap" keeps products instead: q and what attention gives; k, v; o, down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
@@ -87,7 +87,7 @@ def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None 
         weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
         block += (4 + casts) * weights
         logits = tokens * e * shape.vocab_size + (4 + casts) * head  # one gradient of a logit
-        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)  # kept
+        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)  # casts
     if c.optimizer == "muon":  # it has one moment
         state -= 4 * block_weights(shape)
     if teacher:  # its weights; its distribution, in float32

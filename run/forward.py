@@ -78,7 +78,7 @@ class Forward:
             self.model.zero_grad()
             self.empty_pass()
         # Zeros, not None: DDP multiplies a gradient that is new in its buckets by 1 / ranks, but
-        # divides one that lies there, which rounds differently; it does in all later steps
+        # divides one that lies there, as in all later steps, and the two round differently
         self.model.zero_grad(set_to_none=False)
 
     def empty_pass(self) -> None:
