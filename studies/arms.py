@@ -96,8 +96,7 @@ _idea = _idea | {
 dictionary_1540 = dict(idea=_idea, scratch_flops=_idea | small | {"max_steps": 49410})
 
 # Three sizes, 36 tokens of the dictionary for each final parameter. FFNs end 3 d_model wide, from
-# 8/3 of that; warm-up and prunes have the same fractions of the run. Only the search of rates was
-# run (size/ in sweeps.csv), and one rate each for 500k.
+# 8/3 of that; warm-up and prunes have the same fractions of the run (studies/size).
 
 
 def _three(idea, small_rate, flops_steps):  # the small model: on IDEA's tokens, on its FLOPs
@@ -120,7 +119,7 @@ _idea = _idea | {
     "n_layer": 5, "d_model": 80, "d_ff": 640, "d_ff_target": 240,
     "max_steps": 4080, "warmup_steps": 102, "prune_every": 102,
 }  # fmt: skip
-dictionary_36_500k = _three(_idea, 2.26e-2, 4704)
+dictionary_36_500k = _three(_idea, 1.13e-2, 4704)
 
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {
