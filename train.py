@@ -182,7 +182,7 @@ def train(c: Config, files: ExitStack) -> int:
         out.stopped(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
-    if val_loss is None:  # resumed when done; the checkpoint names data_dir, which may have moved
+    if val_loss is None:  # resumed when done; data_dir may have moved, so save it anew
         val_loss = validate(forward, val, c.eval_tokens)
         out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)
     out.done(step, val_loss)

@@ -58,8 +58,8 @@ class TokenDataset:
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # In an epoch, a shard's windows begin at o, o + T, ..., about one fewer than would fit, so
-        # that o, which is drawn from up to 2T values, lets any token but the last T begin one
+        # A shard's windows begin at o, o + T, ...; each epoch draws o. As many as fit would often
+        # leave o fewer than T values, and some tokens never first; one fewer gives it T to 2T - 1
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

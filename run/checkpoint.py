@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def check_content(saved: dict) -> None:
-    """Raises an error where the content contradicts itself. At step 0, there are no moments."""
+    """Raises an error if the content contradicts itself. Step 0, which no run saves: no moments."""
     shape, weights, step = saved["model_config"], saved["model"], saved["step"]
     layers_fit = len(weights) == 3 + 9 * shape.n_layer  # asked before so many are built below
     if not layers_fit or type(step) is not int or not 0 <= step <= saved["config"]["max_steps"]:
