@@ -150,7 +150,9 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
 
     with open(ROOT / "studies/sweeps.csv", encoding="utf-8") as file:
         searched = list(csv.DictReader(file))
-    for size in ("", "_250k", "_500k"):  # each arm's best mean over its two seeds
+    e = effect([paired(*(read("size/dictionary_36")[arm] for arm in ("scratch", "idea")))])
+    said += [f"{e.mean:.3f}", e.pairs]
+    for size in ("_250k", "_500k"):  # each arm's best mean over its two seeds
         runs = {}
         for x in (x for x in searched if x["setting"] == f"size/dictionary_36{size}"):
             of_rate = runs.setdefault(x["arm"], {}).setdefault(x["learning_rate"], [])
