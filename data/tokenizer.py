@@ -102,7 +102,7 @@ def load_tokenizer(name: str) -> Encoding:
             raise ValueError
     except (OSError, ValueError):
         what = "neither shipped, gpt2, a Hugging Face folder nor a file of lines '<base64> <rank>'"
-        raise UserError(f"tokenizer {path}: {what}, of all bytes, without a gap") from None
+        raise UserError(f"tokenizer {path}: {what} (all 256 bytes; no gap in ranks)") from None
     end = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
 

@@ -194,7 +194,8 @@ class Teacher:
         self.machine, self.weight = machine, c.teacher_weight
         digest = hashlib.sha256(repr(shape).encode())
         for name, weight in sorted(given["model"].items()):
-            digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(weight.contiguous().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()
 
     @torch.no_grad()

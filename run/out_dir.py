@@ -87,8 +87,7 @@ class OutDir:
         """At step 0, remove the checkpoint and the log of a run that is replaced; later, the log's
         events after `step`, which come again. Write config.json, print the plan, log the start."""
         self.c, self.plan, self.unwritten = c, plan, b""
-        # A bit per byte, in nats per token
-        self.nats_per_bpb = math.log(2) * val.bytes_per_target(c.eval_tokens)
+        self.nats_per_bpb = math.log(2) * val.bytes_per_target(c.eval_tokens)  # nats per token
         need(self.nats_per_bpb, c, "eval_tokens", "none of them is text; give more")
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # speed is measured from this step and time

@@ -163,7 +163,7 @@ def collect(arms: list[Arm], folder: Path) -> Arms:
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
             wanted = {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
             if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
-                raise UserError(f"{out_dir}: had {', '.join(old)}; remove it, or give other --runs")
+                raise UserError(f"{out_dir}: run with {', '.join(old)}; remove it, or give --runs")
             here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
             if here != (same := same or here):
                 raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
