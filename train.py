@@ -141,7 +141,7 @@ def train(c: Config, files: ExitStack) -> int:
                 for kind, width in new_widths.items():
                     record = pruner.prune(model, optimizers, kind, width)
                     after = validate(forward, val, plan.tokens_per_step)
-                    out.prune(step, model.config, kind, (before, after), record)
+                    out.prune(step, model.config, kind, before, after, record)
                     before = after
 
         # Forward and backward

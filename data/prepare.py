@@ -81,7 +81,7 @@ def prepare(
         )
         first = next(held_out, None)
         if all(other == first for other in held_out):
-            raise UserError(f"{val_fraction=}: no {SPLITS[not first]} split; give more text")
+            raise UserError(f"{val_fraction=}: no {SPLITS[not first]} split; change it or the text")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)

@@ -149,10 +149,11 @@ class OutDir:
         self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
 
-    def prune(self, step: int, shape: GPTConfig, kind: str, losses: tuple, record: dict) -> None:
-        """shape: after it. losses: before and after, on the same batches."""
+    def prune(
+        self, step: int, shape: GPTConfig, kind: str, before: float, after: float, record: dict
+    ) -> None:
+        """shape: after it. before, after: the loss, on the same batches."""
         was, now = self.plan.schedule.width(step - 1, kind), getattr(shape, kind)
-        before, after = losses
         values = {"kind": kind, "width_before": was, "width_after": now}
         values |= {"params": n_parameters(shape), "loss_before": before, "loss_after": after}
         self.write("prune", step, **values, **record)

@@ -16,8 +16,8 @@ from tools import expanded, name_of
 LINES = "-", "--", "-.", ":"  # of the first run, the second, ...: both show where they coincide
 NAMES = {"d_ff": "neurons", "n_kv_head": "heads", "d_model": "channels", "n_layer": "layers"}
 BLUE, RED, GREY = "#2f6fb7", "#e5484d", "#8b949e"
-CAPTIONS = {"enlarged": "A large model trains", "prune": "Its weakest parts go"}  # of the film
-CAPTIONS["recover"] = "What is left recovers"
+UNITS = np.array([[230] * 3, [47, 111, 183], [229, 72, 77]])  # gone, there (BLUE), going (RED)
+CAPTIONS = {"enlarged": "A wide model trains", "prune": "Weak parts go", "recover": "It recovers"}
 
 
 def by_name(out_dir: Path, pruned: bool = False) -> dict[str, list[dict]]:
@@ -155,8 +155,7 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])
-    known = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
-    last = [log["step"][0], *(e for e in known if "params" in e)][-1]  # prunes of old runs lack it
+    last = [log["step"][0], *sorted(past["prune"] + past["step"], key=lambda e: e["step"])][-1]
     phase = "prune" if due or past["prune"] else "enlarged"
     if not any(e["step"] >= step for e in log["prune"]):
         phase = log["step"][-1]["phase"]  # recover, unless the run was stopped amid its prunes
@@ -168,14 +167,15 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     caption.set_title(f"{compact(last['params'])} parameters", loc="right")
     for panel, kind in zip(bars, kinds):
         layered = any(e["removed"][1:] for e in log["prune"] if e["kind"] == kind)
-        for width, color in ((first, "0.9"), (now, BLUE)):
-            panel.barh(range(width["n_layer"] if layered else 1), width[kind], color=color)
+        units = np.zeros((first["n_layer"] if layered else 1, first[kind]), int)
+        units[: now["n_layer"], : now[kind]] = 1
         for e in due:
-            for layer, units in enumerate(e["removed"] if e["kind"] == kind else ()):
-                panel.barh([layer] * len(units), 1, left=units, color=RED)
+            for layer, going in enumerate(e["removed"] if e["kind"] == kind else ()):
+                units[layer, going] = 2
+        panel.imshow(UNITS[units], aspect="auto", interpolation="nearest")
+        panel.hlines(np.arange(0.5, len(units) - 1), *panel.get_xlim(), color="white", lw=1)
         name = NAMES.get(kind, kind) + " per layer" * layered
         panel.set_title(f"{name}: {now[kind]} of {first[kind]}", loc="left")
-        panel.margins(0)
     draw_losses(loss, past, "tokens", RED, None, color=BLUE)
     loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=limits([log]))
     known = "".join(f"; last validation {e['val_loss']:.2f}" for e in past["eval"][-1:])
@@ -186,15 +186,13 @@ def draw_film(out_dir: Path, to: Path) -> None:
     """Save a GIF of a run as it goes on; as another kind of file, its end. Raises UserError."""
     log = by_name(out_dir, pruned=True)
     steps, prunes = along(log["step"], "step"), along(log["prune"], "step")
-    heights = [0.01, *[0.5] * len({*along(log["prune"], "kind")}), 1]
-    size = {"figsize": (3.6, 0.6 + sum(heights)), "height_ratios": heights}
-    figure, axes = open_figure(len(heights), 1, **size)
+    rows = [0.01, *[0.5] * len({*along(log["prune"], "kind")}), 1]  # their heights
+    figure, axes = open_figure(len(rows), 1, figsize=(3.6, 0.6 + sum(rows)), height_ratios=rows)
     from matplotlib.animation import PillowWriter
 
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
-    film = PillowWriter(fps=6)
-    with film.saving(figure, to, dpi=200):
+    with (film := PillowWriter(fps=6)).saving(figure, to, dpi=200):
         for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
             draw_moment(axes[:, 0], log, step)
             film.grab_frame()
