@@ -24,6 +24,7 @@ ROWS = {
     ("58k", "18", "Muon", "10 to 35%"): "few tokens",
     ("58k", "36 to 142", "Muon", "10 to 35%"): "more tokens",
     ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
+    ("263k", "36", "Muon", "10 to 35%"): "more tokens, larger, another text",
     ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
     ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
     ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",
@@ -92,6 +93,9 @@ def leads(rows: list):
     for panel, part in ((tokens, "same tokens"), (flops, "same FLOPs")):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         for y, row in enumerate(ROWS):
+            if row not in found:
+                panel.text(0, y, "not run yet", color="0.5", ha="center", va="center", bbox=plain)
+                continue
             e, color, verdict = found[row], "0.5", "no clear difference"
             if not e.low < 0 < e.high:
                 color, leader = (BLUE, "IDEA") if e.mean > 0 else (ORANGE, "small model")

@@ -25,7 +25,7 @@ from tools.compare import Arms, paired, read_csv, t_test
 STUDIES = Path(__file__).parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
 TRAIN |= {"speeches, 4%": 172_512, "speeches, 17%": 690_048}
-# STUDY/SETTING, as in its runs.csv -> its text; all settings of tokens/, too
+# STUDY/SETTING, as in its runs.csv -> its text; all settings of size/ and tokens/, too
 TEXTS = {"restart/speeches_142": "speeches", "larger/speeches_16_250k": "speeches"}
 TEXTS |= {"units/axes_70k": "speeches"}
 TEXTS |= {"limited/epochs_47": "speeches, 4%", "limited/epochs_12": "speeches, 17%"}
@@ -44,6 +44,8 @@ SMALL_MODELS = [  # with Muon: all of that size that have so many tokens
     ("58k", "36 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("70k", "59", "Muon", "10 to 35%", range(30, 150)),
     ("250k", "65 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("263k", "36", "Muon", "10 to 35%", range(30, 150)),
+    ("467k", "36", "Muon", "10 to 35%", range(30, 150)),
     ("58k", "570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
     ("58k", "142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
     ("58k", "570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
@@ -89,10 +91,12 @@ def read(name: str) -> Arms:
 def small_model_tests() -> list[tuple]:
     """(final parameters, text), tokens for each, setting, arm -> its losses minus IDEA's."""
     found = []
-    tokens = {
-        f"tokens/{name}": name.partition("_")[0] for name in read_csv(STUDIES / "tokens/runs.csv")
+    texts = TEXTS | {
+        f"{study}/{name}": name.partition("_")[0]
+        for study in ("size", "tokens")
+        for name in read_csv(STUDIES / study / "runs.csv")
     }
-    for name, text in (TEXTS | tokens).items():
+    for name, text in texts.items():
         arms = read(name)
         run = next(iter(arms["idea"].values()))
         pairs = {arm: paired(arms[arm], arms["idea"]) for arm in ARMS if arm in arms}
