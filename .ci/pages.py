@@ -8,7 +8,6 @@ jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.
 
 import ast
 import copy
-import csv
 import importlib
 import json
 import lzma
@@ -114,6 +113,8 @@ def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
             assert part in slugs, f"{path}#{part}"
     for file in re.findall(r"(?<!:)(?:configs|studies)/[\w/.]+\.py", text):  # not of COMMIT:PATH
         assert page not in STUDIES or (ROOT / file).exists(), file
+    for module in re.findall(r"python -m ((?:studies|tools|data|docs)(?:\.\w+)+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def test_the_workflow_and_uv_do_what_the_readme_and_its_requirements_say():
@@ -146,19 +147,10 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     start = read("start/start")
     lead = effect([paired(start["scratch_width"], start["idea_usual"])])
     said += [f"{lead.mean:.3f}", lead.pairs]
-
-    with open(ROOT / "studies/sweeps.csv", encoding="utf-8") as file:
-        searched = list(csv.DictReader(file))
     for size in ("", "_250k"):
         runs = read(f"size/dictionary_36{size}")
         e = effect([paired(runs["scratch"], runs["idea"])])
         said += [f"{e.mean:.3f}", e.pairs]
-    runs = {}
-    for x in (x for x in searched if x["setting"] == "size/dictionary_36_500k"):
-        of_rate = runs.setdefault(x["arm"], {}).setdefault(x["learning_rate"], [])
-        of_rate.append(float(x["val_loss"]))
-    idea, scratch = (min(map(mean, runs[arm].values())) for arm in ("idea", "scratch"))
-    said.append(f"{scratch - idea:.3f}")  # each arm's best mean over its two seeds
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
     assert re.findall(r"\d+ of \d+|-?\d\.\d{3,}|\d+ settings", section) == said
     (forest,) = pictures.forest(made).axes

@@ -24,7 +24,7 @@ ROWS = {
     ("58k", "18", "Muon", "10 to 35%"): "few tokens",
     ("58k", "36 to 142", "Muon", "10 to 35%"): "more tokens",
     ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
-    ("263k", "36", "Muon", "10 to 35%"): "more tokens, larger, another text",
+    ("263k", "36", "Muon", "10 to 35%"): "more tokens, larger, a dictionary",
     ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
     ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
     ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",

@@ -173,7 +173,8 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
             for layer, going in enumerate(e["removed"] if e["kind"] == kind else ()):
                 units[layer, going] = 2
         panel.imshow(UNITS[units], aspect="auto", interpolation="nearest")
-        panel.hlines(np.arange(0.5, len(units) - 1), *panel.get_xlim(), color="white", lw=1)
+        edges, width = np.arange(0.5, len(units) - 1), min(1, 6 / len(units))
+        panel.hlines(edges, *panel.get_xlim(), color="white", lw=width)
         name = NAMES.get(kind, kind) + " per layer" * layered
         panel.set_title(f"{name}: {now[kind]} of {first[kind]}", loc="left")
     draw_losses(loss, past, "tokens", RED, None, color=BLUE)
