@@ -98,7 +98,7 @@ def test_a_film_says_after_each_prune_what_is_left(undisturbed):
         if now["step"] < later["step"]:  # the last one of its step
             plot.draw_moment(axes[:, 0], log, now["step"] + 1)
             assert axes[0, 0].get_title("right") == f"{compact(now['params'])} parameters"
-            caption = plot.CAPTIONS["recover" if later["step"] > 30 else "prune"]
+            caption = "It recovers" if later["step"] > 30 else "Weak parts go"
             assert axes[0, 0].get_title("left") == caption
 
 

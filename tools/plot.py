@@ -155,7 +155,8 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])
-    last = [log["step"][0], *sorted(past["prune"] + past["step"], key=lambda e: e["step"])][-1]
+    known = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
+    last = [log["step"][0], *(e for e in known if "params" in e)][-1]  # prunes of old runs lack it
     phase = "prune" if due or past["prune"] else "enlarged"
     if not any(e["step"] >= step for e in log["prune"]):
         phase = log["step"][-1]["phase"]  # recover, unless the run was stopped amid its prunes
@@ -167,14 +168,13 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     caption.set_title(f"{compact(last['params'])} parameters", loc="right")
     for panel, kind in zip(bars, kinds):
         layered = any(e["removed"][1:] for e in log["prune"] if e["kind"] == kind)
-        units = np.zeros((first["n_layer"] if layered else 1, first[kind]), int)
-        units[: now["n_layer"], : now[kind]] = 1
+        grid = np.zeros((first["n_layer"] if layered else 1, first[kind]), int)
+        grid[: now["n_layer"], : now[kind]] = 1
         for e in due:
             for layer, going in enumerate(e["removed"] if e["kind"] == kind else ()):
-                units[layer, going] = 2
-        panel.imshow(UNITS[units], aspect="auto", interpolation="nearest")
-        edges, width = np.arange(0.5, len(units) - 1), min(1, 6 / len(units))
-        panel.hlines(edges, *panel.get_xlim(), color="white", lw=width)
+                grid[layer, going] = 2
+        panel.imshow(UNITS[grid], aspect="auto", interpolation="nearest")
+        panel.hlines(np.arange(0.5, len(grid) - 1), *panel.get_xlim(), color="w", lw=2 / len(grid))
         name = NAMES.get(kind, kind) + " per layer" * layered
         panel.set_title(f"{name}: {now[kind]} of {first[kind]}", loc="left")
     draw_losses(loss, past, "tokens", RED, None, color=BLUE)
