@@ -155,8 +155,8 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])
-    known = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
-    last = [log["step"][0], *(e for e in known if "params" in e)][-1]  # prunes of old runs lack it
+    seen = sorted(past["prune"] + past["step"], key=lambda e: e["step"])
+    last = [log["step"][0], *(e for e in seen if "params" in e)][-1]  # prunes of old runs lack it
     phase = "prune" if due or past["prune"] else "enlarged"
     if not any(e["step"] >= step for e in log["prune"]):
         phase = log["step"][-1]["phase"]  # recover, unless the run was stopped amid its prunes
