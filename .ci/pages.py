@@ -117,11 +117,12 @@ def test_quoted_code_stands_in_its_file_and_links_lead_somewhere(page):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
-def test_the_workflow_and_uv_do_what_the_readme_and_its_requirements_say():
+def test_the_workflow_and_uv_do_what_the_pages_and_the_requirements_say():
     """Each system has lines of its own; Python 3.10 has no tomllib."""
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     runs = re.findall(r"^ +(?:- )?run: (.*)", workflow, re.M)
-    assert len(runs) == 4 and set(runs) < set(README.splitlines())
+    install = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    assert len(runs) == 4 and set(runs) < {*README.splitlines(), *install.splitlines()}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for key, file in (("dependencies", "requirements.txt"), ("extra", "requirements-extra.txt")):
         listed = ast.literal_eval(re.search(rf"^{key} = (\[.*?^\])", project, re.M | re.S)[1])
