@@ -211,21 +211,3 @@ axes_70k = dict(
     scratch=_scratch,
     scratch_flops=_scratch | {"max_steps": 1127},
 )  # fmt: skip
-
-# Sixteen times the final size, for a GPU and text of your own (130M tokens or more); not run
-# python -m data.prepare --tokenizer shipped --input ... --out data/fineweb
-_idea = {
-    "data_dir": "data/fineweb", "n_layer": 4, "d_model": 128, "d_ff": 1024, "d_ff_target": 384,
-    "max_steps": 8000, "batch_size": 64, "context_length": 256,  # 143 tokens per final parameter
-    "learning_rate": 8e-3,  # a guess: sweep it, and scratch's most carefully
-    "warmup_steps": 200, "prune_every": 200,
-}  # fmt: skip
-_scratch = _idea | {"d_ff": 384, "d_ff_target": 0}
-gpu = dict(
-    idea=_idea,
-    scratch=_scratch,
-    scratch_flops=_scratch | {"max_steps": 9192},
-    naive=_idea | twice | {"prune_start": 0.1},
-    oneshot=_idea | once | {"prune_start": 0.25},
-    enlarged=_idea | {"d_ff_target": 0},
-)
