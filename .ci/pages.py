@@ -136,9 +136,10 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
     leads = [w[1:4] for w, e in made if "same tokens" in w[0] and e.low > 0]
     muon = [["58k", "36 to 142", "Muon"], ["70k", "59", "Muon"], ["250k", "65 to 142", "Muon"]]
-    assert leads == [*muon, ["58k", "142", "AdamW"], ["58k", "570", "AdamW"]]
+    adamw = [["58k", "142", "AdamW"], ["58k", "570", "AdamW"]]
+    assert leads == [*muon, ["467k", "36", "Muon"], *adamw]
     leads = [w[1:4] for w, e in made if "same FLOPs" in w[0] and e.low > 0]
-    assert leads == [muon[1], ["58k", "570", "AdamW"]]
+    assert leads == [muon[1], adamw[1]]
     when = read("window/when")
     said = [effect([paired(when["idea_50_75"], when["idea_10_35"])]).pairs]
     (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[2]]
@@ -148,11 +149,11 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     start = read("start/start")
     lead = effect([paired(start["scratch_width"], start["idea_usual"])])
     said += [f"{lead.mean:.3f}", lead.pairs]
-    for size in ("", "_250k"):
-        runs = read(f"size/dictionary_36{size}")
+    sizes = [read(f"size/dictionary_36{size}") for size in ("", "_250k", "_500k")]
+    for runs in sizes:
         e = effect([paired(runs["scratch"], runs["idea"])])
         said += [f"{e.mean:.3f}", e.pairs]
-    e = effect([paired(runs["idea"], runs["scratch_flops"])])  # of the larger size
+    e = effect([paired(sizes[1]["idea"], sizes[1]["scratch_flops"])])
     said += [f"{e.mean:.3f}", e.pairs]
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
     assert re.findall(r"\d+ of \d+|-?\d\.\d{3,}|\d+ settings", section) == said
@@ -359,7 +360,8 @@ def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
 
 
 NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
-TABLES = ("gpu", "axes", "axes_70k", "speeches_18", "speeches_16_250k", "speeches_142_250k")
+TABLES = ["axes", "axes_70k", "speeches_18", "speeches_16_250k", "speeches_142_250k"]
+TABLES += ["dictionary_36_500k"]
 SHIPPED = [[*(f"configs/{name}.py" for name in NAMES), "studies/arms.py:changes"]]
 SHIPPED += [[f"studies/arms.py:{name}"] for name in TABLES]
 

@@ -25,6 +25,7 @@ ROWS = {
     ("58k", "36 to 142", "Muon", "10 to 35%"): "more tokens",
     ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
     ("263k", "36", "Muon", "10 to 35%"): "more tokens, larger, a dictionary",
+    ("467k", "36", "Muon", "10 to 35%"): "more tokens, larger still, a dictionary",
     ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
     ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
     ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",
@@ -103,7 +104,7 @@ def leads(rows: list):
                 verdict = f"{leader} by {size}"
             panel.hlines(y, e.low, e.high, color=color, lw=3)
             face = "white" if e.low < 0 < e.high else color
-            panel.plot(e.mean, y, "o", ms=7, color=color, mfc=face, mew=2)
+            panel.plot(e.mean, y, "o", ms=4, color=color, mfc=face, mew=2)
             panel.text(-0.02, y - 0.32, verdict, color=color, ha="center", va="center", bbox=plain)
         panel.set(xlim=(-0.08, 0.04), ylim=(len(ROWS) - 0.6, -0.6), yticks=[])
         panel.set_xlabel("nats by which IDEA's loss ends lower\n(bar: 95% interval)")
@@ -128,7 +129,7 @@ def forest(rows: list):
         labels.append(", ".join(cells))
         panel.text(1.02, y, e.pairs, transform=panel.get_yaxis_transform(), va="center")
         panel.hlines(y, e.low, e.high, color=color, lw=2)
-        panel.plot(e.mean, y, "o", color=color)
+        panel.plot(e.mean, y, "o", ms=4, color=color)
         means = [mean(d) for d in e.tests]
         panel.plot(means, [y + 0.3] * len(means), "o", ms=4, color=color, alpha=0.4, mew=0)
     panel.set_yticks(range(len(labels)), labels)

@@ -1,6 +1,7 @@
-"""The claims of start/, optimizer/ and window/: python -m studies.claims (needs SciPy)"""
+"""The claims of start/, size/, optimizer/ and window/: python -m studies.claims (needs SciPy)"""
 
 from itertools import accumulate
+from math import log2
 from statistics import mean, stdev
 
 from studies.results import effect, read
@@ -12,6 +13,7 @@ WHEN = [("idea_50_75", "idea_10_35"), ("scratch", "idea_10_35")]  # the same, of
 PLACES = {"oneshot_25": 0.25, "oneshot_50": 0.5, "oneshot_625": 0.625, "oneshot_75": 0.75}
 NO_CLAIM = [("scratch_flops_10_35", "idea_10_35"), ("oneshot_50", "idea_50_75")]
 NO_CLAIM += [("scratch", "idea_50_75")]
+SIZES = [f"size/dictionary_36{size}" for size in ("", "_250k", "_500k")]
 
 
 def say(name: str, x: list[float]) -> float:
@@ -46,13 +48,11 @@ def alike(name: str, x: list[float], bound: float) -> float:
     return p
 
 
-def slopes(arms: dict) -> list[float]:
-    """By seed, the least-squares slope of one shot's loss over its place, nats per whole run."""
+def slopes(x: list[float], y: list[list[float]]) -> list[float]:
+    """By seed, the least-squares slope over x. y: for each x, a number of each seed."""
     from scipy import stats
 
-    seeds = sorted(set.intersection(*(set(arms[a]) for a in PLACES)))
-    losses = ([arms[a][seed]["val_loss"] for a in PLACES] for seed in seeds)
-    return [stats.linregress([*PLACES.values()], y).slope for y in losses]
+    return [stats.linregress(x, of_seed).slope for of_seed in zip(*y, strict=True)]
 
 
 def better_start(arms: dict, arm: str) -> str:
@@ -71,6 +71,16 @@ def main() -> None:
         (f"{a}_{s}", f"idea_{s}") for s in ("usual", "width") for a in ("scratch", "scratch_flops")
     ]
     say_all(arms, no_claim)
+    sizes = [read(name) for name in SIZES]
+    leads = [paired(arms["scratch"], arms["idea"]) for arms in sizes]
+    doublings = [log2(arms["idea"][51]["params"]) for arms in sizes]
+    p = {"500k": say("scratch minus idea, 500k, same tokens", leads[-1])}
+    p["slope"] = say("slope of that lead, a doubling of the size", slopes(doublings, leads))
+    holm(p)
+    for name, arms in zip(SIZES, sizes):
+        print(name, end=": ")
+        smalls = ("scratch", "scratch_seconds", "scratch_flops")
+        say_all(arms, [(small, "idea") for small in smalls if small in arms])
     arms = read("optimizer")
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
@@ -82,9 +92,9 @@ def main() -> None:
     arms = read("window/when")
     p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
     p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
-    p["slope"] = say("slope of one shot's loss over its place", slopes(arms))
-    by_place = [mean(r["val_loss"] for r in arms[a].values()) for a in PLACES]
-    print("means by place:", *(f"{x:.4f}" for x in by_place))
+    once = [[row["val_loss"] for row in arms[a].values()] for a in PLACES]
+    p["slope"] = say("slope of one shot's loss over its place", slopes([*PLACES.values()], once))
+    print("means by place:", *(f"{mean(x):.4f}" for x in once))
     holm(p)
     say_all(arms, NO_CLAIM)
 
