@@ -78,9 +78,8 @@ def main() -> None:
     p["slope"] = say("slope of that lead, a doubling of the size", slopes(doublings, leads))
     holm(p)
     for name, arms in zip(SIZES, sizes):
-        print(name, end=": ")
-        smalls = ("scratch", "scratch_seconds", "scratch_flops")
-        say_all(arms, [(small, "idea") for small in smalls if small in arms])
+        print(f"{name}:")
+        say_all(arms, [(small, "idea") for small in arms if small != "idea"])
     arms = read("optimizer")
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
@@ -92,7 +91,7 @@ def main() -> None:
     arms = read("window/when")
     p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
     p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
-    once = [[row["val_loss"] for row in arms[a].values()] for a in PLACES]
+    once = [[arms[a][seed]["val_loss"] for seed in arms["oneshot_25"]] for a in PLACES]
     p["slope"] = say("slope of one shot's loss over its place", slopes([*PLACES.values()], once))
     print("means by place:", *(f"{mean(x):.4f}" for x in once))
     holm(p)
