@@ -43,6 +43,7 @@ from run.config import Config, load_config
 from run.cost import n_parameters
 from run.machine import Machine
 from studies import arms
+from studies.claims import SIZES
 from studies.results import effect, read, rows, small_model_tests, table
 from tools import plot
 from tools.compare import load_arms, paired, read_arms, read_csv, t_test
@@ -149,7 +150,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     start = read("start/start")
     lead = effect([paired(start["scratch_width"], start["idea_usual"])])
     said += [f"{lead.mean:.3f}", lead.pairs]
-    sizes = [read(f"size/dictionary_36{size}") for size in ("", "_250k", "_500k")]
+    sizes = [read(name) for name in SIZES]
     for runs in sizes:
         e = effect([paired(runs["scratch"], runs["idea"])])
         said += [f"{e.mean:.3f}", e.pairs]
