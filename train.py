@@ -100,6 +100,7 @@ def train(c: Config, files: ExitStack) -> int:
     elif c.init_from:
         c, saved = load_start(c, data, machine)  # at step 0; c gets the shape of these weights
     steps_done = saved["step"] if saved else 0
+    out.digests["init_from"] = saved.get("init_from", "") if saved else ""
     machine.check_start(c, steps_done, out.digests)  # waits for all ranks; now rank 0 may write
 
     # Plan: the whole run is known before step 1

@@ -156,7 +156,16 @@ def load_start(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config,
     if unknown and machine.rank == 0:
         print(f"warning: {unknown}; it should be that of the data", file=sys.stderr)
     shape = replace(given["model_config"], context_length=c.context_length)
-    return c, {**given, "model_config": shape, "step": 0, "optimizer": {}, "scores": {}}
+    start = {"model_config": shape, "init_from": digest_of(shape, given["model"])}
+    return c, {**given, **start, "step": 0, "optimizer": {}, "scores": {}}
+
+
+def digest_of(shape: GPTConfig, weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(repr(shape).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_model(saved: dict, device: torch.device) -> GPT:
@@ -192,11 +201,7 @@ class Teacher:
         self.model = load_model(given | {"model_config": shape}, machine.device).eval()
         self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
         self.machine, self.weight = machine, c.teacher_weight
-        digest = hashlib.sha256(repr(shape).encode())
-        for name, weight in sorted(given["model"].items()):
-            digest.update(name.encode())
-            digest.update(weight.contiguous().view(torch.uint8).numpy())
-        self.digest = digest.hexdigest()
+        self.digest = digest_of(shape, given["model"])
 
     @torch.no_grad()
     def targets(self, tokens: Tensor, came: Tensor) -> Tensor:

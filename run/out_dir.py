@@ -1,6 +1,7 @@
 """The out_dir of a run (config.json, log.jsonl, checkpoint.pt): what is refused there, what a run
 writes and prints: its plan, lines on the way, the end."""
 
+import hashlib
 import json
 import math
 import os
@@ -103,7 +104,8 @@ class OutDir:
         self.print_plan(step, compiled)
         values = {"resumed": step > 0, "planned_flops": plan.flops(), **self.digests}
         values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
-        self.write("start", step, **values, commit=commit() if self.main else "")
+        values |= {"commit": commit() if self.main else "", "code": code_digest()}
+        self.write("start", step, **values)
 
     def write(self, event: str, step: int, **values) -> None:
         """Add a line to the log at once; if the disk is full, keep it for the next call. A prune
@@ -232,6 +234,13 @@ def commit() -> str:
         return subprocess.run(call, cwd=root, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
+
+
+def code_digest() -> str:
+    """The sha256 of the code that decides what a run computes."""
+    root = Path(__file__).parent.parent
+    files = sorted(p for folder in ("", "run", "data") for p in (root / folder).glob("*.py"))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
 def compact(n: float) -> str:

@@ -37,8 +37,9 @@ def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
     assert one.config == replace(base.config, prune_schedule="oneshot")
 
 
-# 16 x 4 weights in each of q, k, v, o, or 16 x 6 in q and o and 16 x 2 in k and v: as many
-NOT_THESE = [("other", SCRATCH | {"n_head": 3, "head_dim": 2}), ("other", {"d_fff": 3})]
+# 8 x 4 weights in each of q, k, v, o: one head, or two
+NOT_THESE = [("other", SCRATCH | {"n_head": 2, "n_kv_head": 2, "head_dim": 2})]
+NOT_THESE += [("other", {"d_fff": 3}), ("other", {"compile": "on"})]
 NOT_THESE += [("other", {"seed": 7}), ("other", {"out_dir": "x"}), ("idea", {})]
 NOT_THESE += [("other", {"eval_tokens": 100}), ("other", {"dtype": "bfloat16"})]
 NOT_THESE += [(name, {}) for name in ("../../esc", "..", "", 3, "a|b")]
@@ -82,6 +83,8 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     for name, old, new in (
         ("log.jsonl", '"data": "', '"data": "other'),
         ("log.jsonl", '"teacher": "', '"teacher": "other'),
+        ("log.jsonl", '"init_from": "', '"init_from": "other'),
+        ("log.jsonl", '"code": "', '"code": "other'),
         ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": '),
         ("config.json", '"dtype": "', '"dtype": "not '),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2'),

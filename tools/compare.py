@@ -26,7 +26,7 @@ from run.checkpoint import write_text
 from run.config import NOT_SAVED, OF_ONE_RUN, Config, load_config, read_file
 from run.cost import Plan
 from run.machine import SIGNALS
-from run.out_dir import read_log
+from run.out_dir import code_digest, read_log
 from tools import expanded, load_plan, positive
 from tools.plot import rises
 
@@ -88,6 +88,9 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
                 if own := [x for x in knobs if x.lstrip("-").partition("=")[0] in OUR_OWN]:
                     raise UserError(f"{own[0]}: not for a comparison; see --seeds, --runs, --out")
                 arms[name] = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
+                same = [n for n, a in arms.items() if settled(a) == settled(arms[name])]
+                if same[1:]:
+                    raise UserError(f"the same run as {same[0]}; leave one out")
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -95,6 +98,11 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
     for arm in arms.values():
         check_comparable(arm, arms[reference])
     return list(arms.values())
+
+
+def settled(arm: Arm) -> dict:
+    """The knobs that all runs of an arm share."""
+    return {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
 
 
 def check_comparable(arm: Arm, reference: Arm) -> None:
@@ -154,22 +162,24 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
 
 def collect(arms: list[Arm], folder: Path) -> Arms:
     """The rows of runs.csv, of seeds that are done. Raises UserError where runs do not compare."""
-    found, teachers, same = {}, {}, ()
+    found, same, code = {}, {}, code_digest()
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             log = read_log(out_dir := folder / arm.name / str(seed))
+            if any(e.get("code", code) != code for e in log if e["event"] == "start"):
+                raise UserError(f"{out_dir}: run by other code; remove it, or give --runs")
             if not log or log[-1]["event"] != "done":
                 continue
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
-            wanted = {k: v for k, v in vars(arm.config).items() if k not in OF_ONE_RUN}
-            if old := [f"{k}={had[k]}" for k, v in wanted.items() if v not in ("auto", had[k])]:
+            wanted = settled(arm).items()
+            if old := [f"{k}={had[k]}" for k, v in wanted if v not in ("auto", had[k])]:
                 raise UserError(f"{out_dir}: run with {', '.join(old)}; remove it, or give --runs")
-            here = had["dtype"], had["eval_tokens"], log[0].get("data")  # a digest
-            if here != (same := same or here):
-                raise UserError(f"{out_dir}: dtype, eval_tokens, data: {here}, elsewhere {same}")
-            teacher = log[0].get("teacher")  # a digest, too, which old runs have not logged
-            if teacher is not None and teacher != teachers.setdefault(had["teacher"], teacher):
-                raise UserError(f"{out_dir}: another teacher={had['teacher']} than in other runs")
+            alike = {"dtype": had["dtype"], "eval_tokens": had["eval_tokens"]}
+            alike["data"] = log[0].get("data")  # a digest, as are these, which old runs lack
+            alike |= {f"{k}={had[k]}": log[0][k] for k in ("teacher", "init_from") if k in log[0]}
+            for key, value in alike.items():
+                if value != (other := same.setdefault(key, value)):
+                    raise UserError(f"{out_dir}: {key}: {value}, elsewhere {other}")
             try:
                 cost = sum(rises([e for e in log if e["event"] == "prune"]))
                 row = as_row(log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost})
