@@ -68,9 +68,20 @@ def test_each_byte_of_a_text_is_predicted_once(trained, times):
         logits = trained.model(torch.tensor([tokens[start:t]])).detach()
         p = torch.softmax(logits[0, -1].double(), -1)
         nats -= math.log(p[tokens[t]])
-    got = evaluate.judge_text(trained, text)
+    got = evaluate.judge_text(trained, text, 16)
     assert got["bits per byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
     assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
+
+
+def test_a_text_is_judged_in_windows_of_a_length_that_one_gives(undisturbed, capsys, refused):
+    call, bits = [str(undisturbed), f"--text={__file__}"], []
+    for T in (16, 4):
+        assert evaluate.main([*call, f"--context_length={T}"]) == 0
+        bits += capsys.readouterr().out.split()[-2:-1]
+    assert bits[0] != bits[1]  # this model sees more of the text, or less
+    refused("context_length 17", *call, "--context_length=17", main=evaluate.main)
+    for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces, or what is packed
+        refused(name, call[0], f"--text={name}", main=evaluate.main)
 
 
 def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, capsys, refused):

@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import UserError, command
+from data.text import READ, UNPACK
 from data.tokenizer import encode_to_numpy
-from tools import Trained, expanded, load_trained
+from tools import Trained, expanded, load_trained, positive
 
 
 @torch.no_grad()
-def judge_text(trained: Trained, text: bytes) -> dict[str, float]:
+def judge_text(trained: Trained, text: bytes, T: int) -> dict[str, float]:
     """Metric -> value. Every byte is predicted: the first token follows <|endoftext|>.
 
-    Windows have context_length tokens. The last one starts earlier, to be as long, but only its new
-    tokens count (as in lm-eval's `loglikelihood_rolling`)."""
-    model, T = trained.model, trained.model.config.context_length
+    Windows have T tokens. The last one starts earlier, to be as long, but only its new tokens count
+    (as in lm-eval's `loglikelihood_rolling`)."""
+    model = trained.model
     ids = [trained.tokenizer.eot_token, *encode_to_numpy(trained.tokenizer, text).tolist()]
     tokens = torch.tensor(ids, device=model.embed.weight.device)
     n, nats = len(tokens) - 1, 0.0  # n are predicted
@@ -40,13 +41,19 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=expanded)
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--context_length", type=positive, help="of windows; default: the model's")
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
-    print("| text | bytes | metric | value |\n| --- | --- | --- | --- |")
+    most = trained.model.config.context_length
+    if (T := args.context_length or most) > most:
+        raise UserError(f"--context_length {T}: this model takes at most {most} tokens")
+    print(f"| text | bytes | metric, with {T} tokens of context | value |\n|{' --- |' * 4}")
     for file in args.text:
+        if file.suffix.lower() in {*READ, *UNPACK} - {".txt"}:
+            raise UserError(f"{file}: is no plain text")
         if not (text := file.read_bytes()):
             raise UserError(f"{file}: is empty")
-        for metric, value in judge_text(trained, text).items():
+        for metric, value in judge_text(trained, text, T).items():
             print(f"| {file.name} | {len(text):,} | {metric} | {value:.4f} |")
 
 
