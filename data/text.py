@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -95,10 +96,13 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
     inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)
-        found = sorted(path for top in tops for path in _files(top) if reader(path))
+        every = sorted(path for top in tops for path in _files(top))
+        found = [path for path in every if reader(path)]
         if not found:
             ends = ", ".join([*READ, *UNPACK])
             raise UserError(f"{name!r}: no such file, or none that ends in one of {ends}")
+        if left := [path for path in every if not reader(path)]:
+            print(f"left out: {len(left)} files, such as {left[0]}", file=sys.stderr)
         for path in found:
             if not path.is_file():  # a pipe gives its text once, or waits for it
                 raise UserError(f"{path}: is no regular file")
@@ -107,11 +111,12 @@ def find_inputs(names: list[str | Path]) -> list[Path]:
 
 
 def _files(path: str) -> Iterator[Path]:
-    """All files in a folder, also behind links, or the file itself. Raises OSError, also for a link
-    that leads nowhere, or to a folder above: the system follows no circle for long."""
+    """The files in a folder, but hidden ones, also behind links; or the file itself. Raises OSError
+    for a link that leads nowhere, or to a folder above: the system follows no circle for long."""
     if stat.S_ISDIR(os.stat(path).st_mode):
         for name in sorted(os.listdir(path)):
-            yield from _files(os.path.join(path, name))
+            if not name.startswith("."):  # as in a glob: copies that macOS and Jupyter leave
+                yield from _files(os.path.join(path, name))
     else:
         yield Path(path)
 

@@ -175,13 +175,16 @@ def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
-def test_each_file_is_read_once_also_behind_links_or_none(tmp_path, monkeypatch):
+def test_each_file_is_read_once_also_behind_links_or_none(tmp_path, monkeypatch, capsys):
     for folder in (inside := tmp_path / "in", outside := tmp_path / "else"):
         folder.mkdir()
         write_jsonl(folder / "a.jsonl", ["some text"] * 10)
+        write_jsonl(folder / "._a.jsonl", ["what macOS leaves"])
+    (outside / "b.json").touch()
     (inside / "there").symlink_to(outside)
     meta = prepare([inside, inside / "a.jsonl", inside / "*"], "shipped", tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 20
+    assert "left out: 1 files, such as " in capsys.readouterr().err
     os.mkfifo(pipe := inside / "x.txt")
     for source in (inside, pipe):
         refuse("x.txt: ", source, tmp_path / "other")
