@@ -62,6 +62,8 @@ def write_folder(trained: Trained, folder: Path) -> None:
     ids = {key: trained.tokenizer.eot_token if i is None else i for key, i in ids.items()}
     padding = list(range(trained.tokenizer.n_vocab, shape.vocab_size)) or None
     llama.config.bos_token_id, llama.config.eos_token_id = ids["bos_token_id"], ids["eos_token_id"]
+    if (end := trained.tokenizer.eot_token) != ids["eos_token_id"]:  # an end of chat, say
+        ids["eos_token_id"] = [ids["eos_token_id"], end]
     llama.generation_config = transformers.GenerationConfig(**ids, suppress_tokens=padding)
     llama.save_pretrained(folder)
 
