@@ -130,8 +130,8 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     d_model = c.d_model_target or c.d_model
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
     end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
-    for kind in ("d_model", "n_kv_head"):
-        need(kind not in schedule.widths or d_model % n_head == 0, c, f"{kind}_target", end)
+    pruned = [f"{kind}_target" for kind in ("d_model", "n_kv_head") if kind in schedule.widths]
+    need(d_model % n_head == 0, c, [*pruned, "n_head"][0], end)
 
 
 def of_torchrun(name: str, default: int) -> int:
