@@ -92,7 +92,7 @@ def reader(path: Path) -> Callable[[Path, io.BufferedReader, str], Items] | None
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
     """The files to read, in order, each once. A name is a file, a folder or a glob. Raises
-    UserError, and OSError for what cannot be read: no text is left out silently."""
+    UserError, and OSError for what cannot be read. Of a folder, hidden files are left out."""
     inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)

@@ -131,7 +131,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     n_head = (c.n_kv_head_target or c.n_kv_head) * (c.n_head // c.n_kv_head)
     end = f"at the end, {n_head} query heads must divide d_model={d_model} for transformers to load"
     pruned = [f"{kind}_target" for kind in ("d_model", "n_kv_head") if kind in schedule.widths]
-    need(d_model % n_head == 0, c, [*pruned, "n_head"][0], end)
+    need(c.resume or d_model % n_head == 0, c, [*pruned, "n_head"][0], end)
 
 
 def of_torchrun(name: str, default: int) -> int:

@@ -239,7 +239,8 @@ def commit() -> str:
 def code_digest() -> str:
     """The sha256 of the code that decides what a run computes."""
     root = Path(__file__).parent.parent
-    files = sorted(p for folder in ("", "run", "data") for p in (root / folder).glob("*.py"))
+    files = [root / f"{name}.py" for name in ("train", "prune", "schedule", "model")]
+    files += sorted(p for name in ("run", "data") for p in (root / name).glob("[!.]*.py"))
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 

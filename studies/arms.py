@@ -35,7 +35,7 @@ _scratch = small | {"learning_rate": 3.2e-2}
 teacher = dict(idea={}, idea_taught=_teacher, scratch=_scratch, scratch_taught=_scratch | _teacher)
 
 # From two starts of the weights (studies/start): `_usual` is model.py's, and `_width` that of
-# studies/start/by_width.patch, which is applied first
+# studies/start/by_width.patch: three arms at a time, in a clone each
 _idea = {"dtype": "float32", "eval_every": 4000, "save_every": 500, "learning_rate": 1.6e-2}
 _small = _idea | small | {"learning_rate": 3.2e-2}
 start = dict(

@@ -81,7 +81,7 @@ def test_a_text_is_judged_in_windows_of_a_length_that_one_gives(undisturbed, cap
     assert bits[0] != bits[1]  # this model sees more of the text, or less
     refused("context_length 17", *call, "--context_length=17", main=evaluate.main)
     for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces, or what is packed
-        refused(name, call[0], f"--text={name}", main=evaluate.main)
+        refused(f"{name}: give", call[0], f"--text={name}", main=evaluate.main)
 
 
 def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, capsys, refused):

@@ -87,10 +87,10 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
                     raise UserError("a second arm of this name; rename one")
                 if own := [x for x in knobs if x.lstrip("-").partition("=")[0] in OUR_OWN]:
                     raise UserError(f"{own[0]}: not for a comparison; see --seeds, --runs, --out")
-                arms[name] = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
-                same = [n for n, a in arms.items() if settled(a) == settled(arms[name])]
-                if same[1:]:
+                arm = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
+                if same := [n for n, a in arms.items() if settled(a) == settled(arm)]:
                     raise UserError(f"the same run as {same[0]}; leave one out")
+                arms[name] = arm
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -160,14 +160,15 @@ def train_all(todo: list[tuple[Arm, int, Path]], jobs: int) -> bool:
     return not any(codes)
 
 
-def collect(arms: list[Arm], folder: Path) -> Arms:
-    """The rows of runs.csv, of seeds that are done. Raises UserError where runs do not compare."""
-    found, same, code = {}, {}, code_digest()
+def collect(arms: list[Arm], folder: Path, code: str) -> Arms:
+    """The rows of runs.csv, of seeds that are done. code: its digest when the comparison began.
+    Raises UserError where runs do not compare."""
+    found, same = {}, {}
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             log = read_log(out_dir := folder / arm.name / str(seed))
             if any(e.get("code", code) != code for e in log if e["event"] == "start"):
-                raise UserError(f"{out_dir}: run by other code; remove it, or give --runs")
+                raise UserError(f"{out_dir}: run by other code; take that, or another --out")
             if not log or log[-1]["event"] != "done":
                 continue
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
@@ -289,12 +290,12 @@ def main(argv: list[str]) -> int:
     if left := sorted(known.get(setting, {}).keys() - {arm.name for arm in arms}):
         raise UserError(f"{path}: has {', '.join(left)}, too; name all arms, or give another --out")
     folder = args.runs or Path("out") / args.out.name / setting
-    done = collect(arms, folder)
+    done = collect(arms, folder, code := code_digest())
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]
     todo = [run for run in every if run[1] not in done.get(run[0].name, {})]
     print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
     good = train_all(todo, args.jobs)
-    found = collect(arms, folder)
+    found = collect(arms, folder, code)
     if found:
         write(path, setting, found)
         print(table(found, args.reference), end="")

@@ -43,14 +43,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--text", type=expanded, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--context_length", type=positive, help="of windows; default: the model's")
     args = parser.parse_args(argv)
+    if wrong := [f for f in args.text if f.suffix.lower() in {*READ, *UNPACK} - {".txt"}]:
+        raise UserError(f"{wrong[0]}: give its text alone, as a .txt")
     trained = load_trained(args.out_dir)
     most = trained.model.config.context_length
     if (T := args.context_length or most) > most:
         raise UserError(f"--context_length {T}: this model takes at most {most} tokens")
     print(f"| text | bytes | metric, with {T} tokens of context | value |\n|{' --- |' * 4}")
     for file in args.text:
-        if file.suffix.lower() in {*READ, *UNPACK} - {".txt"}:
-            raise UserError(f"{file}: is no plain text")
         if not (text := file.read_bytes()):
             raise UserError(f"{file}: is empty")
         for metric, value in judge_text(trained, text, T).items():
