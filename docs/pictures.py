@@ -94,9 +94,6 @@ def leads(rows: list):
     for panel, part in ((tokens, "same tokens"), (flops, "same FLOPs")):
         found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
         for y, row in enumerate(ROWS):
-            if row not in found:
-                panel.text(0, y, "not run yet", color="0.5", ha="center", va="center", bbox=plain)
-                continue
             e, color, verdict = found[row], "0.5", "no clear difference"
             if not e.low < 0 < e.high:
                 color, leader = (BLUE, "IDEA") if e.mean > 0 else (ORANGE, "small model")
