@@ -117,6 +117,9 @@ _idea = _idea | {
 dictionary_36_250k = _three(_idea, 2.26e-2, 2638)
 # For IDEA's seconds: 2,320 steps times 1.1025, its seconds over the small model's (mean of ten)
 dictionary_36_250k["scratch_seconds"] = dictionary_36_250k["scratch"] | {"max_steps": 2558}
+# With AdamW, and the start of studies/start/by_width.patch
+_adamw = {"optimizer": "adamw", "learning_rate": 3.2e-2}
+dictionary_36_250k_adamw = _three(_idea | _adamw, 1.6e-2, 2638)
 _idea = _idea | {
     "n_layer": 5, "d_model": 80, "d_ff": 640, "d_ff_target": 240,
     "max_steps": 4080, "warmup_steps": 102, "prune_every": 102,
