@@ -135,18 +135,20 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     pytest.importorskip("scipy"), pytest.importorskip("matplotlib")
     made = list(rows(small_model_tests()))
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
-    leads = [w[1:4] for w, e in made if "same tokens" in w[0] and e.low > 0]
-    muon = [["58k", "36 to 142", "Muon"], ["70k", "59", "Muon"], ["250k", "65 to 142", "Muon"]]
-    adamw = [["58k", "142", "AdamW"], ["58k", "570", "AdamW"]]
-    assert leads == [*muon, ["467k", "36", "Muon"], *adamw]
-    leads = [w[1:4] for w, e in made if "same FLOPs" in w[0] and e.low > 0]
-    assert leads == [muon[1], adamw[1]]
+    leads = [(", ".join(w[1:4]), w[0][-6:]) for w, e in made[2:] if e.low > 0]
+    more, other, many = "58k, 71 to 142, Muon", "70k, 59, Muon", "58k, 570, AdamW"
+    muon = ["58k, 36, Muon", more, other, "250k, 65 to 142, Muon", "467k, 36, Muon"]
+    ahead = {"tokens": [*muon, "58k, 142, AdamW", many], " FLOPs": [more, other, many]}
+    assert leads == [(name, kind) for kind, names in ahead.items() for name in names]
     when = read("window/when")
     said = [effect([paired(when["idea_50_75"], when["idea_10_35"])]).pairs]
     (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[2]]
     runs = read("restart/speeches_142")
     said += [f"{speeches.mean:.3f}", speeches.pairs]
-    said += [f"{-mean(paired(runs['enlarged'], runs['scratch'])):.3f}"]
+    wide = mean(paired(runs["scratch"], runs["enlarged"]))
+    said += [f"{wide:.3f}"]
+    few = {seed: runs["scratch"][seed] for seed in runs["enlarged"]}
+    assert round(wide / mean(paired(few, runs["idea"]))) == 7 and "[a\n  seventh]" in README
     start = read("start/start")
     lead = effect([paired(start["scratch_width"], start["idea_usual"])])
     said += [f"{lead.mean:.3f}", lead.pairs]
@@ -157,6 +159,11 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     for i, small in ((1, "scratch_flops"), (2, "scratch_flops"), (1, "scratch_seconds")):
         e = effect([paired(sizes[i]["idea"], sizes[i][small])])
         said += [f"{e.mean:.3f}", e.pairs]
+    smollm2 = (ROOT / "studies/smollm2/table.md").read_text(encoding="utf-8")
+    cells = [[x.strip() for x in line.split("|")] for line in smollm2.splitlines()]
+    for words, what in (("core", "d_ff 1152 (Zen 4)"), ("trained as long", "all")):
+        ((*_, perplexity, _, lambada, _),) = [x for x in cells if x[1] == what and x[5] == "itself"]
+        assert f"{words}|{perplexity}|{float(lambada):.2f}|" in README
     section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
     assert re.findall(r"\d+ of \d+|-?\d\.\d{3,}|\d+ settings", section) == said
     (forest,) = pictures.forest(made).axes
@@ -180,6 +187,7 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     dots = [line.get_xdata() for panel in panels for line in panel.lines]
     left_out = [("250k", "16"), ("70k", "59")]  # as README says, and with Muon on 570 and more
     few = [(w, e) for w, e in made[2:] if "570" not in w[2] or w[3] != "Muon"]
+    few = [(w, e) for w, e in few if w[1:4] != ["263k", "36", "AdamW"]]
     drawn = [e.mean for w, e in few if (w[1], w[2]) not in left_out]
     assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
     s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1", "--shorter=4"]))

@@ -22,10 +22,11 @@ COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
 # In results.png: rows of studies/results.py (size, tokens, optimizer, pruned at), in words
 ROWS = {
     ("58k", "18", "Muon", "10 to 35%"): "few tokens",
-    ("58k", "36 to 142", "Muon", "10 to 35%"): "more tokens",
+    ("58k", "36", "Muon", "10 to 35%"): "some tokens",
+    ("263k", "36", "Muon", "10 to 35%"): "some tokens, larger",
+    ("467k", "36", "Muon", "10 to 35%"): "some tokens, larger still",
+    ("58k", "71 to 142", "Muon", "10 to 35%"): "more tokens",
     ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
-    ("263k", "36", "Muon", "10 to 35%"): "more tokens, larger, a dictionary",
-    ("467k", "36", "Muon", "10 to 35%"): "more tokens, larger still, a dictionary",
     ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
     ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
     ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",
@@ -84,7 +85,7 @@ def method():
 def leads(rows: list):
     """rows, of studies/results.py: (what is compared, size, tokens, optimizer, pruned at), and what
     came out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is outside."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 5.2), sharey=True)
+    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 5.8), sharey=True)
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line through words
     left = {"transform": tokens.get_yaxis_transform(), "ha": "right", "va": "center"}
     for y, ((size, each, optimizer, _), words) in enumerate(ROWS.items()):

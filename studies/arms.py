@@ -11,7 +11,6 @@ twice = once | {"lr_restart": True}
 changes = dict(
     # When: the window, as fractions of the run
     paper={"prune_start": 0.5, "prune_end": 0.75},  # half of the tokens before the first prune
-    window_10_20={"prune_end": 0.2},  # shorter
     # One prune, at other places than in configs/oneshot.py and configs/naive.py
     oneshot_10=once,
     oneshot_15=once | {"prune_start": 0.15},
@@ -22,11 +21,6 @@ changes = dict(
     # Which: what units are judged by
     magnitude={"criterion": "magnitude"},  # the size of the weights
     random={"criterion": "random"},  # nothing
-    # What: heads or channels instead of neurons
-    heads=small | {"n_head": 8, "n_kv_head": 4, "head_dim": 8, "n_kv_head_target": 2},
-    hidden=small | {"d_model": 64, "d_model_target": 32, "head_dim": 8},
-    # The learning rate restarts where the window opens; pruning stays gradual
-    restart={"lr_restart": True},
 )
 
 # The enlarged model, never pruned, as a teacher (studies/teacher)

@@ -1,10 +1,10 @@
-"""The claims of start/, size/, optimizer/ and window/: python -m studies.claims (needs SciPy)"""
+"""The claims that were fixed before their runs: python -m studies.claims (needs SciPy)"""
 
 from itertools import accumulate
 from math import log2
 from statistics import mean, stdev
 
-from studies.results import effect, read
+from studies.results import ADAMW, effect, read
 from tools.compare import paired
 
 WINDOW = [("naive_50", "oneshot_50")]  # the first is said to end above the second
@@ -15,29 +15,33 @@ NO_CLAIM = [("scratch_flops_10_35", "idea_10_35"), ("oneshot_50", "idea_50_75")]
 NO_CLAIM += [("scratch", "idea_50_75")]
 SIZES = [f"size/dictionary_36{size}" for size in ("", "_250k", "_500k")]
 
+Found = dict[str, tuple[float, float]]  # claim -> a mean, said to be above 0, and its p
 
-def say(name: str, x: list[float]) -> float:
-    """Mean, its 95% interval, and p of a paired t-test, which is returned. x: differences."""
+
+def say(name: str, x: list[float]) -> tuple[float, float]:
+    """Mean, its 95% interval, and p of a paired t-test. x: differences. Returns mean and p."""
     e = effect([x])
     print(f"{name}: {e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), p = {e.p:.2g};", end=" ")
     print(f"{e.pairs} above 0, sd {stdev(x):.4f}")
-    return e.p
+    return e.mean, e.p
 
 
-def say_all(arms: dict, pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Contrast -> p. pairs: two arms each."""
+def say_all(arms: dict, pairs: list[tuple[str, str]]) -> Found:
+    """pairs: two arms each."""
     return {f"{a} minus {b}": say(f"{a} minus {b}", paired(arms[a], arms[b])) for a, b in pairs}
 
 
-def holm(p: dict[str, float]) -> None:
-    """Print each p, corrected for their number."""
-    ordered = sorted((x, name) for name, x in p.items())
-    corrected = accumulate((min(1, (len(p) - i) * x) for i, (x, _) in enumerate(ordered)), max)
-    print("p by Holm:", *(f"{name}: {x:.2g};" for x, (_, name) in zip(corrected, ordered)))
+def judge(found: Found) -> None:
+    """Print each claim's p by Holm, and its verdict."""
+    ordered = sorted((p, name) for name, (_, p) in found.items())
+    holm = accumulate((min(1, (len(found) - i) * p) for i, (p, _) in enumerate(ordered)), max)
+    for p, (_, name) in zip(holm, ordered):
+        verdict = "holds" if found[name][0] > 0 else "contradicted"
+        print(f"CLAIM {name}: p by Holm {p:.2g}, {verdict if p < 0.05 else 'cannot tell'}")
 
 
-def alike(name: str, x: list[float], bound: float) -> float:
-    """p of two one-sided t-tests, the larger one: is the mean within -bound to bound?"""
+def alike(name: str, x: list[float], bound: float) -> tuple[float, float]:
+    """How far the mean is within -bound to bound, and p of two one-sided t-tests, the larger."""
     from scipy import stats
 
     p = max(
@@ -45,7 +49,7 @@ def alike(name: str, x: list[float], bound: float) -> float:
         stats.ttest_1samp(x, bound, alternative="less").pvalue,
     )
     print(f"{name}: {mean(x):+.4f}, within {bound} of 0: p = {p:.2g}; sd {stdev(x):.4f}")
-    return p
+    return bound - abs(mean(x)), p
 
 
 def slopes(x: list[float], y: list[list[float]]) -> list[float]:
@@ -65,7 +69,7 @@ def main() -> None:
     arms = read("start/start")
     idea, small, longer = (better_start(arms, a) for a in ("idea", "scratch", "scratch_flops"))
     start = [("scratch_flops_usual", "scratch_flops_width"), (longer, idea), (small, idea)]
-    holm(say_all(arms, start))
+    judge(say_all(arms, start))
     no_claim = [(f"{a}_usual", f"{a}_width") for a in ("idea", "scratch")]
     no_claim += [
         (f"{a}_{s}", f"idea_{s}") for s in ("usual", "width") for a in ("scratch", "scratch_flops")
@@ -74,28 +78,37 @@ def main() -> None:
     sizes = [read(name) for name in SIZES]
     leads = [paired(arms["scratch"], arms["idea"]) for arms in sizes]
     doublings = [log2(arms["idea"][51]["params"]) for arms in sizes]
-    p = {"500k": say("scratch minus idea, 500k, same tokens", leads[-1])}
-    p["slope"] = say("slope of that lead, a doubling of the size", slopes(doublings, leads))
-    holm(p)
-    for name, arms in zip(SIZES, sizes):
+    fall = [-x for x in slopes(doublings, leads)]
+    names = "467k, scratch minus idea", "fall of that lead for a doubling of the size"
+    judge({name: say(name, x) for name, x in zip(names, (leads[-1], fall))})
+    for name in [*SIZES, ADAMW]:
+        arms = read(name)
         print(f"{name}:")
         say_all(arms, [(small, "idea") for small in arms if small != "idea"])
-    arms = read("optimizer")
+    arms, found = read("optimizer"), {}
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
-        for optimizer, lead in leads.items():
-            say(f"{small} minus idea, {optimizer}", lead)
-        larger = [m - a for a, m in zip(*leads.values(), strict=True)]
-        say(f"{small}: the lead with muon minus that with adamw", larger)
-    holm(say_all(read("window/late"), WINDOW))
+        more = [m - a for a, m in zip(*leads.values(), strict=True)]
+        for name, x in (leads | {"muon's lead minus adamw's": more}).items():
+            found[f"{small}, {name}"] = say(f"{small} minus idea, {name}", x)
+    claims = "scratch, adamw", "scratch, muon's lead minus adamw's"
+    judge({name: found[name] for name in claims})
+    lengths = {f"dictionary_{n}": read(f"tokens/dictionary_{n}") for n in (142, 568, 1540)}
+    leads = {n: paired(arms["scratch_flops"], arms["idea"]) for n, arms in lengths.items()}
+    judge({name: say(f"{name}, scratch_flops minus idea", x) for name, x in leads.items()})
+    judge(say_all(read("window/late"), WINDOW))
     arms = read("window/when")
-    p, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
-    p[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
+    found, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
+    found[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
     once = [[arms[a][seed]["val_loss"] for seed in arms["oneshot_25"]] for a in PLACES]
-    p["slope"] = say("slope of one shot's loss over its place", slopes([*PLACES.values()], once))
+    found["slope"] = say(
+        "slope of one shot's loss over its place", slopes([*PLACES.values()], once)
+    )
     print("means by place:", *(f"{mean(x):.4f}" for x in once))
-    holm(p)
+    judge(found)
     say_all(arms, NO_CLAIM)
+    muon = {a: {s: row for s, row in x.items() if s > 33} for a, x in read("window/muon").items()}
+    judge(say_all(muon, [("scratch", "idea_10_35")]))
 
 
 if __name__ == "__main__":

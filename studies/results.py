@@ -37,17 +37,19 @@ RESTARTS = [
     ("58k, 250k", "16 to 570, speeches", "both", "10 to 50%", SPEECHES),
     ("58k", "142, dictionary", "Muon", "10 or 25%", ["tokens/dictionary_142"]),
 ]
-LATE = "window/late,window/when"
+LATE, ADAMW = "window/late,window/when", "size/dictionary_36_250k_adamw"
 SMALL_MODELS = [  # with Muon: all of that size that have so many tokens
     ("58k", "18", "Muon", "10 to 35%", range(30)),
     ("250k", "16", "Muon", "10 to 35%", range(30)),
-    ("58k", "36 to 142", "Muon", "10 to 35%", range(30, 150)),
+    ("58k", "36", "Muon", "10 to 35%", range(30, 50)),
+    ("58k", "71 to 142", "Muon", "10 to 35%", range(50, 150)),
     ("70k", "59", "Muon", "10 to 35%", range(30, 150)),
     ("250k", "65 to 142", "Muon", "10 to 35%", range(30, 150)),
     ("263k", "36", "Muon", "10 to 35%", range(30, 150)),
     ("467k", "36", "Muon", "10 to 35%", range(30, 150)),
     ("58k", "570", "Muon", "10 to 35%", "window/muon idea_10_35 scratch"),
     ("58k", "142", "AdamW", "10 to 35%", "optimizer idea_adamw scratch_adamw scratch_flops_adamw"),
+    ("263k", "36", "AdamW", "10 to 35%", ADAMW + " idea scratch scratch_flops"),
     ("58k", "570", "AdamW", "10 to 35%", "window/when idea_10_35 scratch scratch_flops_10_35"),
     ("58k", "570", "AdamW", "50 to 75%", LATE + " idea_50_75 scratch scratch_flops"),
     ("58k", "570 and more", "Muon", "25 to 50%", range(150, 2000)),
@@ -95,6 +97,7 @@ def small_model_tests() -> list[tuple]:
         f"{study}/{name}": name.partition("_")[0]
         for study in ("size", "tokens")
         for name in read_csv(STUDIES / study / "runs.csv")
+        if not name.endswith("_adamw")
     }
     for name, text in texts.items():
         arms = read(name)
