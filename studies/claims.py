@@ -84,7 +84,7 @@ def main() -> None:
     for name in [*SIZES, ADAMW]:
         arms = read(name)
         print(f"{name}:")
-        say_all(arms, [(small, "idea") for small in arms if small != "idea"])
+        say_all(arms, [(a, b) for b in arms if "idea" in b for a in arms if "idea" not in a])
     arms, found = read("optimizer"), {}
     for small in ("scratch", "scratch_flops"):
         leads = {o: paired(arms[f"{small}_{o}"], arms[f"idea_{o}"]) for o in ("adamw", "muon")}
