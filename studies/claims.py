@@ -81,8 +81,7 @@ def main() -> None:
     fall = [-x for x in slopes(doublings, leads)]
     names = "467k, scratch minus idea", "fall of that lead for a doubling of the size"
     judge({name: say(name, x) for name, x in zip(names, (leads[-1], fall))})
-    for name in [*SIZES, ADAMW]:
-        arms = read(name)
+    for name, arms in zip([*SIZES, ADAMW], [*sizes, read(ADAMW)]):
         print(f"{name}:")
         say_all(arms, [(a, b) for b in arms if "idea" in b for a in arms if "idea" not in a])
     arms, found = read("optimizer"), {}
@@ -101,9 +100,8 @@ def main() -> None:
     found, two = say_all(arms, WHEN), ("idea_50_75", "oneshot_625")
     found[" minus ".join(two)] = alike(" minus ".join(two), paired(*(arms[a] for a in two)), 0.004)
     once = [[arms[a][seed]["val_loss"] for seed in arms["oneshot_25"]] for a in PLACES]
-    found["slope"] = say(
-        "slope of one shot's loss over its place", slopes([*PLACES.values()], once)
-    )
+    rise = slopes([*PLACES.values()], once)
+    found["slope"] = say("slope of one shot's loss over its place", rise)
     print("means by place:", *(f"{mean(x):.4f}" for x in once))
     judge(found)
     say_all(arms, NO_CLAIM)

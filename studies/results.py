@@ -25,7 +25,7 @@ from tools.compare import Arms, paired, read_csv, t_test
 STUDIES = Path(__file__).parent
 TRAIN = {"speeches": 3_949_534, "dictionary": 15_512_332}  # tokens of the training split
 TRAIN |= {"speeches, 4%": 172_512, "speeches, 17%": 690_048}
-# STUDY/SETTING, as in its runs.csv -> its text; all settings of size/ and tokens/, too
+# STUDY/SETTING with Muon, as in its runs.csv -> its text; those of size/ and tokens/, too
 TEXTS = {"restart/speeches_142": "speeches", "larger/speeches_16_250k": "speeches"}
 TEXTS |= {"units/axes_70k": "speeches"}
 TEXTS |= {"limited/epochs_47": "speeches, 4%", "limited/epochs_12": "speeches, 17%"}
