@@ -109,8 +109,6 @@ _idea = _idea | {
     "max_steps": 2320, "warmup_steps": 58, "prune_every": 58, "learning_rate": 1.6e-2,
 }  # fmt: skip
 dictionary_36_250k = _three(_idea, 2.26e-2, 2638)
-# For IDEA's seconds: 2,320 steps times 1.1025, its seconds over the small model's (mean of ten)
-dictionary_36_250k["scratch_seconds"] = dictionary_36_250k["scratch"] | {"max_steps": 2558}
 # With AdamW, and the start of studies/start/by_width.patch
 _adamw = {"optimizer": "adamw", "learning_rate": 3.2e-2}
 dictionary_36_250k_adamw = _three(_idea | _adamw, 1.6e-2, 2638)
@@ -119,6 +117,9 @@ _idea = _idea | {
     "max_steps": 4080, "warmup_steps": 102, "prune_every": 102,
 }  # fmt: skip
 dictionary_36_500k = _three(_idea, 1.13e-2, 4704)
+# For IDEA's seconds: the steps times IDEA's seconds over the small model's (size/README.md)
+for _arms, _steps in (dictionary_36, 1053), (dictionary_36_250k, 2558), (dictionary_36_500k, 4501):
+    _arms["scratch_seconds"] = _arms["scratch"] | {"max_steps": _steps}
 
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {
