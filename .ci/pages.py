@@ -371,7 +371,7 @@ def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
 
 NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
 TABLES = ["axes", "axes_70k", "speeches_18", "speeches_16_250k", "speeches_142_250k"]
-TABLES += ["dictionary_36_500k"]
+TABLES += ["dictionary_36", "dictionary_36_250k", "dictionary_36_500k"]
 SHIPPED = [[*(f"configs/{name}.py" for name in NAMES), "studies/arms.py:changes"]]
 SHIPPED += [[f"studies/arms.py:{name}"] for name in TABLES]
 

@@ -117,9 +117,11 @@ _idea = _idea | {
     "max_steps": 4080, "warmup_steps": 102, "prune_every": 102,
 }  # fmt: skip
 dictionary_36_500k = _three(_idea, 1.13e-2, 4704)
-# For IDEA's seconds: the steps times IDEA's seconds over the small model's (size/README.md)
-for _arms, _steps in (dictionary_36, 1053), (dictionary_36_250k, 2558), (dictionary_36_500k, 4501):
-    _arms["scratch_seconds"] = _arms["scratch"] | {"max_steps": _steps}
+seconds = dict(  # the small model for IDEA's seconds, `scratch_seconds` in size/runs.csv
+    dictionary_36=dictionary_36["scratch"] | {"max_steps": 1053},
+    dictionary_36_250k=dictionary_36_250k["scratch"] | {"max_steps": 2558},
+    dictionary_36_500k=dictionary_36_500k["scratch"] | {"max_steps": 4501},
+)
 
 # 250k final parameters, and 16 tokens for each (studies/larger, studies/tokens)
 _idea = {
