@@ -156,8 +156,8 @@ def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say(
     for runs in sizes:
         e = effect([paired(runs["scratch"], runs["idea"])])
         said += [f"{e.mean:.3f}", e.pairs]
-    for i, small in ((1, "scratch_flops"), (2, "scratch_flops"), (1, "scratch_seconds")):
-        e = effect([paired(sizes[i]["idea"], sizes[i][small])])
+    longer = "scratch_flops", "scratch_seconds"
+    for e in (effect([paired(x["idea"], x[small])]) for small in longer for x in sizes[1:]):
         said += [f"{e.mean:.3f}", e.pairs]
     smollm2 = (ROOT / "studies/smollm2/table.md").read_text(encoding="utf-8")
     cells = [[x.strip() for x in line.split("|")] for line in smollm2.splitlines()]
