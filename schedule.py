@@ -8,6 +8,7 @@ optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot"
 """
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -117,7 +118,8 @@ class Schedule:
         if step >= closes:
             return target
         pruned = step - (step - opens) % self.c.prune_every  # when it was pruned last
-        exact = target + (enlarged - target) * (1 - (pruned - opens) / (closes - opens)) ** 3
+        left = Fraction(closes - pruned, closes - opens)  # 1 - progress; a float is not exact
+        exact = target + (enlarged - target) * left**3
         return min(enlarged, math.ceil(exact / grid) * grid)  # enlarged itself may be off the grid
 
     def new_widths(self, step: int) -> dict[str, int]:

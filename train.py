@@ -106,6 +106,7 @@ def train(c: Config, files: ExitStack) -> int:
     # Plan: the whole run is known before step 1
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
+    machine.choose_threads(plan.flops(1))
     if steps_done == 0:  # a resumed run has fitted before, and may be narrower now
         check_memory(c, plan, machine.device, machine.ranks)
 

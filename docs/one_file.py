@@ -9,6 +9,7 @@ import json
 import lzma
 import math
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 
 import torch
@@ -74,7 +75,7 @@ def learning_rate(step: int, c: SimpleNamespace) -> float:
 def width(step: int, c: SimpleNamespace) -> int:  # fast while many neurons are of little use
     opens, closes = (round(part * c.max_steps) + 1 for part in (c.prune_start, c.prune_end))
     steps = max(0, step - opens) // c.prune_every * c.prune_every  # until the most recent prune
-    progress = steps / max(1, closes - opens) if step < closes else 1
+    progress = Fraction(steps, max(1, closes - opens)) if step < closes else 1  # exact
     exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * (1 - progress) ** 3
     return min(c.d_ff, math.ceil(exact / c.round_to) * c.round_to)
 

@@ -25,6 +25,10 @@ WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validatio
 # Those that exist. USR1: the warning of a batch system; BREAK: Ctrl-Break on Windows
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
+# Training FLOPs of a step below which it has one thread of a CPU. From 1e9 to 1e10, two cores make
+# a step 1.3 to 1.6 times as fast, but ten times slower where another program takes one of them, and
+# below this, a run takes minutes anyway (tools.bench compares the two)
+FEW_FLOPS = 4e9
 # Files with the limit of a container's memory, by cgroups of version 2 and 1
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 # What torch says when memory runs out, where that has no class: on a CPU; on MPS, two texts
@@ -58,6 +62,13 @@ class Machine:
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "nccl" if self.device.type == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
+
+    def choose_threads(self, flops: int) -> None:
+        """Compute on one thread where a step has FEW_FLOPS, unless the environment says how many:
+        the same digits on any number of cores. flops: of a step in training."""
+        said = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
+        if self.device.type == "cpu" and flops < FEW_FLOPS and not said:
+            torch.set_num_threads(1)
 
     def autocast(self) -> torch.autocast:
         """In it, matrix products have the run's precision. Weights and moments are float32."""

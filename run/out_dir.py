@@ -148,7 +148,8 @@ class OutDir:
             flops += f", {more:.0%} more than the final model's"
         self.say(flops)
         how = f"{c.dtype}, {'compiled' if compiled else 'eager'}"
-        self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}, {how}")
+        threads = f", threads: {torch.get_num_threads()}" if machine.device.type == "cpu" else ""
+        self.say(f"machine    {machine.device.type}, ranks: {machine.ranks}{threads}, {how}")
         self.say(f"output     {c.out_dir}" + (f", going on from step {step}" if step else ""))
 
     def prune(

@@ -53,6 +53,21 @@ def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, mo
     assert_close(tmp_path, undisturbed, 0)
 
 
+def test_small_steps_take_one_thread_unless_the_environment_says_how_many(laptop, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", told := Mock())
+    small, large = (
+        Plan(load_config(f"configs/{n}.py"), 1024).flops(1) for n in ("idea", "idea_12m")
+    )
+    said = {"OMP_NUM_THREADS": "2"}
+    for device, flops, variables in ((CPU, large, {}), (GPU, small, {}), (CPU, small, said)):
+        laptop(**variables)
+        machine.Machine.choose_threads(SimpleNamespace(device=device), flops)
+    told.assert_not_called()
+    laptop()
+    machine.Machine.choose_threads(SimpleNamespace(device=CPU), small)
+    told.assert_called_once_with(1)
+
+
 def test_free_memory_and_a_container_s_limit_count(laptop, tmp_path, monkeypatch):
     laptop()  # it has no sysconf
     c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])

@@ -40,6 +40,10 @@ def test_widths_follow_the_cubic_at_each_prune_rounded_up_to_the_grid():
     for step in range(501, 751):
         exact = 176 + 336 * (1 - (step - 501) // 10 * 10 / 250) ** 3
         assert exact <= widths[step - 1] < exact + 16 and widths[step - 1] % 16 == 0
+    s = make(
+        max_steps=600, prune_every=50, prune_start=0.1, prune_end=0.35, d_ff=1728, d_ff_target=432
+    )
+    assert s.width(111, "d_ff") == 816  # on the grid, above which floats land
 
 
 def test_prunes_are_where_a_width_falls_and_lead_to_every_target():

@@ -1,12 +1,16 @@
 """How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
 
 A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns; the median of five turns counts. --compile=on adds compiled steps."""
+compared takes turns; the median of five turns counts. --compile=on adds compiled steps. On a CPU,
+the step is also timed beside a busy process, on one thread and on all that torch takes."""
 
 import gc
 import os
+import subprocess
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from statistics import median
@@ -82,6 +86,31 @@ def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
     return max(accumulate(e.nbytes() for e in changes))
 
 
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """In it, another program keeps a core busy, for ten minutes at most."""
+    code = "import time; end = time.time() + 600\nwhile time.time() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def by_threads(step: Step) -> Iterator[tuple[str, str]]:
+    """Tokens a second on one thread and on all, alone and beside a busy process."""
+    tokens, most = step.batch[0].numel(), torch.get_num_threads()
+    for threads in dict.fromkeys((1, most)):
+        torch.set_num_threads(threads)
+        (alone,) = race([step], 3)
+        with busy_process():
+            (beside,) = race([step], 3)
+        speeds = f"{tokens / alone:,.0f}; {tokens / beside:,.0f} (ratio {alone / beside:.2f})"
+        yield f"tokens/s on {threads} of {most} threads, alone; beside a busy process", speeds
+    torch.set_num_threads(most)
+
+
 def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
     machine, full = Machine(c), plan.shape(1)
@@ -104,6 +133,8 @@ def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.final != full:
         fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
         yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
+    if machine.device.type == "cpu":
+        yield from by_threads(steps[0])
 
 
 @command
