@@ -11,6 +11,7 @@ on with the run in that folder. --shorter=8 divides all counts of steps by eight
 """
 
 import inspect
+import math
 import signal
 import sys
 from contextlib import ExitStack
@@ -49,7 +50,7 @@ def forward_and_backward(
             wanted = teacher.targets(inputs, wanted)
         with forward.averaging(i == len(micro_batches)):  # under torchrun: only in the last one
             micro_loss = forward(inputs, wanted) / len(micro_batches)
-            micro_loss.backward()
+            forward.machine.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     return loss
 
@@ -79,7 +80,8 @@ def train(c: Config, files: ExitStack) -> int:
     A batch is (inputs, targets), each int64 (B, T): tokens, and the tokens that follow. It depends
     on step, seed and sizes alone, so a checkpoint stores no place in the data. A checkpoint's keys:
     `format`, `step`, `config`, `model_config` (the shape at that step), digests, `model` (weights)
-    and `optimizer` (moments) by name of parameter, and `scores` by name of UnitGroup.
+    and `optimizer` (moments) by name of parameter, `scores` by name of UnitGroup, and in float16
+    `scaler`, the scale of gradients.
 
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
@@ -116,7 +118,7 @@ def train(c: Config, files: ExitStack) -> int:
     optimizers = make_optimizers(model, c, machine.dtype)
     pruner = Pruner(c.criterion, c.score_beta, set(schedule.widths), c.seed, machine.agree)
     if saved:
-        load_history(saved, model, optimizers, pruner)  # empty with init_from
+        load_history(saved, model, optimizers, pruner, machine.scaler)  # empty with init_from
     del saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
@@ -149,27 +151,36 @@ def train(c: Config, files: ExitStack) -> int:
         # Forward and backward
         tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
         loss = forward_and_backward(forward, tokens, targets, teacher)
+        for optimizer in optimizers:
+            machine.scaler.unscale_(optimizer)  # does nothing but in float16
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         batch = data.batch(step + 1, *part)  # while the GPU computes
 
         # Check: only finite gradients reach the weights. For these floats the CPU awaits the GPU.
         # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
-        check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
+        skip = machine.scaler.is_enabled() and not math.isfinite(grad_norm)
+        if skip:  # in float16, gradients may overflow: this step changes nothing
+            out.skip(step)
+        else:
+            check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
 
         # Score: how much does each unit matter? Before the gradients are clipped
         if schedule.scoring(step):
             pruner.score(model)
 
         # Update
-        if c.grad_clip:
+        if c.grad_clip and not skip:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
-            optimizer.step()
+            if not skip:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=not machine.launched)  # DDP keeps them in its buckets
 
+        machine.scaler.update()
+
         # Log, validate, save, stop
-        if step % c.log_every == 0 or step == c.max_steps:
+        if (step % c.log_every == 0 or step == c.max_steps) and not skip:
             out.step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)

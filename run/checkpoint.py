@@ -5,6 +5,7 @@ leaves a whole one. Nothing in it depends on the clock, so equal runs leave equa
 import hashlib
 import json
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from data.loader import TokenDataset
 from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
-from run.config import NOT_SAVED, Config, check_vocabulary, need, take_shape
+from run.config import NOT_SAVED, Config, check_vocabulary, need, of_torchrun, take_shape
 from run.hugging_face import load_folder, read_shape
 from run.machine import Machine, out_of_memory
 
@@ -50,21 +51,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_checkpoint(
-    c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, digests: dict[str, str]
+    c: Config, step: int, model: GPT, optimizers: Optimizers, scores: dict, others: dict, was=0
 ) -> None:
-    """Save all that the step after `step` depends on. digests: OutDir's. Raises OSError."""
+    """Save all that the step after `step` depends on. others: OutDir's digests and, in float16, the
+    state of the scaler. was: the step of the checkpoint that is there; 0: none. Raises OSError."""
     moments = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     saved = {
         "format": FORMAT,
         "config": json.dumps({k: v for k, v in vars(c).items() if k not in NOT_SAVED}),
-        **digests,
+        **others,
         "model_config": json.dumps(asdict(model.config)),
         "step": step,
         "model": dict(model.state_dict()),
         "optimizer": {n: moments[p] for n, p in model.named_parameters() if p in moments},
         "scores": scores,
     }
-    write_whole(Path(c.out_dir) / NAME, lambda file: torch.save(saved, file))
+    folder = Path(c.out_dir)
+    if c.keep > 1 and 0 < was < step:
+        keep_last(folder, was)
+    write_whole(folder / NAME, lambda file: torch.save(saved, file))
+    if c.keep > 1:
+        drop_kept(folder, step, c.keep - 1)
+
+
+def keep_last(folder: Path, step: int) -> None:
+    """Give the checkpoint, which is of `step`, a second name that outlives the next save."""
+    path, kept = folder / NAME, folder / f"checkpoint-{step}.pt"
+    kept.unlink(missing_ok=True)  # of a run that went on from an earlier step
+    try:
+        os.link(path, kept)
+    except OSError:  # a disk without links
+        with open(path, "rb") as file:
+            write_whole(kept, lambda copy: shutil.copyfileobj(file, copy))
+
+
+def drop_kept(folder: Path, step: int, n: int) -> None:
+    """Of the checkpoints with a step in their name, leave the last `n` before `step`."""
+    kept = {int(p.stem[11:]): p for p in folder.glob("checkpoint-*.pt") if p.stem[11:].isdecimal()}
+    before = sorted(s for s in kept if s < step)
+    for s in kept.keys() - set(before[len(before) - n :] if n else ()):
+        kept[s].unlink()
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -73,8 +99,9 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        # torch.load compares no checksums. One rank of a machine does; the others wait at the start
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # compares the checksums, which torch.load does not
+            if of_torchrun("LOCAL_RANK", 0) == 0 and (damaged := archive.testzip()):
                 raise ValueError(f"{damaged} is damaged")
         # Mapped: the ranks of a machine read it into one memory. On Windows, a file that is mapped
         # cannot be replaced, so those who call this keep copies of its tensors
@@ -108,7 +135,8 @@ def check_content(saved: dict) -> None:
     for name, moments in saved["optimizer"].items():
         fit += [set(moments) in MOMENTS]
         fit += [x.shape == (() if key == "step" else trained[name]) for key, x in moments.items()]
-    if not all(fit) or len(saved["optimizer"]) < len(trained):
+    none = "scaler" in saved and not saved["optimizer"]  # float16: all steps were skipped so far
+    if not all(fit) or (len(saved["optimizer"]) < len(trained) and not none):
         raise ValueError("moments or scores that are missing, or of other shapes")
 
 
@@ -177,14 +205,19 @@ def load_model(saved: dict, device: torch.device) -> GPT:
     return model.to(device)  # its cos and sin, which GPT makes on the CPU
 
 
-def load_history(saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner) -> None:
-    """Give the optimizers and the pruner what a checkpoint holds of each parameter and group."""
+def load_history(
+    saved: dict, model: GPT, optimizers: Optimizers, pruner: Pruner, scaler: torch.amp.GradScaler
+) -> None:
+    """Give the optimizers and the pruner what a checkpoint holds of each parameter and group, and
+    in float16 the scaler of gradients its scale."""
     optimizer_of = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         moments = saved["optimizer"].get(name, {}).items()
         # Pickle writes a string once per object: with interned keys, equal runs save equal bytes
         optimizer_of[p].state[p] = {sys.intern(key): x.to(p, copy=True) for key, x in moments}
     pruner.scores = {n: x.to(model.norm.weight, copy=True) for n, x in saved["scores"].items()}
+    if scaler.is_enabled() and saved["step"]:
+        scaler.load_state_dict(saved["scaler"])
 
 
 class Teacher:

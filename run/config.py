@@ -24,10 +24,11 @@ class Config:
     # The run
     out_dir: str = ""  # the run owns this folder; empty: out/ and the config file's name
     resume: bool = False  # go on from out_dir's checkpoint; start afresh where nothing was saved
+    changed: bool = False  # with resume: other RESCUE knobs (run/config.py), as after a divergence
     overwrite: bool = False  # replace the run that out_dir holds
     seed: int = 1  # of the initial weights and of the order of the data
     device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # of the matrix products: auto, float32 or bfloat16
+    dtype: str = "auto"  # of the matrix products: auto, float32, bfloat16 or float16
     compile: str = "auto"  # auto, on or off. On a CPU, auto compiles only long runs
     data_dir: str = "data/sotu"  # made by data.prepare; the shipped corpus is made on first use
     init_from: str = ""  # to start from: a run, a checkpoint.pt or a Hugging Face folder
@@ -75,27 +76,32 @@ class Config:
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 1_000_000  # validate on the first so many tokens of the split
     save_every: int = 250  # steps between checkpoints; the last step is always saved
+    keep: int = 1  # how many checkpoints; all but the last have their step in the name
     log_every: int = 10  # steps between lines of the log
     stop_after: int = 0  # save and stop after this step, to be resumed later; 0: run to the end
 
 
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
-NOT_SAVED = {"out_dir", "resume", "overwrite", "stop_after"}  # in a checkpoint
+NOT_SAVED = {"out_dir", "resume", "changed", "overwrite", "stop_after"}  # in a checkpoint
 # A resumed run may give other values: training differs by rounding at most. Data and teacher may
 # only have moved, and init_from only if its place is gone: OutDir.load refuses all else
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
-MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "log_every", "teacher", "data_dir"}
+MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "teacher"}
+MAY_CHANGE |= {"data_dir"}
+# With --changed, these may differ, too. Another seed draws other batches
+RESCUE = {"learning_rate", "min_lr_fraction", "warmup_steps", "grad_clip", "weight_decay"}
+RESCUE |= {"beta1", "beta2", "seed"}
 OF_ONE_RUN = NOT_SAVED | {"seed", "device", "compile"}  # may differ in an arm of tools.compare
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
-    "dtype": ("auto", "float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", "on", "off"),
     "recompute": ("none", "cheap", "all"),
     "optimizer": ("muon", "adamw"),
     "criterion": CRITERIA,
 }
 POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff round_vocab_to
-    eval_every eval_tokens save_every log_every max_steps"""  # Schedule checks others
+    eval_every eval_tokens save_every keep log_every max_steps"""  # Schedule checks others
 # More than this is a slip, or would take for ever to plan or to build
 AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
@@ -119,6 +125,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
     even = f"must be even; 0 is d_model / n_head = {c.d_model / c.n_head:g}"
     need((c.head_dim or c.d_model / c.n_head) % 2 == 0, c, "head_dim", even)
     need(not (c.resume and c.overwrite), c, "overwrite", "contradicts resume")
+    need(c.resume or not c.changed, c, "changed", "goes with --resume")
     check_ranks(c, of_torchrun("WORLD_SIZE", 1))
     need(c.stop_after < c.max_steps, c, "stop_after", f"must come before max_steps={c.max_steps}")
     if not shape_known:

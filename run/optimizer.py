@@ -23,6 +23,7 @@ def make_optimizers(model: GPT, c: Config, dtype: torch.dtype) -> list[torch.opt
     lr, decay = c.learning_rate, c.weight_decay
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(c.beta1, c.beta2), fused=True)
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # in it, a gradient may be 0
     return [Muon(by_muon, lr, decay, dtype), adamw] if by_muon else [adamw]
 
 

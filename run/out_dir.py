@@ -18,10 +18,10 @@ from tqdm import tqdm
 from data import UserError, drop_output, lock
 from data.loader import TokenDataset
 from model import KINDS, GPTConfig
-from run.checkpoint import NAME, Teacher, load_checkpoint, write_checkpoint, write_text
-from run.config import MAY_CHANGE, SHAPE, Config, need
+from run.checkpoint import NAME, Teacher, drop_kept, load_checkpoint, write_checkpoint, write_text
+from run.config import MAY_CHANGE, RESCUE, SHAPE, Config, need
 from run.cost import GPUS, Plan, card_of, n_parameters
-from run.machine import Machine
+from run.machine import RESCUED, Machine
 
 
 class OutDir:
@@ -42,6 +42,7 @@ class OutDir:
             except OSError as error:
                 raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
         self.has_checkpoint = (self.path / NAME).exists()
+        self.changed: dict[str, list] = {}  # by --changed: knob -> [value there, value here]
         self.check(c)
 
     def check(self, c: Config) -> None:
@@ -72,13 +73,19 @@ class OutDir:
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
+        if c.changed:
+            self.changed = {k: [then[k], getattr(c, k)] for k in changed if k in RESCUE}
+            changed = [k for k in changed if k not in RESCUE]
         start, here = then["init_from"], c.init_from  # not read again, so it may be gone, or moved
         moved = start and here and not os.path.exists(start)
         if not moved and (start and os.path.realpath(start)) != (here and os.path.realpath(here)):
             changed.append("init_from")
         if changed:
             what = ", ".join(f"{k}={then[k]!r} there, {getattr(c, k)!r} here" for k in changed)
-            raise UserError(f"{path}: another run's checkpoint ({what}); choose another out_dir")
+            way = "give --changed, too, or " if RESCUE.issuperset(changed) else ""
+            raise UserError(
+                f"{path}: another run's checkpoint ({what}); {way}choose another out_dir"
+            )
         for what, knob in (("data", "data_dir"), ("teacher", "teacher")):
             if saved.get(what) != self.digests[what]:
                 raise UserError(f"{path}: {knob}={getattr(c, knob)} is not the {what} of its start")
@@ -92,9 +99,12 @@ class OutDir:
         need(self.nats_per_bpb, c, "eval_tokens", "none of them is text; give more")
         self.began = time.perf_counter()
         self.speed_from = step, self.began  # speed is measured from this step and time
+        self.saved = step  # the step that checkpoint.pt is of; 0: there is none
         if self.main:
-            for name in (NAME, "log.jsonl") if step == 0 else ():
-                (self.path / name).unlink(missing_ok=True)
+            if step == 0:
+                drop_kept(self.path, 0, 0)
+                for name in (NAME, "log.jsonl"):
+                    (self.path / name).unlink(missing_ok=True)
             write_text(self.path / "config.json", json.dumps(asdict(c), indent=1))
             log = self.path / "log.jsonl"
             kept = [e for e in read_log(self.path) if e["step"] <= step and e["event"] != "done"]
@@ -104,6 +114,7 @@ class OutDir:
         self.print_plan(step, compiled)
         values = {"resumed": step > 0, "planned_flops": plan.flops(), **self.digests}
         values |= {"torch": torch.__version__, "hardware": self.machine.hardware()}
+        values |= {"changed": self.changed} if self.changed else {}
         values |= {"commit": commit() if self.main else "", "code": code_digest()}
         self.write("start", step, **values)
 
@@ -179,6 +190,15 @@ class OutDir:
         pace += f" MFU {values['mfu']:.0%}" if card else ""
         self.say(f"step {step:6}/{self.c.max_steps}  loss {loss:.4f} {pace} lr {lr:.1e} {phase}")
 
+    def skip(self, step: int) -> None:
+        """Log a step whose gradients were not finite in float16, so that it changed no weight. The
+        scale of gradients is about to fall. Raises UserError where it falls below 1."""
+        scale = self.machine.scaler.get_scale() * self.machine.scaler.get_backoff_factor()
+        self.write("skip", step, scale=scale)
+        self.say(f"skip       step {step}: gradients overflow in float16; scale {scale:g}")
+        if scale < 1:
+            raise UserError(f"step {step}: gradients overflow at any scale; {RESCUED}", 1)
+
     def eval(self, step: int, val_loss: float) -> None:
         bits = val_loss / self.nats_per_bpb
         self.write("eval", step, val_loss=val_loss, val_bpb=bits)
@@ -190,7 +210,10 @@ class OutDir:
         self.data.check()
         try:
             if self.main:
-                write_checkpoint(self.c, step, model, optimizers, scores, self.digests)
+                scale = self.machine.scaler.state_dict()  # {} but in float16
+                more = self.digests | ({"scaler": scale} if scale else {})
+                write_checkpoint(self.c, step, model, optimizers, scores, more, self.saved)
+                self.saved = step
             self.write("save", step)
         except OSError as error:
             self.write("save", step, error=str(error))

@@ -85,6 +85,7 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
         ("log.jsonl", '"teacher": "', '"teacher": "other'),
         ("log.jsonl", '"init_from": "', '"init_from": "other'),
         ("log.jsonl", '"code": "', '"code": "other'),
+        ("log.jsonl", '"torch": ', '"changed": {"seed": [1, 2]}, "torch": '),
         ("log.jsonl", '"val_loss": ', '"val_loss": NaN, "was": '),
         ("config.json", '"dtype": "', '"dtype": "not '),
         ("config.json", '"weight_decay": 0.1', '"weight_decay": 0.2'),

@@ -50,13 +50,15 @@ APART = [(SEEDS, [1, 1], "seed"), (DEATH, [1, 9], "--resume")]
 APART += [(UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask", [1, 1], "weights")]
 
 
-def test_two_ranks_train_like_one_and_prune_what_one_chose(processes, toy, undisturbed, tmp_path):
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("float16", 2e-3)])
+def test_two_ranks_train_like_one_and_prune_what_one_chose(dtype, within, processes, toy, tmp_path):
     """The scores of the second do not count."""
-    knobs = ("--micro_batch_size=2", "--recompute=all")
-    run_ranks(processes, toy, tmp_path, *knobs, before=UPSIDE_DOWN)
-    a, b = events(undisturbed, "step"), events(tmp_path, "step")
-    assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=1e-5)
-    assert_close(undisturbed, tmp_path)
+    knobs, alone, both = (f"--dtype={dtype}", "--recompute=all"), tmp_path / "1", tmp_path / "2"
+    assert run(toy, alone, *knobs) == 0
+    run_ranks(processes, toy, both, *knobs, "--micro_batch_size=2", before=UPSIDE_DOWN)
+    a, b = events(alone, "step"), events(both, "step")
+    assert [e["loss"] for e in a] == pytest.approx([e["loss"] for e in b], abs=within)
+    assert_close(alone, both, within)
 
 
 @pytest.mark.parametrize("before, codes, word", APART)

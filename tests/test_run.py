@@ -1,6 +1,7 @@
 """Whole runs of a toy: what a person gets from `python train.py CONFIG`."""
 
 import copy
+import functools
 import math
 import os
 import shlex
@@ -133,6 +134,50 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused
     assert len(events(out, "done")) == 1
     assert train.main([str(out), "--overwrite", "--stop_after=1"]) == 0
     assert [e["resumed"] for e in events(out, "start")] == [False]
+
+
+def test_a_run_is_rescued_from_an_older_checkpoint_by_another_rate(toy, tmp_path, refused):
+    def kept() -> list[int]:
+        return sorted(int(path.stem[11:]) for path in tmp_path.glob("checkpoint-*.pt"))
+
+    assert run(toy, tmp_path, "--keep=3") == 0 and kept() == [20, 25]
+    (tmp_path / "checkpoint-20.pt").replace(tmp_path / "checkpoint.pt")
+    knobs = (tmp_path, "--resume", "--learning_rate=1e-4", "--seed=2")
+    refused("seed=1 there, 2 here, learning_rate=0.008 there, 0.0001 here); give --changed", *knobs)
+    refused("d_ff_target=8 there, 4 here); choose", *knobs, "--changed", "--d_ff_target=4")
+    assert train.main([*map(str, knobs), "--changed"]) == 0 and kept() == [20, 25]
+    changed = {"seed": [1, 2], "learning_rate": [8e-3, 1e-4]}
+    assert [e.get("changed") for e in events(tmp_path, "start")] == [None, changed]
+    assert [e["lr"] > 1e-4 for e in events(tmp_path, "step")] == [True] * 20 + [False] * 10
+    assert train.main([str(tmp_path), "--resume"]) == 0  # the checkpoint has the new values
+    assert train.main([str(tmp_path), "--overwrite", "--stop_after=1"]) == 0 and kept() == []
+
+
+def test_float16_skips_steps_that_overflow_and_resumes_exactly(toy, tmp_path, monkeypatch, capsys):
+    """The loss is scaled up so far that some do. Where all do, the run has diverged."""
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**26)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    knobs = ("--dtype=float16", "--optimizer=muon", "--micro_batch_size=2", "--recompute=all")
+    assert run(toy, whole, *knobs) == 0
+    skipped = [e["step"] for e in events(whole, "skip")]
+    assert (
+        skipped[0] == 1
+        and len(skipped) < 12
+        and f"skip       step {skipped[-1]}: " in capsys.readouterr().out
+    )
+    steps = [e["step"] for e in events(whole, "step")]
+    assert sorted(steps + skipped) == list(range(1, 31))
+    state = load_checkpoint(whole / "checkpoint.pt")
+    assert state["optimizer"]["norm.weight"]["step"] == len(steps)
+    assert state["scaler"]["scale"] == 2.0 ** (26 - len(skipped))
+    for last in (skipped[-1] - 1, 18):
+        assert run(toy, cut, *knobs, "--resume", f"--stop_after={last}") == 0
+    assert run(toy, cut, *knobs, "--resume") == 0
+    assert same_end(cut, whole)
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(scaler, init_scale=4.0))
+    assert run(toy, tmp_path / "lost", *knobs, "--learning_rate=1e18") == 1
+    assert "step 4: gradients overflow at any scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])

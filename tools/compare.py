@@ -169,6 +169,8 @@ def collect(arms: list[Arm], folder: Path, code: str) -> Arms:
             log = read_log(out_dir := folder / arm.name / str(seed))
             if any(e.get("code", code) != code for e in log if e["event"] == "start"):
                 raise UserError(f"{out_dir}: run by other code; take that, or another --out")
+            if any(e.get("changed") for e in log):
+                raise UserError(f"{out_dir}: resumed with --changed; remove it, or give --runs")
             if not log or log[-1]["event"] != "done":
                 continue
             had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
