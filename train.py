@@ -25,7 +25,7 @@ from torch import Tensor
 from data import command
 from data.loader import TokenDataset
 from model import GPT
-from prune import Pruner
+from prune import Optimizers, Pruner
 from run.checkpoint import Teacher, load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
@@ -35,14 +35,18 @@ from run.out_dir import OutDir
 
 
 def forward_and_backward(
-    forward: Forward, tokens: Tensor, targets: Tensor, teacher: Teacher | None
+    forward: Forward,
+    optimizers: Optimizers,
+    tokens: Tensor,
+    targets: Tensor,
+    teacher: Teacher | None,
 ) -> Tensor:
     """Leave in p.grad the gradient of the mean loss over micro batches and ranks. A function, so
     that `micro_loss`, whose graph refers to the weights even after backward(), is gone at a prune.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
-    size = forward.micro_batch_size
+    size, scaler = forward.micro_batch_size, forward.machine.scaler  # it works in float16 only
     micro_batches = list(zip(tokens.split(size), targets.split(size)))
     loss = torch.zeros((), device=tokens.device)
     for i, (inputs, wanted) in enumerate(micro_batches, 1):
@@ -50,8 +54,11 @@ def forward_and_backward(
             wanted = teacher.targets(inputs, wanted)
         with forward.averaging(i == len(micro_batches)):  # under torchrun: only in the last one
             micro_loss = forward(inputs, wanted) / len(micro_batches)
-            forward.machine.scaler.scale(micro_loss).backward()
+            scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    scaler.update()  # the scale of the next step: lower, where a gradient is not finite
     return loss
 
 
@@ -150,9 +157,7 @@ def train(c: Config, files: ExitStack) -> int:
 
         # Forward and backward
         tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
-        loss = forward_and_backward(forward, tokens, targets, teacher)
-        for optimizer in optimizers:
-            machine.scaler.unscale_(optimizer)  # does nothing but in float16
+        loss = forward_and_backward(forward, optimizers, tokens, targets, teacher)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         batch = data.batch(step + 1, *part)  # while the GPU computes
 
@@ -160,9 +165,7 @@ def train(c: Config, files: ExitStack) -> int:
         # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
         loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
         skip = machine.scaler.is_enabled() and not math.isfinite(grad_norm)
-        if skip:  # in float16, gradients may overflow: this step changes nothing
-            out.skip(step)
-        else:
+        if not skip:  # in float16, gradients may overflow: such a step changes nothing
             check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
 
         # Score: how much does each unit matter? Before the gradients are clipped
@@ -170,17 +173,17 @@ def train(c: Config, files: ExitStack) -> int:
             pruner.score(model)
 
         # Update
-        if c.grad_clip and not skip:
+        if c.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), c.grad_clip, norm)
         for optimizer in optimizers:
             if not skip:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=not machine.launched)  # DDP keeps them in its buckets
 
-        machine.scaler.update()
-
         # Log, validate, save, stop
-        if (step % c.log_every == 0 or step == c.max_steps) and not skip:
+        if skip:
+            out.skip(step)
+        elif step % c.log_every == 0 or step == c.max_steps:
             out.step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)

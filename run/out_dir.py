@@ -192,8 +192,8 @@ class OutDir:
 
     def skip(self, step: int) -> None:
         """Log a step whose gradients were not finite in float16, so that it changed no weight. The
-        scale of gradients is about to fall. Raises UserError where it falls below 1."""
-        scale = self.machine.scaler.get_scale() * self.machine.scaler.get_backoff_factor()
+        scale of gradients has fallen. Raises UserError where it is below 1."""
+        scale = self.machine.scaler.get_scale()
         self.write("skip", step, scale=scale)
         self.say(f"skip       step {step}: gradients overflow in float16; scale {scale:g}")
         if scale < 1:
