@@ -26,12 +26,13 @@ from data import command
 from data.loader import TokenDataset
 from model import GPT
 from prune import Optimizers, Pruner
-from run.checkpoint import Teacher, load_history, load_model, load_start
+from run.checkpoint import load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
 from run.forward import Forward
 from run.optimizer import make_optimizers
 from run.out_dir import OutDir
+from run.teacher import Teacher
 
 
 def forward_and_backward(
@@ -129,7 +130,7 @@ def train(c: Config, files: ExitStack) -> int:
     del saved  # as large as the model and its moments
     forward = Forward(model, c, plan, machine)  # compiles; under torchrun, wraps in DDP
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
-    out.begin(c, plan, val, steps_done, forward.compiled)  # writes config.json, prints the plan
+    log = out.begin(c, plan, val, steps_done, forward.compiled)  # prints the plan
 
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # last: the last one to do
@@ -152,7 +153,7 @@ def train(c: Config, files: ExitStack) -> int:
                 for kind, width in new_widths.items():
                     record = pruner.prune(model, optimizers, kind, width)
                     after = validate(forward, val, plan.tokens_per_step)
-                    out.prune(step, model.config, kind, before, after, record)
+                    log.log_prune(step, model.config, kind, before, after, record)
                     before = after
 
         # Forward and backward
@@ -182,26 +183,25 @@ def train(c: Config, files: ExitStack) -> int:
 
         # Log, validate, save, stop
         if skip:
-            out.skip(step)
+            log.log_skip(step)
         elif step % c.log_every == 0 or step == c.max_steps:
-            out.step(step, model.config, loss, lr, grad_norm)
+            log.log_step(step, model.config, loss, lr, grad_norm)
         if step % c.eval_every == 0 or step == c.max_steps:
             val_loss = validate(forward, val, c.eval_tokens)
-            out.eval(step, val_loss)
-        must_save = step == last or bool(stopping)  # then a failed save ends the run
-        if step % c.save_every == 0 or must_save:
-            out.save_checkpoint(step, model, optimizers, pruner.scores, must_save)
+            log.log_eval(step, val_loss)
+        if step % c.save_every == 0 or step == last or stopping:
+            out.save_checkpoint(step, model, optimizers, pruner.scores)
         if stopping:
             break
 
     if step < c.max_steps:
-        out.stopped(step)
+        log.print_stop(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal
         return 128 + number if stopping else 0
     if val_loss is None:  # resumed when done; data_dir may have moved, so save it anew
         val_loss = validate(forward, val, c.eval_tokens)
-        out.save_checkpoint(step, model, optimizers, pruner.scores, must=True)
-    out.done(step, val_loss)
+        out.save_checkpoint(step, model, optimizers, pruner.scores)
+    log.log_done(step, val_loss)
     return 0
 
 

@@ -21,7 +21,7 @@ from data.loader import TokenDataset
 from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
-from run.config import NOT_SAVED, Config, check_vocabulary, need, of_torchrun, take_shape
+from run.config import NOT_SAVED, Config, need, of_torchrun, take_shape
 from run.hugging_face import load_folder, read_shape
 from run.machine import Machine, out_of_memory
 
@@ -218,30 +218,3 @@ def load_history(
     pruner.scores = {n: x.to(model.norm.weight, copy=True) for n, x in saved["scores"].items()}
     if scaler.is_enabled() and saved["step"]:
         scaler.load_state_dict(saved["scaler"])
-
-
-class Teacher:
-    """A trained model, in `c.teacher`, that shows a run its distribution over the next token
-    (1503.02531). It is never trained, pruned or saved. `digest`: of its shape and weights. Raises
-    UserError, also where its tokens are not those of the data, text by text."""
-
-    def __init__(self, c: Config, data: TokenDataset, machine: Machine):
-        given = load_weights(Path(c.teacher))
-        shape = replace(given["model_config"], context_length=c.context_length)
-        check_vocabulary(c, "teacher", shape, data.vocab_size)
-        if unknown := check_tokenizer(c, "teacher", given, data):
-            raise UserError(unknown)
-        self.model = load_model(given | {"model_config": shape}, machine.device).eval()
-        self.model.requires_grad_(False)  # or autocast would keep a copy of each weight
-        self.machine, self.weight = machine, c.teacher_weight
-        self.digest = digest_of(shape, given["model"])
-
-    @torch.no_grad()
-    def targets(self, tokens: Tensor, came: Tensor) -> Tensor:
-        """(B, T, vocab_size), float32: `teacher_weight` times the teacher's distribution over the
-        next token, and the rest on the token that came. tokens, came: (B, T)."""
-        with self.machine.autocast():
-            logits = self.model(tokens)
-        mixed = logits.float().softmax(-1) * self.weight
-        rest = torch.full(came.shape, 1 - self.weight, device=came.device)
-        return mixed.scatter_add_(-1, came[..., None], rest[..., None])

@@ -90,7 +90,7 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys, refuse
 
 
 def test_the_log_has_the_mfu_of_a_known_card(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("run.out_dir.card_of", lambda device: "toy")
+    monkeypatch.setattr("run.log.card_of", lambda device: "toy")
     monkeypatch.setitem(GPUS, "toy", (1e10, 0, 0))
     assert run(toy, tmp_path, "--stop_after=1") == 0
     (step,) = events(tmp_path, "step")

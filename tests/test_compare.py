@@ -8,7 +8,7 @@ import pytest
 from helpers import run, same_end
 
 from data import UserError
-from run.out_dir import read_log
+from run.log import read_log
 from tools import compare
 from tools.compare import COLUMNS, load_arms, read_csv, t_test, write
 

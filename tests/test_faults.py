@@ -14,7 +14,7 @@ import train
 from data.prepare import prepare
 from model import GPT
 from run.checkpoint import load_checkpoint, write_checkpoint
-from run.out_dir import read_log
+from run.log import read_log
 from tools import page, plan, sample
 
 # train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
@@ -35,8 +35,8 @@ class InHalves(io.FileIO):
         come_to("half", self.name)
         return half + super().write(data[half:])
 
-import run.checkpoint, run.out_dir
-run.checkpoint.open = run.out_dir.open = lambda path, mode, **_: InHalves(path, mode)
+import run.checkpoint, run.log
+run.checkpoint.open = run.log.open = lambda path, mode, **_: InHalves(path, mode)
 sys.addaudithook(lambda event, args: event == "os.rename" and come_to("rename", str(args[0])))
 sys.exit(train.main())
 """
@@ -150,29 +150,34 @@ def test_no_run_writes_over_the_weights_it_learns_from(key, toy, undisturbed, re
         refused(f"{key}=", toy, f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
 
 
-def test_a_run_outlives_a_full_disk_and_then_saves(toy, undisturbed, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["a save", "a line of the log"])
+def test_a_full_disk_ends_a_run_in_one_line_and_resume_goes_on(
+    what, toy, undisturbed, tmp_path, monkeypatch, capsys
+):
     resource = pytest.importorskip("resource", reason="Windows limits no file's size")
-    out = tmp_path / "run"
+    module = "run.out_dir.write_checkpoint" if what == "a save" else "run.log.open"
+    function = write_checkpoint if what == "a save" else open
+    calls = []
 
-    def full(full: bool) -> None:  # as far as a process can tell: no file may grow
-        limit = 1 if full else resource.RLIM_INFINITY
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-    def save_on_a_small_disk(c, step, *rest):
-        full(10 <= step <= 20 or step == 30)
-        write_checkpoint(c, step, *rest)
+    def on_a_full_disk(*arguments):  # as far as a process can tell: from the third time on
+        calls.append(arguments)
+        if len(calls) > 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        return function(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr("run.out_dir.write_checkpoint", save_on_a_small_disk)
+        patched.setattr(module, on_a_full_disk, raising=False)
         try:
-            assert run(toy, out) == 1
+            assert run(toy, tmp_path) == 1
         finally:
-            full(False)
-    assert capsys.readouterr().out.count(" File too large; trying again") == 3
-    assert [e["step"] for e in events(out, "save") if "error" in e] == [10, 15, 20]
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 25 and not list(out.glob("*.tmp"))
-    assert run(toy, out, "--resume") == 0
-    assert same_end(out, undisturbed)
+            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (resource.RLIM_INFINITY,))
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "File too large" in error and not list(tmp_path.glob("*.tmp"))
+    saved = [e["step"] for e in events(tmp_path, "save")]
+    assert saved == ([5, 10] if what == "a save" else [])
+    assert not saved or load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 10
+    assert run(toy, tmp_path, "--resume") == 0
+    assert same_end(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("way", OUTPUT)

@@ -20,8 +20,8 @@ from data.prepare import prepare
 from model import GPT, KINDS
 from prune import unit_scores
 from run.checkpoint import load_checkpoint
+from run.log import Log
 from run.optimizer import Muon
-from run.out_dir import OutDir
 
 
 def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, undisturbed):
@@ -36,7 +36,7 @@ def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, un
     both = [(a, b) for a, b in zip(prunes, prunes[1:]) if a["step"] == b["step"]]
     assert both and all(a["loss_after"] == b["loss_before"] for a, b in both)  # the same batches
     (start,), (done,) = events(undisturbed, "start"), events(undisturbed, "done")
-    assert start["torch"] == torch.__version__ and start["hardware"] and "commit" in start
+    assert start["torch"] == torch.__version__ and start["hardware"]
     assert (done["tokens"], done["flops"]) == (30 * 8 * 16, start["planned_flops"])
     assert done["params"] == steps[-1]["params"] and done["val_loss"] < prunes[-1]["loss_after"]
     val = TokenDataset(toy.parent / "data", "val", 16)
@@ -46,7 +46,7 @@ def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, un
 
 def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
     """By signals, in each phase; one more ends it at once. Recomputed activations change no bit."""
-    write, term, ctrl_c = OutDir.write, signal.SIGTERM, signal.SIGINT
+    write, term, ctrl_c = Log.write, signal.SIGTERM, signal.SIGINT
 
     def write_and_signal(self, event, at, **values):
         write(self, event, at, **values)
@@ -56,7 +56,7 @@ def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr("run.machine.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
-        patched.setattr(OutDir, "write", write_and_signal)
+        patched.setattr(Log, "write", write_and_signal)
         for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
             assert run(toy, tmp_path, "--resume", "--recompute=all") == 128 + number
             assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
@@ -202,7 +202,7 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
 
 @pytest.mark.parametrize("seen", [10, 12])  # at a validation; at a save
 def test_a_run_does_not_go_on_with_data_that_was_replaced(seen, toy, tmp_path, monkeypatch, capsys):
-    data, out, write = tmp_path / "data", tmp_path / "run", OutDir.write
+    data, out, write = tmp_path / "data", tmp_path / "run", Log.write
     shutil.copytree(toy.parent / "data", data)
     prepare([toy.parent / "text.jsonl"], "shipped", tmp_path / "new", val_fraction=0.1)
 
@@ -212,7 +212,7 @@ def test_a_run_does_not_go_on_with_data_that_was_replaced(seen, toy, tmp_path, m
             data.rename(tmp_path / "old")
             (tmp_path / "new").rename(data)
 
-    monkeypatch.setattr(OutDir, "write", write_and_replace)
+    monkeypatch.setattr(Log, "write", write_and_replace)
     assert run(toy, out, f"--data_dir={data}", "--save_every=6") == 1
     assert f"{data}: " in capsys.readouterr().err
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 6 < events(out, "step")[-1]["step"]

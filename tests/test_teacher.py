@@ -15,10 +15,10 @@ from data.loader import TokenDataset
 from data.prepare import prepare
 from data.tokenizer import SHIPPED_RANKS
 from model import GPT
-from run.checkpoint import Teacher
 from run.config import load_config
 from run.cost import Plan
 from run.machine import Machine
+from run.teacher import Teacher
 from tools import load_trained
 
 SHORT = "--shorter=3"

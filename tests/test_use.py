@@ -9,7 +9,7 @@ import torch
 from test_model import large
 
 from data.tokenizer import encode_to_numpy
-from run.out_dir import compact
+from run.log import compact
 from tools import Trained, evaluate, load_trained, plot, sample
 
 PICTURES = [([], "a.png"), (["--flops"], "a.svg"), (["--units"], "a.png"), (["--animate"], "a.gif")]

@@ -25,8 +25,9 @@ from data import UserError, command
 from run.checkpoint import write_text
 from run.config import NOT_SAVED, OF_ONE_RUN, Config, load_config, read_file
 from run.cost import Plan
+from run.log import read_log
 from run.machine import SIGNALS
-from run.out_dir import code_digest, read_log
+from run.out_dir import code_digest
 from tools import expanded, load_plan, positive
 from tools.plot import rises
 

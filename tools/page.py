@@ -10,7 +10,7 @@ from data import UserError, command
 from model import KINDS, SLICES
 from run.checkpoint import write_text
 from run.config import load_config
-from run.out_dir import read_log
+from run.log import read_log
 from schedule import Schedule
 from tools import expanded, name_of
 

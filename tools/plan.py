@@ -11,8 +11,8 @@ from data import command
 from model import GPTConfig
 from run import cost
 from run.config import CHOICES, Config, check_ranks, load_config, micro_batch
+from run.log import compact
 from run.optimizer import STACK
-from run.out_dir import compact
 from tools import load_plan, positive
 
 GPT2_VOCABULARY = 50_257

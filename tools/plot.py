@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import UserError, command
-from run.out_dir import compact, read_log
+from run.log import compact, read_log
 from tools import expanded, name_of
 
 LINES = "-", "--", "-.", ":"  # of the first run, the second, ...: both show where they coincide
