@@ -1,31 +1,41 @@
-"""The page of a run: what is in its file, and what it says in a browser while one plays."""
+"""The two pages of a run: what is in their files, and what they say in a browser."""
 
+import base64
 import json
 import random
 import re
 import shutil
 import subprocess
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+import torch
 from helpers import ROOT, events, run
 
+from data.loader import TokenDataset
+from model import GPT, GPTConfig
+from prune import choose, slice_group
 from run.config import Config, load_config
+from run.cost import flops_per_token, n_parameters
 from schedule import Schedule
-from tools import page
+from tools import load_trained, page, play
 
-PAGE = (ROOT / "tools/page.html").read_text(encoding="utf-8")
+PAGE, PLAY = ((ROOT / f"tools/{x}.html").read_text(encoding="utf-8") for x in ("page", "play"))
+FINISHED = ROOT / "docs/play.html"
 HOSTILE = "</script><script>alert(1)</script><!-- \"'&lt;<img src=x onerror=alert(2)>"
 
 
 def test_the_page_is_one_file_that_loads_nothing_with_the_log_inside(undisturbed, tmp_path, capsys):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     assert page.main([str(out)]) == 0
-    assert capsys.readouterr().out == f"{out / 'page.html'}\n"
+    assert capsys.readouterr().out == f"{out / 'page.html'}\n{out / 'play.html'}\n"
     html = (out / "page.html").read_text(encoding="utf-8")
     before, after = PAGE.split("/*RUNS*/")
-    assert not re.search(r"//\w|src=|href=(?!.data:)|url\(|import|fetch|XMLHttp", before + after)
+    for frame in (PAGE, PLAY):
+        assert not re.search(r"//\w|src=|href=(?!.data:)|url\(|import|fetch|XMLHttp", frame)
     assert html.startswith(before) and html.endswith(after)
     (shown,) = json.loads(html.removeprefix(before).removesuffix(after))
     for name, keys in page.SHOWN.items():
@@ -48,6 +58,61 @@ def test_a_long_run_makes_no_large_page_and_no_text_is_html(undisturbed, tmp_pat
     for key in ("kind", "width_after", "val_loss"):
         (out / "log.jsonl").write_text(log.replace(f'"{key}": ', f'"{key}": "<b>", "was": '))
         refused(out, out, main=page.main)
+
+
+def net_in(html: str) -> dict:
+    """What a page to prune by hand has inside; the rest of it is the frame as it is now."""
+    before, after = PLAY.split("/*NET*/")
+    assert html.startswith(before) and html.endswith(after)
+    return json.loads(html.removeprefix(before).removesuffix(after))
+
+
+def model_of(net: dict) -> GPT:
+    model, raw = GPT(GPTConfig(**net["config"])), base64.b64decode(net["weights"])
+    weights = torch.from_numpy(np.frombuffer(raw, "<f2").astype(np.float32))
+    torch.nn.utils.vector_to_parameters(weights, model.parameters())
+    return model
+
+
+def batch_of(net: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    passage = net["passage"]
+    return tuple(torch.tensor(x).view(net["rows"], -1) for x in (passage[:-1], passage[1:]))
+
+
+def test_a_page_to_prune_by_hand_holds_the_model_and_marks_the_one_cut_in_steps(
+    toy, undisturbed, tmp_path, monkeypatch, capsys
+):
+    others = [f"--{kind}_target=0" for kind in ("n_kv_head", "d_model", "n_layer")]
+    wide, steps = tmp_path / "wide", tmp_path / "steps"
+    assert run(toy, steps, *others) == run(toy, wide, *others, "--d_ff_target=0") == 0
+    assert page.main([str(wide), str(steps)]) == 0
+    net, trained = net_in((wide / "play.html").read_text("utf-8")), load_trained(wide).model.cpu()
+    for (name, p), q in zip(trained.named_parameters(), model_of(net).parameters()):
+        torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-6, msg=name)
+    val = TokenDataset(load_config(str(wide)).data_dir, "val", 16)
+    tokens = torch.cat([x.flatten() for x, _ in val.in_order(9)]).tolist()
+    assert str(net["passage"])[1:-1] in str(tokens) and len(net["passage"]) == 513
+    left, loss = net["steps"][0]
+    assert left == 8 and loss == pytest.approx(
+        load_trained(steps).model.cpu()(*batch_of(net)).item()
+    )
+    for one, other in ((steps, wide), (wide, undisturbed)):  # neither was cut from the one
+        assert net_in(play.page_of(one, other))["steps"] == []
+    capsys.readouterr()
+    monkeypatch.setattr(play, "LARGEST", 1000)
+    assert page.main([str(steps)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{steps / 'page.html'}\n" and said.err.count("\n") == 1
+    assert said.err.startswith("no play.html: ") and "parameters" in said.err
+
+
+def test_the_finished_page_is_small_and_of_a_wide_model():
+    net = net_in(FINISHED.read_text("utf-8"))
+    assert FINISHED.stat().st_size < 300_000
+    assert net["was"] == net["config"]["d_ff"]
+    whole = model_of(net)(*batch_of(net)).item()
+    assert whole == pytest.approx(net["split"], abs=0.02)  # a typical passage
+    assert whole < net["steps"][0][1] < whole + 0.2
 
 
 def random_schedules(n: int) -> list[Schedule]:
@@ -109,6 +174,88 @@ def browser():
         assert browser.get_log("browser") == []
 
 
+@pytest.mark.parametrize("which", ["finished", "toy"])
+def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(
+    which, browser, undisturbed, tmp_path
+):
+    from selenium.webdriver import Keys
+
+    js, file = browser.execute_script, FINISHED
+    if which == "toy":  # of one that was pruned in all kinds
+        file = tmp_path / "play.html"
+        file.write_text(play.page_of(undisturbed), encoding="utf-8")
+    net, papers = net_in(file.read_text("utf-8")), set()
+    for width in (1200, 400):
+        for scheme in ("light", "dark"):
+            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            browser.get(file.as_uri())
+            assert js("return document.documentElement.scrollWidth") == width
+            papers.add(js("return getComputedStyle(document.body).backgroundColor"))
+    assert len(papers) == 2
+
+    def said(name: str) -> str:
+        while js("return wanted || busy"):  # without an end, if it never comes to rest
+            pass
+        return browser.find_element("id", name).text
+
+    def press(selector: str, *keys: str) -> None:
+        element = browser.find_element("css selector", selector)
+        element.send_keys(*keys) if keys else js("arguments[0].click()", element)
+
+    # Whole, and with half of the neurons really cut, in each order: first of all by score
+    model = load_trained(undisturbed).model.cpu() if which == "toy" else model_of(net)
+    width = net["config"]["d_ff"]
+    orders = js("return ['low', 'random1', 'high'].map(way => alike(way, HALF).map(m => [...m]))")
+    for scores, mask in zip(net["scores"], orders[0]):
+        assert torch.tensor(mask).bool().equal(choose(torch.tensor(scores), (width + 1) // 2))
+    cut_losses = []
+    for masks in ([[1] * width] * len(orders[0]), *orders):
+        cut = deepcopy(model)
+        groups = [group for group in cut.groups() if group.kind == "d_ff"]
+        for group, mask in zip(groups, masks):
+            slice_group(cut, [], group, torch.tensor(mask).bool())
+        cut_losses.append(cut(*batch_of(net)).item())
+        assert js("return mean(losses(arguments[0]))", masks) == pytest.approx(
+            cut_losses[-1], abs=1e-3 if which == "toy" else 1e-5
+        )
+    assert float(said("loss")) == pytest.approx(cut_losses[0], abs=2e-3)
+    press("#half")
+    assert float(said("loss").split()[0]) == pytest.approx(cut_losses[1], abs=2e-3)
+    orders_said = [float(said(f"of-{name}")) for name in ("low", "random", "high")]
+    assert orders_said == pytest.approx(cut_losses[1:], abs=7e-3)
+    press("[value=high]")
+    assert float(said("loss").split()[0]) == pytest.approx(cut_losses[3], abs=2e-3)
+    costs = js("return ['params', 'flops'].map(id => $(id).textContent.split(' ')[0])")
+    flops = flops_per_token(cut.config) / 3  # of the forward pass alone
+    assert costs == [f"{n_parameters(cut.config):,}", f"{flops / 1000:.0f}k"]
+    red = "return [...$('read').children].filter(x => parseInt(x.style.cssText.slice(8))).length"
+    assert which == "toy" or js(red) > 200  # the toy forgets little
+    # At temperature 0 it writes what torch finds likeliest
+    js("$('temperature').value = 0; $('temperature').oninput()")
+    prompt = js("return encoded($('prompt').value)")
+    words = [word.encode("latin-1") for word in net["words"]]
+    assert b"Fellow citizens of the Senate".endswith(b"".join(words[i] for i in prompt))
+    for place, writer in (("whole", model), ("now", cut)):
+        tokens = [*prompt]
+        while len(tokens) < net["config"]["context_length"]:
+            tokens.append(int(writer(torch.tensor([tokens]))[0, -1].argmax()))
+        text = b"".join(words[i] for i in tokens).decode(errors="replace")
+        assert said(place).split() == text.split()
+    press("#draw")
+    assert said("left0") == f"{(width + 1) // 2} of {width} neurons"
+    assert "2 draws" in said("cost-random")
+    press("#half")  # puts all back
+    press("#keep0", *[Keys.ARROW_LEFT] * 3)
+    press(cells := "#layers > div:nth-child(2) .cells button")
+    press(cells, Keys.ARROW_RIGHT)
+    browser.switch_to.active_element.send_keys(Keys.SPACE)
+    assert said("left0") == f"{width - 3} of {width} neurons"
+    assert said("left1") == f"{width - 2} of {width} neurons"
+
+
 def test_in_a_browser_it_shows_each_step_and_plays(browser, undisturbed, toy, tmp_path):
     """Two runs, one with a hostile name, one that is not done; and a run that has just begun."""
     from selenium.webdriver import ActionChains, Keys
@@ -135,6 +282,11 @@ def test_in_a_browser_it_shows_each_step_and_plays(browser, undisturbed, toy, tm
     assert run(toy, half := tmp_path / "half", "--max_steps=45", "--stop_after=20") == 0
     one, other = page.read_run(undisturbed), page.read_run(half)
     show(one | {"step": one["step"][:1], "end": 1, "prune": [], "eval": [], "done": []}, width=400)
+    show(one | {"step": one["step"][4:]})  # the first steps are not in its log
+    assert now()["step"] == "5" and now()["training loss"] == f"{one['step'][4]['loss']:.3f}"
+    starts = "return [...document.querySelectorAll('#charts polyline')].map(x => x.points[0].x)"
+    first = browser.execute_script("return charts.X(1 / 30)")  # the learning rate's
+    assert pytest.approx(first, abs=0.1) in browser.execute_script(starts)
     show(one | {"name": HOSTILE}, other)
     assert HOSTILE in said("about") and "Not done yet: step 20 of 45." in said("about")
     for e in events(undisturbed, "step"):

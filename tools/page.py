@@ -1,8 +1,10 @@
 """A run as a page to play with, from its log: python -m tools.page OUT_DIR [OTHER]
 
-OUT_DIR/page.html has all that it needs inside, OTHER beside it. tools/page.html is the frame."""
+OUT_DIR/page.html has all that it needs inside, OTHER beside it. tools/page.html is the frame.
+OUT_DIR/play.html is its model, to prune by hand (tools/play.py)."""
 
 import json
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -12,12 +14,12 @@ from run.checkpoint import write_text
 from run.config import load_config
 from run.log import read_log
 from schedule import Schedule
-from tools import expanded, name_of
+from tools import expanded, name_of, play
 
 KNOBS = ("max_steps", "learning_rate", "min_lr_fraction", "warmup_steps", "lr_restart")
 KNOBS += ("prune_schedule", "prune_start", "prune_end", "prune_every", "n_head", "head_dim", *KINDS)
 # What the page needs of each event of the log
-SHOWN = {"start": "resumed", "step": "loss lr params", "eval": "val_loss", "done": "val_loss"}
+SHOWN = {"start": "resumed", "step": "loss params", "eval": "val_loss", "done": "val_loss"}
 SHOWN["prune"] = "kind width_before width_after loss_before loss_after removed scores"
 
 
@@ -63,6 +65,11 @@ def main(argv: list[str]) -> None:
     runs = [read_run(out_dir) for out_dir in (args.out_dir, args.other) if out_dir]
     write_text(args.out_dir / "page.html", page_of(runs))  # in place of a link, too
     print(args.out_dir / "page.html")
+    try:
+        write_text(args.out_dir / "play.html", play.page_of(args.out_dir, args.other))
+        print(args.out_dir / "play.html")
+    except UserError as error:
+        print(f"no play.html: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
