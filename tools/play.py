@@ -16,7 +16,7 @@ from data.tokenizer import all_tokens
 from model import GPT
 from prune import Pruner, choose, slice_group
 from run.config import load_config
-from run.out_dir import read_log
+from run.log import read_log
 from tools import load_trained
 
 TOKENS = 512  # of the passage: a browser takes 50 ms for their loss
