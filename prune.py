@@ -101,15 +101,24 @@ def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
 
 
 def check(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
-    """Raises ValueError where slices do not fit or would cut twice, and where an optimizer keeps
-    what cannot be cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
+    """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
+    list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
+    cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
     names, cuts = {p: name for name, p in model.named_parameters()}, {}
+    if sparse := [name for p, name in names.items() if p.grad is not None and p.grad.is_sparse]:
+        raise ValueError(f"{sparse[0]}: its gradient is sparse; build its module with sparse=False")
+    for blocks in (model.get_submodule(group.name) for group in groups if not group.slices):
+        for name, m in model.named_modules():
+            if m is not blocks and {*m.children()} & {*blocks}:
+                raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
     for kind, width, s in [(group.kind, group.width, s) for group in groups for s in group.slices]:
         p = model.get_parameter(s.name)
         if p.shape[s.dim] % (s.parts * width):
             raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
         if (kind, s.dim) in cuts.setdefault(p, set()):
             raise ValueError(f"{s.name}: {kind} would cut it twice; list a shared weight once")
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise ValueError(f"{s.name}: a cut would lose its hooks; do their work in your loop")
         cuts[p].add((kind, s.dim))
     kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
     for p, key, x in kept:
@@ -206,6 +215,7 @@ class Pruner:
     def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
         """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
         Call it for each kind that is due; all are pruned by the scores from before the first cut.
+        All gradients go, as those of a cut weight do: half of a step's would mislead an optimizer.
 
         Returns for the log, for each group: "removed", the old indices of the units that went, and
         "scores", the quantiles of its scores at 0, 5, ... 100%. Raises ValueError before any cut.
@@ -221,6 +231,7 @@ class Pruner:
                 raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
             if new_width < width and self.scores[group.name].unique().numel() == 1:
                 raise ValueError(f"{group.name}: all scores are equal; did no gradient reach it?")
+        model.zero_grad()
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]

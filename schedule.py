@@ -8,6 +8,7 @@ optimizer. It is the same code with lr_restart=True and prune_schedule="oneshot"
 """
 
 import math
+import re
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -39,16 +40,17 @@ class Widths(NamedTuple):
 
 def pruned_widths(c) -> dict[str, Widths]:
     """Kind of unit -> its widths, for each kind with knobs 0 < KIND_target < KIND. The grid is
-    round_to, but 1 for kinds whose names begin with n_ or num_, such as heads and layers."""
+    round_to, but 1 for numbers of heads and layers, such as n_kv_head and num_hidden_layers."""
     widths = {}
     for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
         enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
-        grid = 1 if kind.startswith(("n_", "num_")) else c.round_to
+        grid = 1 if re.fullmatch(r"(n|num)_(\w+_)?(head|layer)s?", kind) else c.round_to
         require(0 <= target <= enlarged, c, f"{kind}_target", f"must be 0 to {kind}={enlarged}")
         if 0 < target < enlarged:
             most = (enlarged - 1) // grid * grid  # below `enlarged`, which would prune nothing
             nearest = min(most, max(grid, round(target / grid) * grid))
-            remedy = f"must be a multiple of round_to={grid}; the nearest is {nearest}"
+            way = f"the nearest is {nearest}" if most else f"none is below {kind}={enlarged}"
+            remedy = f"must be a multiple of round_to={grid}; {way}"
             require(target % grid == 0, c, f"{kind}_target", remedy)
             widths[kind] = Widths(enlarged, target, grid)
     return widths

@@ -149,12 +149,14 @@ def test_scores_of_the_kinds_to_prune_are_what_the_weights_of_a_unit_sum_to(kind
         torch.testing.assert_close(judge.scores, by_removal(model, kind, value))
 
 
-def test_a_prune_says_which_units_went_and_why():
+def test_a_prune_says_which_units_went_and_why_and_drops_all_gradients():
     model, optimizer = make()
     judge = pruner("sensitivity")
     pairs = torch.arange(24.0).flip(0) // 2  # 11, 11, 10, 10, ...: ties go to the lower index
     judge.scores = {group.name: pairs for group in of_kind(model, "d_ff")}
+    model(*batch(0)).backward()  # one of several of a step
     cuts = judge.prune(model, [optimizer], "d_ff", 5)
+    assert all(p.grad is None for p in model.parameters())
     assert cuts["removed"] == [list(range(5, 24))] * 2
     assert cuts["scores"] == [pytest.approx(pairs.quantile(torch.arange(21) / 20).tolist())] * 2
     assert judge.scores["blocks.1.d_ff"].tolist() == [11, 11, 10, 10, 9]
@@ -202,14 +204,21 @@ def test_weights_that_a_layer_shares_with_one_that_stays_are_kept():
         judge.scores = {"blocks": torch.tensor(scores)}
         judge.prune(model, [optimizer], "n_layer", 2 - (scores[1] > 0))
     assert set(optimizer.param_groups[0]["params"]) == set(model.parameters())
+    model.second = torch.nn.ModuleList(model.blocks)
+    with pytest.raises(ValueError, match="^second: "):
+        judge.prune(model, [optimizer], "n_layer", 1)
 
 
+AFTER = "register_post_accumulate_grad_hook"
 REFUSED = [  # what changes; whether the first score says so
     ("blocks.0.ffn.gate.weight: the optimizer's 'row_var'", "make = torch.optim.Adafactor", True),
     ("embed.weight: the optimizer's 'old_dirs'", "make = torch.optim.LBFGS", True),
     ("blocks.1.ffn.gate.*twice", "model.blocks[1].ffn = model.blocks[0].ffn", True),
     ("blocks.0.ffn.gate.weight: dim 0", "units['d_ff'] = [Slice('ffn.gate.weight', 0, 3)]", True),
     ("d_ff: blocks.0 has no .* gate.weight$", "units['d_ff'] = [Slice('gate.weight', 0)]", True),
+    ("gate.weight: .* hooks", "model.blocks[0].ffn.gate.weight.register_hook(abs)", True),
+    ("gate.weight: .* hooks", f"model.blocks[0].ffn.gate.weight.{AFTER}(lambda p: None)", True),
+    ("embed.weight: .* sparse", "model.embed.sparse, make = True, torch.optim.SGD", True),
     ("blocks.1.d_ff: cannot keep 5 of .* by 3 scores", "scores = torch.ones(3)", False),
     ("blocks.1.d_ff: all scores are equal", "scores = torch.ones(24)", False),
     ("d_ff: the model has no units of this kind", "units.clear()", False),
@@ -218,7 +227,8 @@ REFUSED = [  # what changes; whether the first score says so
 
 @pytest.mark.parametrize("words, change, at_once", REFUSED)
 def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(words, change, at_once):
-    model, units = make()[0], {"d_ff": [Slice("ffn.gate.weight", 0), Slice("bias", 0)]}
+    model = make(config=replace(CONFIG, tie_embeddings=False))[0]  # tied, no gradient is sparse
+    units = {"d_ff": [Slice("ffn.gate.weight", 0), Slice("bias", 0)]}
     names = {"model": model, "units": units, "scores": torch.rand(24), "make": torch.optim.AdamW}
     exec(change, names | {"torch": torch, "Slice": Slice}, names)
     model.groups = lambda: block_groups(model, "blocks", units)

@@ -76,14 +76,19 @@ def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
             make(**early | {"warmup_steps": 1} | changes)
 
 
-@pytest.mark.parametrize("kind, grid", [("intermediate_size", 8), ("num_heads", 1), ("n_head", 1)])
-def test_every_kind_has_a_grid_but_those_that_begin_with_n_or_num(kind, grid):
+ALONE = "n_head n_kv_head n_layer num_heads num_attention_heads num_hidden_layers"
+GRIDS = [(kind, 1) for kind in ALONE.split()]
+GRIDS += [(kind, 8) for kind in ("intermediate_size", "n_inner", "n_embd", "num_experts")]
+
+
+@pytest.mark.parametrize("kind, grid", GRIDS)
+def test_every_kind_has_a_grid_but_numbers_of_heads_and_layers(kind, grid):
     widths = {"round_to": 8, kind: 64, f"{kind}_target": 24}
     assert Schedule(knobs(100, **widths)).widths[kind].grid == grid
     with pytest.raises(ValueError, match=f"^{kind}_end: no such knob"):
         knobs(100, **widths, **{f"{kind}_end": 0.5})
-    for round_to, nearest in ((8, 56), (64, 0)):  # not 64: nothing would be pruned
-        with pytest.raises(ValueError, match=f"round_to={round_to}; the nearest is {nearest}"):
+    for round_to, way in ((8, "the nearest is 56"), (64, "none is below d_ff=64")):  # not 64 or 0
+        with pytest.raises(ValueError, match=f"round_to={round_to}; {way}"):
             Schedule(knobs(100, d_ff=64, d_ff_target=61, round_to=round_to))
 
 
