@@ -4,6 +4,7 @@ import functools
 import locale
 import re
 from dataclasses import replace
+from time import process_time
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPTConfig
+from run import cost
 from run.config import CHOICES, Config, load_config
 from run.cost import GPUS, Plan, block_flops, flops_per_token, memory_of, muon_flops, n_parameters
 from run.machine import Machine
@@ -87,9 +89,15 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys, refuse
     assert "no; --micro_batch_size=4" in planned(capsys, config, "--micro_batch_size=128")
     assert "no; not one sequence fits" in planned(capsys, config, "--gpu=4090")
     refused("micro_batch_size=4: must divide", config, "--gpus=1024", main=plan.main)
+    began = process_time()
+    planned(capsys, "configs/idea.py", "--max_steps=10000000", "--batch_size=100000000")
+    assert process_time() - began < 20  # some 2; with each size of micro batch tried, 100
 
 
 def test_the_log_has_the_mfu_of_a_known_card(toy, tmp_path, monkeypatch, capsys):
+    for name, key in (("RTX 4090", "4090"), ("RTX 4090 Laptop GPU", ""), ("RTX A1000", "")):
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device, name=name: name)
+        assert cost.card_of(torch.device("cuda")) == key
     monkeypatch.setattr("run.log.card_of", lambda device: "toy")
     monkeypatch.setitem(GPUS, "toy", (1e10, 0, 0))
     assert run(toy, tmp_path, "--stop_after=1") == 0

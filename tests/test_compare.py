@@ -80,6 +80,8 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main([*command, "--seeds=2-2"]) == 0
     assert read_csv(out / "runs.csv") == {"": {"idea": {1: row, 2: row | {"seed": 2}}}}
+    refused("idea, seed 2, which", *command, f"--runs={tmp_path / 'x'}", main=compare.main)
+    assert not (tmp_path / "x").exists()
     for name, old, new in (
         ("log.jsonl", '"data": "', '"data": "other'),
         ("log.jsonl", '"teacher": "', '"teacher": "other'),

@@ -150,6 +150,7 @@ def test_a_folder_is_pruned_exported_and_sampled(tmp_path, toy, capsys, refused)
     knobs += ["--d_model_target=24", "--round_vocab_to=68"]
     refused("--round_vocab_to", toy, f"--out_dir={out}", *knobs[:-1])
     assert run(toy, out, *knobs, "--stop_after=20") == 0
+    refused("its prune window", out, f"--to={back}", main=export.main)
     shutil.rmtree(folder)  # the run has its weights, and the data their tokenizer
     assert run(toy, out, *knobs, "--resume") == 0
     shape = load_checkpoint(out / "checkpoint.pt")["model_config"]

@@ -48,6 +48,8 @@ def test_the_page_is_one_file_that_loads_nothing_with_the_log_inside(undisturbed
 def test_a_long_run_makes_no_large_page_and_no_text_is_html(undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     log, step = (out / "log.jsonl").read_text(), events(undisturbed, "step")[0]
+    config = (out / "config.json").read_text()
+    (out / "config.json").write_text(config.replace('"max_steps": 30', '"max_steps": 20000'))
     lines = "".join(json.dumps(step | {"step": n}) + "\n" for n in range(1, 20_000))
     (out / "log.jsonl").write_text(log.replace('"step", "step"', '"none", "step"') + lines)
     shown = page.read_run(out)
@@ -55,8 +57,14 @@ def test_a_long_run_makes_no_large_page_and_no_text_is_html(undisturbed, tmp_pat
     html = page.page_of([shown, shown | {"name": HOSTILE}])
     assert len(html) < 400_000
     assert [html.count(x) for x in ("<script", "</script", "<!--")] == [2, 2, 0]
-    for key in ("kind", "width_after", "val_loss"):
-        (out / "log.jsonl").write_text(log.replace(f'"{key}": ', f'"{key}": "<b>", "was": '))
+    wrong = {f'"{key}": ': f'"{key}": "<b>", "was": ' for key in ("width_after", "val_loss")}
+    wrong |= {'"kind": "d_ff"': '"kind": 3', '"removed": ': '"removed": [], "was": '}
+    for old, new in wrong.items():
+        (out / "log.jsonl").write_text(log.replace(old, new))
+        refused(out, out, main=page.main)
+    (out / "log.jsonl").write_text(log)
+    for knob in ('"d_ff": 48', '"max_steps": 29'):  # a config unlike the log
+        (out / "config.json").write_text(re.sub(rf"{knob[:-2]}\d+", knob, config))
         refused(out, out, main=page.main)
 
 

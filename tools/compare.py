@@ -226,7 +226,7 @@ def write(path: Path, setting: str, arms: Arms) -> None:
         for seed, row in runs.items():
             if row["val_loss"] != arms.get(arm, {}).get(seed, {}).get("val_loss"):
                 what = f"this call has not got its {arm}, seed {seed}, loss {row['val_loss']}"
-                raise UserError(f"{path}: {what}; name that arm, too, or give another --out")
+                raise UserError(f"{path}: {what}; give its --runs, or another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = csv.DictWriter(file := io.StringIO(), ["setting", *COLUMNS], lineterminator="\n")
     lines.writeheader()
@@ -295,6 +295,10 @@ def main(argv: list[str]) -> int:
     folder = args.runs or Path("out") / args.out.name / setting
     done = collect(arms, folder, code := code_digest())
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]
+    for name, runs in known.get(setting, {}).items():  # refused now, or `write` would in the end
+        if lost := sorted(runs.keys() - done.get(name, {}).keys() - {*args.seeds}):
+            what = f"has {name}, seed {lost[0]}, which is not in {folder}"
+            raise UserError(f"{path}: {what}; give the --runs that it is in, or another --out")
     todo = [run for run in every if run[1] not in done.get(run[0].name, {})]
     print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
     good = train_all(todo, args.jobs)

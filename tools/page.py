@@ -11,7 +11,7 @@ from pathlib import Path
 from data import UserError, command
 from model import KINDS, SLICES
 from run.checkpoint import write_text
-from run.config import load_config
+from run.config import Config, load_config
 from run.log import read_log
 from schedule import Schedule
 from tools import expanded, name_of, play
@@ -43,11 +43,26 @@ def read_run(out_dir: Path) -> dict:
         for name, keys in SHOWN.items():
             run[name] = [{key: short(e[key]) for key in ("step", *keys.split())} for e in log[name]]
         json.dumps(run, allow_nan=False)
+        check_prunes(c, log["prune"], run["end"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{out_dir}: its log is damaged, or too old to show: {error!r}") from error
     matrices = {kind: [s for s in SLICES[kind] if "norm" not in s.name] for kind in SLICES}
     run["slices"] = {k: [(s.name.split(".")[1], s.dim) for s in matrices[k]] for k in matrices}
     return run
+
+
+def check_prunes(c: Config, prunes: list[dict], end: int) -> None:
+    """Raises LookupError, TypeError, ValueError where the prunes of a log are not of this config,
+    or do not say for each group which units went."""
+    if end > c.max_steps:
+        raise ValueError(f"step {end}, past max_steps={c.max_steps}")
+    widths = {kind: getattr(c, kind) for kind in KINDS}
+    for e in prunes:
+        groups = widths["n_layer"] if e["kind"] in ("d_ff", "n_kv_head") else 1
+        fewer = widths[e["kind"]] - e["width_after"]
+        if [fewer] * groups != [len(units) for units in e["removed"]] or fewer < 1:
+            raise ValueError(f"step {e['step']}: a prune that config.json does not lead to")
+        widths[e["kind"]] = e["width_after"]
 
 
 def page_of(runs: list[dict]) -> str:
