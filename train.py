@@ -211,6 +211,8 @@ def main(argv: list[str]) -> int:
         print(__doc__.strip())
         print("\nEvery knob, its type, its default and what it does. A config replaces defaults.\n")
         print(inspect.getsource(Config).partition("\n")[2])  # the knobs with their comments
+        if not argv:
+            print("error: no CONFIG, such as configs/idea.py", file=sys.stderr)
         return 0 if argv else 2
     c = None
     try:

@@ -598,8 +598,12 @@ def test_a_run_prunes_by_averaged_scores_when_it_is_planned(change, monkeypatch,
     assert last.startswith("prunes cost")
 
 
-def test_a_knob_that_is_not_there_is_refused(capsys):
+WRONG = "criterio=random criterion=no max_steps=abc fresh_optimizer=True d_ff_target=100"
+
+
+@pytest.mark.parametrize("knob", [*WRONG.split(), "d_ff_target=300", "d_ff_target=304"])
+def test_a_knob_that_is_not_there_or_makes_no_run_is_refused(knob, capsys):
     with pytest.raises(SystemExit) as stopped:
-        one_file.main(["criterio=random"])
+        one_file.main([knob])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and "criterio=" in error
+    assert stopped.value.code == 2 and error.count("\n") == 1 and knob in error

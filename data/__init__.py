@@ -36,7 +36,8 @@ def command(main: Callable) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return getattr(error, "code", 2)
         except ModuleNotFoundError as error:  # of an extra; or this Python was built without it
-            way = "pip install -r requirements-extra.txt, or take another build of Python"
+            own = str(error.name).partition(".")[0] in sys.stdlib_module_names
+            way = "take another build of Python" if own else "pip install -r requirements-extra.txt"
             print(f"error: {error}; {way}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

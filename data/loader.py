@@ -51,8 +51,10 @@ class TokenDataset:
                 if hashlib.sha256((self.data_dir / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is not what meta.json says")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            what = f"no data, or damaged or of an older version ({error!r})"
-            raise UserError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
+            cause = f"damaged, {error}" if isinstance(error, ValueError) else "of an older version"
+            if isinstance(error, OSError):
+                cause = f"cannot be read, {error}" if self.data_dir.is_dir() else "no such folder"
+            raise UserError(f"{data_dir}: {cause}; make it with: python -m data.prepare") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
         elif "tokenizer.json" in files:

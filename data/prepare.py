@@ -79,9 +79,15 @@ def prepare(
             for task, paths in enumerate(tasks.values())
             for item, _ in enumerate(x for path in paths for x, _ in read_items(path, key) if x)
         )
-        first = next(held_out, None)
-        if all(other == first for other in held_out):
-            raise UserError(f"{val_fraction=}: no {SPLITS[not first]} split; change it or the text")
+        first, items = next(held_out, None), 1
+        for other in held_out:
+            items += 1
+            if other != first:
+                break
+        else:
+            what = f"{items} documents or pieces of a .txt, too few for two splits"
+            way = f"--val-fraction={1 / items:.2g} would do" if items > 1 else "give more text"
+            raise UserError(f"{inputs[0]}: {what} at {val_fraction=}; {way}")
         left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
         if len(left) == len(tasks):  # what a kill left may be of other arguments
             shutil.rmtree(part / "shards", ignore_errors=True)

@@ -102,11 +102,16 @@ def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> Non
 
 def main(arguments: list[str]) -> None:
     c = SimpleNamespace(**KNOBS)
-    for key, _, value in (argument.partition("=") for argument in arguments):
-        if key not in KNOBS or (key == "criterion" and value not in CRITERIA):
-            print(f"error: {key}={value}: keys are {', '.join(KNOBS)}; {CRITERIA}", file=sys.stderr)
-            sys.exit(2)
-        setattr(c, key, type(KNOBS[key])(value))
+    try:
+        for key, _, value in (argument.partition("=") for argument in arguments):
+            if key not in KNOBS or (key == "criterion" and value not in CRITERIA):
+                raise ValueError(f"keys are {', '.join(KNOBS)}; {CRITERIA}")
+            setattr(c, key, type(KNOBS[key])(value))
+        if c.d_ff_target not in range(c.round_to, c.d_ff + 1, c.round_to):
+            raise ValueError(f"d_ff_target should be a multiple of {c.round_to}, at most {c.d_ff}")
+    except ValueError as error:
+        print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
+        sys.exit(2)
     torch.set_num_threads(1)
     torch.manual_seed(c.seed)
     with lzma.open(__file__.rpartition("docs")[0] + "data/corpus/sotu.jsonl.xz") as lines:

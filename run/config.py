@@ -208,7 +208,8 @@ def read_file(path: str) -> dict:
         return saved | {"out_dir": str(Path(path))}
     # Only *.py: a checkpoint is a zip, and runpy would run what is in one
     if not (path.endswith(".py") and os.path.isfile(path)):
-        raise UserError(f"{path}: no config (*.py), no run's folder; look in {Path(path).parent}")
+        where = f"looked in {Path(path).absolute().parent}"
+        raise UserError(f"{path}: no config (*.py), no run's folder; {where}")
     try:
         names = runpy.run_path(path)
     except Exception as error:

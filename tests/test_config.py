@@ -17,7 +17,7 @@ BAD = [  # knobs, and the key and what else its line names
     ("--n_head=3 --n_kv_head=3 --head_dim=8", "n_head=3"),
     ("--max_steps=ten", "max_steps='ten'"),
     ("--context_length=1000000", "context_length"),
-    ("--data_dir=data/none", "data/none"),
+    ("--data_dir=data/none", "data/none: no such folder; make it"),
     ("--init_from=configs/idea.py", "idea.py: damaged, or not a checkpoint"),
     ("--shorter=0", "shorter=0"),
     ("--init_from=out/none --stop_after=9999", "stop_after=9999"),
@@ -79,4 +79,4 @@ def test_help_lists_every_knob_with_its_default(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f" {f.name}: {f.type.__name__} = " in text for f in fields(Config))
-    assert main([]) == 2
+    assert main([]) == 2 and capsys.readouterr().err.startswith("error: no CONFIG")

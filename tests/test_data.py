@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from data import UserError, lock
+from data import UserError, command, lock
 from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items
@@ -40,7 +40,8 @@ BAD = [  # file, content, an argument
     ("tokenizer.json", b"{}", "--tokenizer=."),
     ("out", b"is there", "--out=out"),
     ("fraction", b"", "--val-fraction=nan"),
-    *[("split", b"", f"--val-fraction={x}") for x in (0.02, 0.98)],  # would be empty
+    *[("--val-fraction=0.05 would do", b"", f"--val-fraction={x}") for x in (0.02, 0.98)],
+    ("a.txt", b"short", "--out=out"),
 ]
 
 
@@ -163,6 +164,16 @@ def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, refused, name, conten
     refused(name, "--tokenizer=shipped", "--out=out", "--input", source, argument, main=main)
     assert Path(name).read_bytes() == content and not Path("out").is_dir()
     assert not list(Path(".out.part").glob("*.json"))  # no work was done before
+
+
+@pytest.mark.parametrize(
+    "module, way", [("matplotlib", "-extra.txt"), ("_lzma", "build of Python")]
+)
+def test_a_module_that_is_not_there_is_named_with_the_way_to_get_it(
+    module, way, refused, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    refused(f"{way}\n", main=command(lambda argv: __import__(module)))
 
 
 def test_a_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
     for main in (train.main, plan.main):
-        refused(f"look in {tmp_path}", path, main=main)
+        refused(f"looked in {tmp_path}", path, main=main)
     assert not (tmp_path / "ran").exists()
 
 

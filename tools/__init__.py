@@ -57,6 +57,10 @@ class Trained:
 def load_trained(path: Path) -> Trained:
     """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
     one. Raises UserError, also where the data that it was trained on is gone or damaged."""
+    if not path.exists():
+        runs = sorted(file.parent.name for file in path.parent.glob("*/checkpoint.pt"))
+        where = f"in {path.absolute().parent} there is {', '.join(runs) or 'none'}"
+        raise UserError(f"{path}: no such run; {where}")
     saved = load_weights(path)
     name = tokenizer_of(saved, path)
     tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
