@@ -22,7 +22,7 @@ from run.machine import Machine, Stop, check_finite, check_memory, print_error  
 import torch
 from torch import Tensor
 
-from data import command
+from data.command import command
 from data.loader import TokenDataset
 from model import GPT
 from prune import Optimizers, Pruner

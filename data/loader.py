@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import UserError
+from data.command import UserError
 from data.prepare import prepare_shipped
 
 VERIFY_BYTES = 2**30  # the sha256 of a split up to this size is checked: a second or two

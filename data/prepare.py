@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import UserError, command, lock
+from data.command import UserError, command, lock
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-from data import UserError
+from data.command import UserError
 
 PART_BYTES = 2**15  # each part of a .txt file, of about this size, goes to one of the splits
 Items = Iterator[tuple[bytes, bool]]

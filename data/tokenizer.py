@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from data import UserError
+from data.command import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 SHIPPED_RANKS = Path(__file__).parent / "corpus" / "sotu.tiktoken"

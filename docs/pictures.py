@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from data import command
+from data.command import command
 from schedule import Schedule, knobs
 from tools.plot import BLUE, GREY, RED, open_figure
 

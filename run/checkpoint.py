@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from data import UserError
+from data.command import UserError
 from data.loader import TokenDataset
 from data.tokenizer import all_tokens, load_tokenizer
 from model import GPT, GPTConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from data import UserError
+from data.command import UserError
 from model import KINDS, GPTConfig
 from prune import CRITERIA
 from schedule import Schedule, require

@@ -8,7 +8,7 @@ from textwrap import shorten
 
 import torch
 
-from data import UserError
+from data.command import UserError
 from model import GPTConfig
 
 # Ours -> theirs. Half-split rotary embeddings on both sides, so q and k keep their rows.

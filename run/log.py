@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError, drop_output
+from data.command import UserError, drop_output
 from model import KINDS, GPTConfig
 from run.checkpoint import write_text
 from run.config import Config

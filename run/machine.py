@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data import UserError
+from data.command import UserError
 from run.config import PATHS, Config, micro_batch, need, of_torchrun
 from run.cost import Plan, memory_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data import UserError, lock
+from data.command import UserError, lock
 from data.loader import TokenDataset
 from run.checkpoint import NAME, drop_kept, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, RESCUE, SHAPE, Config, need

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import UserError
+from data.command import UserError
 from data.loader import TokenDataset
 from run.checkpoint import check_tokenizer, digest_of, load_model, load_weights
 from run.config import Config, check_vocabulary

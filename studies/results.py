@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
 
-from data import command
+from data.command import command
 from docs.pictures import forest, leads, save
 from tools.compare import Arms, paired, read_csv, t_test
 

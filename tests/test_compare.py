@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import run, same_end
 
-from data import UserError
+from data.command import UserError
 from run.log import read_log
 from tools import compare
 from tools.compare import COLUMNS, load_arms, read_csv, t_test, write

@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from data import UserError, command, lock
+from data.command import UserError, command, lock
 from data.loader import TokenDataset
 from data.prepare import is_validation, main, prepare
 from data.text import read_items

@@ -10,7 +10,7 @@ from helpers import run
 from test_ranks import assert_close
 
 import train
-from data import UserError
+from data.command import UserError
 from run import forward, machine
 from run.config import Config, load_config
 from run.cost import Plan

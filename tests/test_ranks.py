@@ -109,12 +109,12 @@ def test_four_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, to
     """On a disk without locks. None leaves before the first has saved: torchrun would end it."""
     data, out = tmp_path / "data", tmp_path / "run"
     before = f"""
-import data, time, data.prepare as prepare
+import time, data.command, data.prepare as prepare
 from run import out_dir
 prepare.SHIPPED_FOLDER = {str(data)!r}
 def no_locks(*_, **others):
     raise OSError(37, "No locks available")
-data.lock_descriptor = no_locks
+data.command.lock_descriptor = no_locks
 def slow(function, seconds):
     return lambda *given: (time.sleep(seconds), function(*given))[1]
 prepare._cut = slow(prepare._cut, 0.4 * int(os.environ["RANK"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data import UserError
+from data.command import UserError
 from data.loader import TokenDataset
 from data.tokenizer import Encoding, load_tokenizer
 from model import GPT

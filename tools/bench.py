@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from torch.utils.benchmark import Timer
 
-from data import command
+from data.command import command
 from model import GPT, GPTConfig
 from run.config import Config, load_config, micro_batch
 from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of

@@ -21,7 +21,7 @@ from statistics import mean, stdev
 
 from mpmath import betainc  # torch installs it
 
-from data import UserError, command
+from data.command import UserError, command
 from run.checkpoint import write_text
 from run.config import NOT_SAVED, OF_ONE_RUN, Config, load_config, read_file
 from run.cost import Plan

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import UserError, command
+from data.command import UserError, command
 from data.text import READ, UNPACK
 from data.tokenizer import encode_to_numpy
 from tools import Trained, expanded, load_trained, positive

@@ -10,7 +10,7 @@ from textwrap import shorten
 
 import tiktoken
 
-from data import UserError, command
+from data.command import UserError, command
 from data.tokenizer import CHARACTER, END_OF_TEXT, tokenizer_files
 from run.cost import n_parameters
 from run.hugging_face import llama_config, need_transformers, weight_names

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from data import UserError, command
+from data.command import UserError, command
 from model import KINDS, SLICES
 from run.checkpoint import write_text
 from run.config import Config, load_config

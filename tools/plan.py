@@ -8,7 +8,7 @@ import math
 from argparse import ArgumentParser
 from dataclasses import replace
 
-from data import command
+from data.command import command
 from model import GPTConfig
 from run import cost
 from run.config import CHOICES, Config, check_ranks, load_config, micro_batch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import UserError, command
+from data.command import UserError, command
 from run.log import compact, read_log
 from tools import expanded, name_of
 

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from data import UserError, command
+from data.command import UserError, command
 from data.tokenizer import encode_to_numpy
 from tools import Trained, expanded, load_trained, number
 

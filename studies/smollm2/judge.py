@@ -9,7 +9,7 @@ import lzma
 import sys
 from argparse import ArgumentParser
 
-from data import command
+from data.command import command
 from data.prepare import SHIPPED_CORPUS, VAL_FRACTION, is_validation
 from tools import expanded, load_trained
 from tools.evaluate import judge_text

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data import command
+from data.command import command
 from run.config import Config, enlarged_shape
 from run.cost import n_parameters
 from run.machine import Machine
