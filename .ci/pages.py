@@ -43,8 +43,7 @@ from run.config import Config, load_config
 from run.cost import n_parameters
 from run.machine import Machine
 from studies import arms
-from studies.claims import SIZES
-from studies.results import effect, read, rows, small_model_tests, table
+from studies.results import read, rows, small_model_tests, table
 from tools import plot
 from tools.compare import load_arms, paired, read_arms, read_csv, t_test
 
@@ -57,7 +56,7 @@ SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a wo
 SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 EXERCISE_7 = "tokens/speeches_36", "restart/speeches_142"
-CHALLENGE = (ROOT / "docs/challenge.md").read_text(encoding="utf-8")
+CHALLENGE = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/c*e.md")))
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
@@ -90,7 +89,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
             arguments += SHORTER[word]
         main = importlib.import_module(program.removesuffix(".py")).main
         assert main(arguments) == 0, (command, capsys.readouterr().err)
-    assert len(COMMANDS) > 10 and Path("out/idea/run.gif").read_bytes().startswith(b"GIF89a")
+    assert len(COMMANDS) > 5
 
 
 def test_the_default_learns_as_much_as_it_did(tmp_path):
@@ -131,68 +130,19 @@ def test_the_workflow_and_uv_do_what_the_pages_and_the_requirements_say():
         assert listed == [line for line in required if not line.startswith("-r ")]
 
 
-def test_the_readme_and_its_pictures_show_what_the_studies_and_the_schedule_say():
+def test_the_tables_and_the_pictures_of_the_evidence_are_of_the_runs():
     pytest.importorskip("scipy"), pytest.importorskip("matplotlib")
     made = list(rows(small_model_tests()))
     assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
-    leads = [(", ".join(w[1:4]), w[0][-6:]) for w, e in made[2:] if e.low > 0]
-    more, other, many = "58k, 71 to 142, Muon", "70k, 59, Muon", "58k, 570, AdamW"
-    muon = ["58k, 36, Muon", more, other, "250k, 65 to 142, Muon", "467k, 36, Muon"]
-    ahead = {"tokens": [*muon, "58k, 142, AdamW", many], " FLOPs": [more, other, many]}
-    assert leads == [(name, kind) for kind, names in ahead.items() for name in names]
-    when = read("window/when")
-    said = [effect([paired(when["idea_50_75"], when["idea_10_35"])]).pairs]
-    (speeches,) = [e for w, e in made if "cosine" in w[0] and "speeches" in w[2]]
-    runs = read("restart/speeches_142")
-    said += [f"{speeches.mean:.3f}", speeches.pairs]
-    wide = mean(paired(runs["scratch"], runs["enlarged"]))
-    said += [f"{wide:.3f}"]
-    three = {seed: runs["scratch"][seed] for seed in runs["enlarged"]}
-    assert round(wide / mean(paired(three, runs["idea"]))) == 7 and "[a\n  seventh]" in README
-    start = read("start/start")
-    lead = effect([paired(start["scratch_width"], start["idea_usual"])])
-    said += [f"{lead.mean:.3f}", lead.pairs]
-    sizes = [read(name) for name in SIZES]
-    for runs in sizes:
-        e = effect([paired(runs["scratch"], runs["idea"])])
-        said += [f"{e.mean:.3f}", e.pairs]
-    longer = "scratch_flops", "scratch_seconds"
-    for e in (effect([paired(x["idea"], x[small])]) for small in longer for x in sizes[1:]):
-        said += [f"{e.mean:.3f}", e.pairs]
     smollm2 = (ROOT / "studies/smollm2/table.md").read_text(encoding="utf-8")
     cells = [[x.strip() for x in line.split("|")] for line in smollm2.splitlines()]
-    for words, what in (("core", "d_ff 1152 (Zen 4)"), ("trained as long", "all")):
+    for what in ("d_ff 1152 (Zen 4)", "all"):
         ((*_, perplexity, _, lambada, _),) = [x for x in cells if x[1] == what and x[5] == "itself"]
-        assert f"{words}|{perplexity}|{float(lambada):.2f}|" in README
-    section = " ".join(README.partition("## Does it work?")[2].partition("\n## ")[0].split())
-    assert re.findall(r"\d+ of \d+|-?\d\.\d{3,}|\d+ settings", section) == said
+        assert f"|{perplexity}|{float(lambada):.2f}|" in README
     (forest,) = pictures.forest(made).axes
     labels = {label.get_text() for label in forest.get_yticklabels()}
     assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
-    for *_, setting, pairs in small_model_tests():  # exercise 7
-        for d in pairs.values() if setting in EXERCISE_7 else ():
-            leader = "IDEA" if mean(d) > 0 else "small model"
-            assert f"|{leader} by {abs(mean(d)):.3f} ({t_test(d):.2f})|" in COURSE
-    words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
-    paths, knobs = ([x for x in words if x.startswith("--") == is_knob] for is_knob in (0, 1))
-    idea, small, longer = load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")
-    assert idea.plan.final == small.plan.final == longer.plan.final
-    assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
-    panels = pictures.leads(made).axes
-    verdicts = [text.get_text() for panel in panels for text in panel.texts]
-    counts = {"IDEA by 0.016 nats (2%": 2, "no clear": 5}
-    counts |= {f"small model by {x}": 1 for x in ("0.011", "0.017", "0.023")}
-    for lead, n in counts.items():
-        assert len([words for words in verdicts if words.startswith(lead)]) == n
-    dots = [line.get_xdata() for panel in panels for line in panel.lines]
-    left_out = ["250k, 16, Muon", other, "263k, 36, AdamW"]  # as README says, and Muon on 570
-    few = [(w, e) for w, e in made[2:] if "570" not in w[2] or w[3] != "Muon"]
-    drawn = [e.mean for w, e in few if ", ".join(w[1:4]) not in left_out]
-    assert sorted(x[0] for x in dots if len(x) == 1) == sorted(drawn)
-    s = schedule.Schedule(load_config("configs/idea.py", ["--learning_rate=1", "--shorter=4"]))
-    drawn = zip(*(panel.lines[0].get_ydata() for panel in pictures.method().axes[1::2]))
-    assert [*drawn] == [(s.width(i, "d_ff"), s.learning_rate(i)) for i in range(1, 1001)]
 
 
 def test_prunes_are_apart_from_validations_and_runs_meet_where_both_have_one(undisturbed, tmp_path):
@@ -256,42 +206,43 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
 def test_what_the_course_works_out_by_hand_is_so():
     late = ["--prune_start=0.5", "--prune_end=0.75"]
     plans = [load_config("configs/idea.py", ["--shorter=4", *knobs]) for knobs in ([], late)]
-    early, late = map(schedule.Schedule, plans)
-    widths = [early.width(step, "d_ff") for step in (200, 201, 250, 251, 350, 351)]
-    assert widths == [160, 144, 128, 112, 112, 96]
-    assert "**144**, at step 201" in COURSE and "**at step 351**" in COURSE
-    for s, last, share in ((early, 351, "39%"), (late, 751, "3%")):
+    for s, last in zip(map(schedule.Schedule, plans), (351, 751)):
         assert [*s.prune_steps()][-1] == last
-        assert f"{s.rate_share(last, 1000):.0%}" == share and share in COURSE
+        for number in (f"{s.width(201, 'd_ff')}", f"{s.rate_share(last, 1000):.0%}"):
+            assert number in COURSE
+    words = re.search(r"tools\.compare (.*) --seeds", COURSE)[1].split()
+    paths, knobs = ([x for x in words if x.startswith("--") == is_knob] for is_knob in (0, 1))
+    idea, small, longer = load_arms(paths, [*knobs, "--data_dir=data/sotu"], "idea")
+    assert idea.plan.final == small.plan.final == longer.plan.final
+    assert small.plan.flops() < longer.plan.flops() == pytest.approx(idea.plan.flops(), rel=0.01)
 
 
-def test_the_tables_of_the_course_are_of_its_runs():
+def test_the_numbers_of_the_course_are_of_its_runs():
     pytest.importorskip("scipy")
-    runs = read("restart/course_short")
-    spread = "|final loss|{0:+.3f} ({1:+.3f} to {2:+.3f})|"
-    for arm, base, shows in (
-        ("paper", "idea", spread),
-        ("magnitude", "idea", spread),
-        ("plateau", "idea", "|final loss|{0:+.3f} (p < 0.001)|"),
-        ("naive_50", "oneshot_50", "|naive|{0:+.3f} (p < 0.001)|"),
-        ("naive_50_kept", "oneshot_50", "|naive with its old optimizer|{0:+.3f} (p < 0.001)|"),
-        ("oneshot_50_fresh", "oneshot_50", "clear, but small {0:.3f} (p = {3:.3f})"),
-        ("gradient_size", "idea", "we cannot tell ({0:+.3f})"),
-    ):
-        d = paired(runs[arm], runs[base])
-        p = t_test(d)
-        assert shows.format(mean(d), min(d), max(d), p) in COURSE, arm
-        assert "<" not in shows or p < 0.001
+    runs, said = read("restart/course_short"), []
+    for arm in ("paper", "magnitude"):
+        d = paired(runs[arm], runs["idea"])
+        said += [f"{mean(d):+.3f} ({min(d):+.3f} to {max(d):+.3f})"]
+    for pair in ("plateau idea", "naive_50 oneshot_50", "naive_50_kept oneshot_50"):
+        d = paired(*(runs[arm] for arm in pair.split()))
+        said += [f"{mean(d):+.3f}"]
+        assert t_test(d) < 0.001
+    d = paired(runs["oneshot_50_fresh"], runs["oneshot_50"])
+    said += [f"{mean(d):.3f} (p = {t_test(d):.3f})"]
+    said += [f"{mean(paired(runs['gradient_size'], runs['idea'])):+.3f}"]
+    for *_, setting, pairs in small_model_tests():  # exercise 7
+        for d in pairs.values() if setting in EXERCISE_7 else ():
+            said += [f"{abs(mean(d)):.3f} ({t_test(d):.2f})"]
     lines = (ROOT / "studies/restart/pruned.csv").read_text().split()[1:]
     after: dict = {}
     for arm, width, _, _, loss in (line.split(",") for line in lines):
         after.setdefault((arm, width), []).append(float(loss))
     criteria = [after[arm, "96"] for arm in ("sensitivity", "magnitude", "random")]
-    cells = [f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in criteria]
-    assert f"|{'|'.join(cells)}|" in COURSE
+    said += [f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in criteria]
     best, own = after["sensitivity", "96"], after["gradient_size", "96"]
+    said += [f"{mean(best):.2f}", f"{mean(own):.2f}"]
     assert sum(a > b for a, b in zip(best, own)) == 9
-    assert f"|{mean(best):.2f}|{mean(own):.2f}, lower in nine (p = 0.008)|" in COURSE
+    assert [number for number in said if number not in COURSE] == []
 
 
 MISTAKES = {  # task -> changes of its solution, and words of what its check says then
@@ -341,21 +292,20 @@ def test_the_challenge_names_the_cost_of_the_small_models_and_its_entry_compares
         (arm,) = load_arms([path], ["--data_dir=data/sotu"], "scratch_flops")
         assert f"{n_parameters(arm.plan.final):,}" == parameters
         assert f"{arm.plan.flops():.4g}" == f"{float(flops):.4g}"
-    (tmp_path / "arms.py").write_text(re.search(r"```python\n(.*?)```", CHALLENGE, re.S)[1])
+    (entry,) = [x for x in re.findall(r"```python\n(.*?)```", CHALLENGE, re.S) if x[:4] == "base"]
+    (tmp_path / "arms.py").write_text(entry)
     load_arms([rows[0][0], f"{tmp_path}/arms.py:arms"], ["--data_dir=data/sotu"], "scratch_flops")
-    assert len(rows) == 2
 
 
 def test_the_records_are_those_of_their_runs():
-    lines = [line for line in CHALLENGE.splitlines() if line.startswith("| 20")]
-    for line in lines:
-        link = r"\[`(\w*) ?\b(\w+)`\]\(\.\./studies/(\S+)/runs\.csv\)"
-        setting, name, study = re.search(link, line).groups()
+    lines = re.findall(
+        r"^.*\[`(\w*) ?\b(\w+)`\]\(\.\./studies/(\S+)/runs\.csv\).*$", CHALLENGE, re.M
+    )
+    for setting, name, study in lines:
         arms = read_csv(ROOT / "studies" / study / "runs.csv")[setting]
-        loss = mean(row["val_loss"] for row in arms[name].values())
         behind = paired(arms[name], arms["scratch_flops"])
-        assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in line, line
-    assert len(lines) > 3
+        loss = mean(row["val_loss"] for row in arms[name].values())
+        assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in CHALLENGE, name
 
 
 def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
