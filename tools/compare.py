@@ -88,10 +88,7 @@ def load_arms(arguments: list[str], overrides: list[str], reference: str) -> lis
                     raise UserError("a second arm of this name; rename one")
                 if own := [x for x in knobs if x.lstrip("-").partition("=")[0] in OUR_OWN]:
                     raise UserError(f"{own[0]}: not for a comparison; see --seeds, --runs, --out")
-                arm = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
-                if same := [n for n, a in arms.items() if settled(a) == settled(arm)]:
-                    raise UserError(f"the same run as {same[0]}; leave one out")
-                arms[name] = arm
+                arms[name] = Arm(setting, name, path, knobs, *load_plan(load_config(path, knobs)))
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from error
     if reference not in arms:
@@ -168,71 +165,56 @@ def collect(arms: list[Arm], folder: Path, code: str) -> Arms:
     for arm in arms:
         for seed in sorted(int(p.name) for p in (folder / arm.name).glob("*") if p.name.isdigit()):
             log = read_log(out_dir := folder / arm.name / str(seed))
-            if any(e.get("code", code) != code for e in log if e["event"] == "start"):
+            if any(e.get("code") != code for e in log if e["event"] == "start"):
                 raise UserError(f"{out_dir}: run by other code; take that, or another --out")
             if any(e.get("changed") for e in log):
                 raise UserError(f"{out_dir}: resumed with --changed; remove it, or give --runs")
             if not log or log[-1]["event"] != "done":
                 continue
-            had = vars(Config()) | read_file(str(out_dir))  # a newer knob had its default
-            wanted = settled(arm).items()
+            had, wanted = read_file(str(out_dir)), settled(arm).items()
             if old := [f"{k}={had[k]}" for k, v in wanted if v not in ("auto", had[k])]:
                 raise UserError(f"{out_dir}: run with {', '.join(old)}; remove it, or give --runs")
-            alike = {"dtype": had["dtype"], "eval_tokens": had["eval_tokens"]}
-            alike["data"] = log[0].get("data")  # a digest, as are these, which old runs lack
-            alike |= {f"{k}={had[k]}": log[0][k] for k in ("teacher", "init_from") if k in log[0]}
+            alike = {"dtype": had["dtype"], "data": log[0]["data"]}  # a digest, as are these
+            alike |= {f"{key}={had[key]}": log[0][key] for key in ("teacher", "init_from")}
             for key, value in alike.items():
                 if value != (other := same.setdefault(key, value)):
                     raise UserError(f"{out_dir}: {key}: {value}, elsewhere {other}")
-            try:
-                cost = sum(rises([e for e in log if e["event"] == "prune"]))
-                row = as_row(log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost})
-            except (LookupError, TypeError, ValueError) as error:
-                raise UserError(f"{out_dir}: its log says no result: {error}") from error
-            found.setdefault(arm.name, {})[seed] = row
+            cost = sum(rises([e for e in log if e["event"] == "prune"]))
+            row = log[-1] | {"arm": arm.name, "seed": seed, "prune_cost": cost}
+            found.setdefault(arm.name, {})[seed] = {key: row[key] for key in COLUMNS}
     return found
 
 
-def as_row(values: dict) -> dict:
-    """What runs.csv holds of them. Raises LookupError, TypeError, ValueError."""
-    row = {key: kind(values[key]) for key, kind in COLUMNS.items()}
-    if not math.isfinite(sum(row[key] for key in list(COLUMNS)[2:])):
-        raise ValueError("a number is not finite")
-    return row
-
-
 def read_csv(path: Path) -> dict[str, Arms]:
-    """Setting, or "" -> its arms. UserError: for what is no row, for a run that comes twice."""
+    """Setting, or "" -> its arms. Raises UserError for what is no row."""
     settings: dict[str, Arms] = {}
     with open(path, newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         try:
-            if lines.fieldnames not in (heads := ["setting", *COLUMNS], heads[1:]):
-                raise ValueError(f"the columns should be {', '.join(heads)}")
             for line in lines:
-                arms, row = settings.setdefault(line.get("setting", ""), {}), as_row(line)
-                if None in line or row["seed"] in arms.setdefault(row["arm"], {}):
-                    raise ValueError("more cells than columns, or a run that comes twice")
-                arms[row["arm"]][row["seed"]] = row
-        except (ValueError, TypeError, csv.Error) as error:
-            raise UserError(f"{path}: line {lines.line_num}: {error}") from error
+                row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
+                arms = settings.setdefault(line.get("setting", ""), {})
+                arms.setdefault(row["arm"], {})[row["seed"]] = row
+        except (LookupError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: line {lines.line_num}: {error!r}") from error
     return settings
 
 
-def write(path: Path, setting: str, arms: Arms) -> None:
-    """Put a setting into runs.csv. Raises UserError where that would lose a run of it."""
-    settings = read_csv(path) if path.exists() else {}
-    for arm, runs in settings.get(setting, {}).items():
+def check_kept(path: Path, known: Arms, done: Arms) -> None:
+    """Raises UserError where runs.csv has a result that this call has not: it would be lost."""
+    for arm, runs in known.items():
         for seed, row in runs.items():
-            if row["val_loss"] != arms.get(arm, {}).get(seed, {}).get("val_loss"):
+            if row["val_loss"] != done.get(arm, {}).get(seed, {}).get("val_loss"):
                 what = f"this call has not got its {arm}, seed {seed}, loss {row['val_loss']}"
-                raise UserError(f"{path}: {what}; give its --runs, or another --out")
+                raise UserError(f"{path}: {what}; name that arm, give its --runs, or another --out")
+
+
+def write(path: Path, settings: dict[str, Arms]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = csv.DictWriter(file := io.StringIO(), ["setting", *COLUMNS], lineterminator="\n")
     lines.writeheader()
-    for name, of_setting in (settings | {setting: arms}).items():
-        for runs in of_setting.values():
-            lines.writerows({"setting": name} | row for row in runs.values())
+    for name, arms in settings.items():
+        lines.writerows({"setting": name} | row for runs in arms.values() for row in runs.values())
     write_text(path, file.getvalue())
 
 
@@ -287,24 +269,18 @@ def main(argv: list[str]) -> int:
         for name, of_setting in read_csv(path).items():
             print(f"{name}\n\n{table(of_setting, args.reference)}".lstrip())
         return 0
-    known = read_csv(path) if path.exists() else {}  # what is damaged is refused before the runs
     arms = load_arms(args.configs, knobs, args.reference)
     setting = next((arm.setting for arm in arms if arm.setting), "")
-    if left := sorted(known.get(setting, {}).keys() - {arm.name for arm in arms}):
-        raise UserError(f"{path}: has {', '.join(left)}, too; name all arms, or give another --out")
     folder = args.runs or Path("out") / args.out.name / setting
     done = collect(arms, folder, code := code_digest())
+    known = read_csv(path) if path.exists() else {}
+    check_kept(path, known.get(setting, {}), done)
     every = [(arm, seed, folder / arm.name / str(seed)) for seed in args.seeds for arm in arms]
-    for name, runs in known.get(setting, {}).items():  # refused now, or `write` would in the end
-        if lost := sorted(runs.keys() - done.get(name, {}).keys() - {*args.seeds}):
-            what = f"has {name}, seed {lost[0]}, which is not in {folder}"
-            raise UserError(f"{path}: {what}; give the --runs that it is in, or another --out")
     todo = [run for run in every if run[1] not in done.get(run[0].name, {})]
     print(f"runs to do: {len(todo)} of {len(every)}, in {folder}/ARM/SEED/output.txt", flush=True)
     good = train_all(todo, args.jobs)
-    found = collect(arms, folder, code)
-    if found:
-        write(path, setting, found)
+    if found := collect(arms, folder, code):
+        write(path, known | {setting: found})
         print(table(found, args.reference), end="")
     return 0 if good else 1
 
