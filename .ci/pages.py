@@ -145,22 +145,23 @@ def test_the_tables_and_the_pictures_of_the_evidence_are_of_the_runs():
     assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
 
 
-def test_prunes_are_apart_from_validations_and_runs_meet_where_both_have_one(undisturbed, tmp_path):
+def test_prunes_are_bars_runs_meet_where_both_have_one_and_warm_ups_show(undisturbed, tmp_path):
     pytest.importorskip("matplotlib")
     log = plot.by_name(undisturbed)
     jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
     other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
     other[0]["tokens"] -= 1  # where the first run has none
-    lines = "".join(json.dumps(e) + "\n" for e in log["step"] + log["prune"] + other)
+    late = log["step"][9:]
+    lines = "".join(json.dumps(e) + "\n" for e in late + log["prune"] + other)
     (tmp_path / "log.jsonl").write_text(lines)
-    loss, minus, *_ = plot.draw([undisturbed, tmp_path]).axes
-    drawn = {e["tokens"]: e["val_loss"] for e in log["eval"]}
-    x, y = loss.lines[1].get_data()
-    assert {a: b for a, b in zip(x, y) if b == b} == drawn  # a gap is NaN
-    assert len(x) == len(drawn) + len(log["prune"])
+    shutil.copy(undisturbed / "config.json", tmp_path)
+    loss, minus, *_, rate = plot.draw([undisturbed, tmp_path]).axes
+    assert [*zip(*loss.lines[1].get_data())] == [(e["tokens"], e["val_loss"]) for e in log["eval"]]
     assert [end for bar in loss.collections[0].get_segments() for end in bar[:, 1]] == jumps
     assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
     assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
+    whole, begins_late = (line.get_xydata() for line in rate.lines[:2])
+    assert len(log["step"]) > len(late) and begins_late == pytest.approx(whole)
 
 
 def changed(file: str, diff: str) -> str:

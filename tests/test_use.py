@@ -1,6 +1,7 @@
 """What one does with a run: sample from its model, judge a text by it, draw it."""
 
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -108,10 +109,14 @@ def test_a_film_says_after_each_prune_what_is_left(undisturbed):
     log["step"] = [e for e in log["step"] if e["step"] in (1, 30)]  # as if it had logged no other
     for now, later in zip(log["prune"], [*log["prune"][1:], {"step": 31}]):
         if now["step"] < later["step"]:  # the last one of its step
-            plot.draw_moment(axes[:, 0], log, now["step"] + 1)
+            plot.draw_moment(
+                axes[:, 0], log, now["step"] + 1, [e | {"run": "b"} for e in log["eval"]]
+            )
             assert axes[0, 0].get_title("right") == f"{compact(now['params'])} parameters"
             caption = "It recovers" if later["step"] > 30 else "Weak parts go"
             assert axes[0, 0].get_title("left") == caption
+            mine, theirs = (line.get_xydata() for line in axes[-1, 0].lines[1::2])
+            assert mine.tolist() == theirs.tolist() and len(mine) == now["step"] // 10
 
 
 @pytest.mark.parametrize("flags, name", PICTURES)
@@ -120,7 +125,8 @@ def test_a_run_is_drawn(flags, name, undisturbed, tmp_path, capsys, refused):
     log = (undisturbed / "log.jsonl").read_text().splitlines(keepends=True)
     few = "".join(x for x in log if '"event": "step"' not in x or '"step": 1' in x)
     (tmp_path / "log.jsonl").write_text(few)
-    assert plot.main([str(tmp_path), *flags, f"--to={tmp_path / name}"]) == 0
+    shutil.copy(undisturbed / "config.json", tmp_path)
+    assert plot.main([str(tmp_path), str(undisturbed), *flags, f"--to={tmp_path / name}"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / name}\n"
     magic = {"png": b"\x89PNG", "svg": b"<?xml", "gif": b"GIF89a"}[name[2:]]
     assert (tmp_path / name).read_bytes().startswith(magic)

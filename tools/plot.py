@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from data.command import UserError, command
+from run.config import load_config
 from run.log import compact, read_log
+from schedule import Schedule
 from tools import expanded, name_of
 
 LINES = "-", "--", "-.", ":"  # of the first run, the second, ...: both show where they coincide
@@ -66,13 +68,12 @@ def open_figure(rows: int, columns: int, **settings):
     return figure, axes
 
 
-def draw_losses(panel, log: dict, x: str, jump: str, label: str, **style) -> None:
-    """Draw the losses of a run. Around prunes, of few tokens, they are bars in gaps of the line."""
+def draw_losses(panel, log: dict, x: str, jump: str, more: str = "", **style) -> None:
+    """Draw the losses of a run, with its last one for a legend. Those around prunes are bars."""
     steps, evals, prunes = log.values()
+    label = "".join(f"{e['run']} at {e['val_loss']:.3f}{more}" for e in evals[-1:])
     panel.plot(along(steps, x), along(steps, "loss"), lw=1, color=style["color"], alpha=0.4)
-    points = sorted(evals + prunes, key=lambda e: e["tokens"])
-    y = [e.get("val_loss", math.nan) for e in points]
-    panel.plot(along(points, x), y, marker="o", ms=3.5, label=label, **style)
+    panel.plot(along(evals, x), along(evals, "val_loss"), marker="o", ms=3.5, label=label, **style)
     ends = along(prunes, "loss_before"), along(prunes, "loss_after")
     panel.vlines(along(prunes, x), *ends, color=jump, lw=3, zorder=3)
 
@@ -101,10 +102,9 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
     for i, log in enumerate(logs):
         steps, evals, prunes = log.values()
         style = {"color": f"C{i}", "ls": LINES[i % 4]}
-        label = f"{evals[-1]['run']} ends at {evals[-1]['val_loss']:.3f} (validation)"
         cost = round(sum(rises(prunes)), 2) + 0.0  # no -0
-        label += f", prunes cost {cost:.2f}" if prunes else ""
-        draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, label, **style)
+        more = f", prunes cost {cost:.2f}" if prunes else ""
+        draw_losses(loss, log, x, f"C{i}" if logs[1:] else RED, more, **style)
         if i and minus:  # not between validations, where a curve bends more than runs differ
             both = [e for e in evals if e["tokens"] in known]
             y = [e["val_loss"] - known[e["tokens"]] for e in both]
@@ -113,12 +113,15 @@ def draw(out_dirs: list[Path], x: str = "tokens"):
             cuts = [e for e in prunes if e["kind"] == kind]
             y = [widths(log, [])[kind], *along(cuts, "width_after"), steps[-1][kind]]
             panels[kind].step([0, *along(cuts, x), steps[-1][x]], y, where="post", **style)
-        lr.plot(along(steps, x), along(steps, "lr"), **style)
+        rate = Schedule(load_config(str(out_dirs[i]))).learning_rate
+        first = range(1, steps[0]["step"])  # where the log begins, the warm-up may be over
+        at = [step * steps[0][x] / steps[0]["step"] for step in first]
+        lr.plot(at + along(steps, x), [*map(rate, first), *along(steps, "lr")], **style)
     for name, panel in panels.items():
         panel.set_ylabel(NAMES.get(name, name))
         panel.axhline(0, color="0.8", lw=1, zorder=0)
     loss.set_ylim(limits(logs))
-    loss.plot([], [], color="0.7", lw=1, label="training")
+    loss.plot([], [], color="0.7", lw=1, label="training (dots: validation)")
     loss.plot([], [], color="0.7", lw=5, label="before and after a prune (small sample)")
     loss.set_title(costliest(every) if every else None)
     loss.legend(loc="upper right", edgecolor="none")
@@ -142,16 +145,22 @@ def draw_units(out_dir: Path):
         for when, e, color in ends[-len(prunes) :]:
             for y in e["scores"]:  # of a layer: quantiles at 0, 5, ... 100%
                 score.plot(np.linspace(0, 100, len(y)), y, color=color)
+            for layer in {1, len(e["scores"])} if e["scores"][1:] else ():
+                left = {"ha": "right", "va": "center", "color": color}
+                score.text(-1, e["scores"][layer - 1][0], f"layer {layer}", **left)
             gone = 100 * (1 - e["width_after"] / e["width_before"])
             what = f"{when} prune: the {name} left of this line go"
             score.axvline(gone, color=color, ls="--", label=what)
         score.legend(frameon=False)
-        score.set(yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first")
+        score.set(
+            xlim=(-12, 104), yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first"
+        )
     return figure
 
 
-def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
-    """Draw a run before a step, and in red what goes then. panels: caption, kinds of unit, loss."""
+def draw_moment(panels, log: dict[str, list[dict]], step: int, other: list[dict] = ()) -> None:
+    """Draw a run before a step, and in red what goes then. panels: caption, kinds of unit, loss.
+    other: the validations of a run to compare with."""
     past = {name: [e for e in log[name] if e["step"] < step] for name in log}
     due = [e for e in log["prune"] if e["step"] == step]
     first, now = widths(log, []), widths(log, past["prune"])
@@ -160,9 +169,10 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
     phase = "prune" if due or past["prune"] else "enlarged"
     if not any(e["step"] >= step for e in log["prune"]):
         phase = log["step"][-1]["phase"]  # recover, unless the run was stopped amid its prunes
+    numbers = panels[-1].xaxis.get_major_formatter()
     for panel in panels:
         panel.clear()
-        panel.axis("off")
+        panel.set_axis_off()
     (caption, *bars, loss), kinds = panels, dict.fromkeys(along(log["prune"], "kind"))
     caption.set_title(CAPTIONS[phase], loc="left", size=12, weight="bold")
     caption.set_title(f"{compact(last['params'])} parameters", loc="right")
@@ -177,25 +187,31 @@ def draw_moment(panels, log: dict[str, list[dict]], step: int) -> None:
         panel.hlines(np.arange(0.5, len(grid) - 1), *panel.get_xlim(), color="w", lw=2 / len(grid))
         name = NAMES.get(kind, kind) + " per layer" * layered
         panel.set_title(f"{name}: {now[kind]} of {first[kind]}", loc="left")
-    draw_losses(loss, past, "tokens", RED, None, color=BLUE)
+    loss.set_axis_on()
+    draw_losses(loss, past, "tokens", RED, color=BLUE)
+    theirs = {"step": [], "eval": [e for e in other if e["step"] < step], "prune": []}
+    draw_losses(loss, theirs, "tokens", GREY, color=GREY, ls="--")
+    if past["eval"]:
+        loss.legend(loc="upper right", frameon=False, labelcolor="linecolor", borderpad=0)
     loss.set(xlim=(0, 1.01 * log["step"][-1]["tokens"]), ylim=limits([log]))
-    known = "".join(f"; last validation {e['val_loss']:.2f}" for e in past["eval"][-1:])
-    loss.set_title(f"loss at {compact(last['tokens'])} tokens{known}", loc="left")
+    loss.xaxis.set_major_formatter(numbers)
+    loss.set_title(f"loss at {compact(last['tokens'])} tokens", loc="left")
 
 
-def draw_film(out_dir: Path, to: Path) -> None:
+def draw_film(out_dir: Path, to: Path, others: list[Path]) -> None:
     """Save a GIF of a run as it goes on; as another kind of file, its end. Raises UserError."""
     log = by_name(out_dir, pruned=True)
+    other = [e for path in others[:1] for e in by_name(path)["eval"]]
     steps, prunes = along(log["step"], "step"), along(log["prune"], "step")
     rows = [0.01, *[0.5] * len({*along(log["prune"], "kind")}), 1]  # their heights
-    figure, axes = open_figure(len(rows), 1, figsize=(3.6, 0.6 + sum(rows)), height_ratios=rows)
+    figure, axes = open_figure(len(rows), 1, figsize=(3.6, 0.9 + sum(rows)), height_ratios=rows)
     from matplotlib.animation import PillowWriter
 
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
     with (film := PillowWriter(fps=6)).saving(figure, to, dpi=200):
         for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
-            draw_moment(axes[:, 0], log, step)
+            draw_moment(axes[:, 0], log, step, other)
             film.grab_frame()
 
 
@@ -207,7 +223,7 @@ def main(argv: list[str]) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--flops", action="store_true", help="over training FLOPs, not tokens")
     what.add_argument("--units", action="store_true", help="what the first run's prunes cost")
-    what.add_argument("--animate", action="store_true", help="the first run as it goes on")
+    what.add_argument("--animate", action="store_true", help="the first, and the second, go on")
     args = parser.parse_args(argv)
     first = args.out_dirs[0]
     name = "units.png" if args.units else "run.gif" if args.animate else "run.png"
@@ -217,7 +233,7 @@ def main(argv: list[str]) -> None:
     aside.unlink(missing_ok=True)
     try:
         if args.animate:
-            draw_film(first, aside)
+            draw_film(first, aside, args.out_dirs[1:])
         else:
             over = "flops" if args.flops else "tokens"
             figure = draw_units(first) if args.units else draw(args.out_dirs, over)
