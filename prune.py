@@ -17,7 +17,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
 
 class Slice(NamedTuple):
     """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
-    the same length. The sequence comes `parts` times (3 in a matrix of all q, all k, all v)."""
+    the same length. A matrix of all queries, then all keys, then all values holds three such
+    sequences, one below another: parts=3."""
 
     name: str  # of the parameter
     dim: int
@@ -49,16 +50,15 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     return groups
 
 
-# The importance of a weight, up to sign. A criterion of this sort is one more line here.
-ELEMENTWISE = {
+# Name of a criterion -> the importance of a weight, up to sign. Another is one more line here
+CRITERIA = {
     "sensitivity": lambda weight, gradient: weight * gradient,  # of the loss (LoSparse 2306.11222)
     "magnitude": lambda weight, gradient: weight,
+    "random": None,  # a number for each unit, drawn once: see Pruner.score
 }
-# To add one that scores whole units, name it here, and let Pruner.score fill scores[group.name]
-CRITERIA = (*ELEMENTWISE, "random")
 
 
-def whole(x: Tensor) -> Tensor:
+def gathered(x: Tensor) -> Tensor:
     """All of x, where it is sharded over ranks (a DTensor of FSDP2)."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
@@ -66,21 +66,28 @@ def whole(x: Tensor) -> Tensor:
 def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
     """Sum x, of the shape of a parameter of the group, over the pieces of each unit: (width,)."""
     others = [dim for dim in range(x.dim()) if dim != where.dim]
-    x = whole(x.sum(others) if others else x)  # (x.shape[dim],); sum([]) would sum all
+    x = gathered(x.sum(others) if others else x)  # (x.shape[dim],); sum([]) would sum all
     return x.view(where.parts, width, -1).sum((0, 2))
 
 
 def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
     """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune, as the
-    reviews of 2503.05920 say). A weight without a gradient (frozen) has gradient 0."""
+    reviews of 2503.05920 say). A weight without a gradient (frozen) has gradient 0.
+
+    A criterion may score whole units instead: a name in CRITERIA, and three lines here, such as
+
+        if criterion == "output":  # how much a neuron writes: the norm of its column of `down`
+            down = model.get_parameter(group.slices[-1].name)  # (d_model, width)
+            return down.norm(dim=0)
+    """
 
     def squares(p: nn.Parameter) -> Tensor:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        return ELEMENTWISE[criterion](p.float(), gradient.float()).square()
+        return CRITERIA[criterion](p.float(), gradient.float()).square()
 
     if not group.slices:
         blocks = model.get_submodule(group.name)
-        sums = [sum(whole(squares(p).sum()) for p in block.parameters()) for block in blocks]
+        sums = [sum(gathered(squares(p).sum()) for p in block.parameters()) for block in blocks]
         return torch.stack(sums).sqrt()
     sums = [per_unit(squares(model.get_parameter(s.name)), s, group.width) for s in group.slices]
     return torch.stack(sums).sum(0).sqrt()
@@ -92,7 +99,7 @@ def choose(scores: Tensor, n_keep: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, best, True)
 
 
-def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
+def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
     """x, of the shape of a parameter of the group, without the units that go. Sharded as x is."""
     length = x.shape[where.dim] // (where.parts * len(keep))  # of a piece; more than 1 for a head
     index = keep.repeat_interleave(length).repeat(where.parts).nonzero().squeeze(1)
@@ -100,7 +107,7 @@ def cut(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
     return kept.redistribute(placements=x.placements) if hasattr(x, "placements") else kept
 
 
-def check(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
+def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
     """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
     list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
     cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
@@ -135,7 +142,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
-        new = nn.Parameter(cut(old, where, keep), old.requires_grad)
+        new = nn.Parameter(keep_units(old, where, keep), old.requires_grad)
         everywhere = model.named_parameters(remove_duplicate=False)
         for name in [name for name, p in everywhere if p is old]:  # two, if it is tied
             owner, _, attribute = name.rpartition(".")
@@ -151,7 +158,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
             if old in optimizer.state:  # a step count stays as it is
                 state = optimizer.state[new] = optimizer.state.pop(old)
                 moments = {k: x for k, x in state.items() if getattr(x, "shape", 0) == old.shape}
-                state |= {k: cut(x, where, keep) for k, x in moments.items()}
+                state |= {k: keep_units(x, where, keep) for k, x in moments.items()}
 
 
 def drop_blocks(
@@ -162,14 +169,11 @@ def drop_blocks(
     blocks, kept, before = model.get_submodule(group.name), keep.tolist(), set(model.parameters())
     for i in reversed([i for i, stays in enumerate(kept) if not stays]):
         del blocks[i]
-    names = {p: name for name, p in model.named_parameters()}
-    gone = before - names.keys()  # not a weight that a layer shares with one that stays
+    gone = before - set(model.parameters())  # not what a layer shares with one that stays
     for optimizer in optimizers:
         for param_group in optimizer.param_groups:
-            named = dict(zip(param_group["params"], param_group.get("param_names", ())))
-            left = param_group["params"] = [p for p in param_group["params"] if p not in gone]
-            if named:  # the optimizer was made of named_parameters()
-                param_group["param_names"] = [names.get(p, named[p]) for p in left]
+            param_group["params"] = [p for p in param_group["params"] if p not in gone]
+            param_group.pop("param_names", None)  # of named_parameters(): they are others now
         for p in gone & set(optimizer.state):
             del optimizer.state[p]
     for i, stays in enumerate(kept):  # in ascending order: each place is free before it is taken
@@ -182,25 +186,28 @@ def drop_blocks(
 
 class Pruner:
     """Scores units of these kinds, and prunes by these scores, in a model that has groups().
-    agree(mask): the first rank's mask, on every rank. optimizers: for score() to `check` early."""
+    from_rank_0(mask): the first rank's mask, on every rank. optimizers: for score() to check."""
 
-    def __init__(self, criterion: str, beta: float, kinds, seed: int, agree=None, optimizers=()):
+    def __init__(
+        self, criterion: str, beta: float, kinds, seed: int, from_rank_0=None, optimizers=()
+    ):
         self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
-        self.agree, self.optimizers = agree or (lambda mask: mask), optimizers
+        self.from_rank_0, self.optimizers = from_rank_0 or (lambda mask: mask), optimizers
         self.generator = torch.Generator().manual_seed(seed)
         self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> None:
-        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises as `check` does.
+        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises ValueError
+        as check_prunable does.
 
         Call it when gradients are those of the mean loss over all micro-batches and ranks, before
         these are clipped, by a factor of each step's own. If any is not finite, no score changes.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
-        check(model, self.optimizers, groups)
+        check_prunable(model, self.optimizers, groups)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        finite = whole(nn.utils.get_total_norm(gradients)).isfinite()  # a tensor: the CPU goes on
+        finite = gathered(nn.utils.get_total_norm(gradients)).isfinite()  # the CPU need not wait
         for group in groups:
             if self.criterion != "random":
                 s = unit_scores(model, group, self.criterion)
@@ -223,7 +230,7 @@ class Pruner:
         groups = [group for group in model.groups() if group.kind == kind]
         if not groups:
             raise ValueError(f"{kind}: the model has no units of this kind")
-        check(model, optimizers, groups)
+        check_prunable(model, optimizers, groups)
         for group in groups:
             n, width = len(self.scores.get(group.name, ())), group.width
             if n != width or not 0 < new_width <= width:
@@ -235,7 +242,7 @@ class Pruner:
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]
-            keep = self.agree(choose(scores, new_width))
+            keep = self.from_rank_0(choose(scores, new_width))
             record["removed"].append((~keep).nonzero().squeeze(1).tolist())
             record["scores"].append(scores.quantile(torch.linspace(0, 1, 21).to(scores)).tolist())
             self.scores[group.name] = scores[keep]

@@ -150,9 +150,9 @@ class Schedule:
         return opens - self.score_steps <= step < closes
 
 
-def require(ok: object, c, knob: str, remedy: str, error: type[Exception] = ValueError) -> None:
+def require(ok: object, c, knob: str, remedy: str) -> None:
     if not ok:
-        raise error(f"{knob}={getattr(c, knob)!r}: {remedy}")
+        raise ValueError(f"{knob}={getattr(c, knob)!r}: {remedy}")
 
 
 def prune_window(c) -> tuple[int, int]:

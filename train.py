@@ -76,7 +76,7 @@ def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
             losses.append((loss, y.numel()))
     model.train()
     nats, tokens = sum(loss.item() * n for loss, n in losses), sum(n for _, n in losses)
-    nats, tokens = machine.mean(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
+    nats, tokens = machine.average(torch.tensor([nats, tokens], dtype=torch.float64)).tolist()
     check_finite("validation", loss=nats / tokens)  # an update may have broken the weights
     return nats / tokens
 
@@ -124,7 +124,7 @@ def train(c: Config, files: ExitStack) -> int:
     torch.manual_seed(c.seed)
     model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
     optimizers = make_optimizers(model, c, machine.dtype)
-    pruner = Pruner(c.criterion, c.score_beta, set(schedule.widths), c.seed, machine.agree)
+    pruner = Pruner(c.criterion, c.score_beta, set(schedule.widths), c.seed, machine.from_rank_0)
     if saved:
         load_history(saved, model, optimizers, pruner, machine.scaler)  # empty with init_from
     del saved  # as large as the model and its moments
@@ -132,11 +132,13 @@ def train(c: Config, files: ExitStack) -> int:
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
     log = out.begin(c, plan, val, steps_done, forward.compiled)  # prints the plan
 
+    def get_batch(step: int) -> tuple[Tensor, Tensor]:  # this rank's part of it
+        return data.batch(step, c.batch_size, c.seed, machine.rank, machine.ranks)
+
     # The loop. Steps count from 1
     step, last = steps_done, c.stop_after or c.max_steps  # last: the last one to do
-    val_loss, stopping = None, 0.0
-    part = c.batch_size, c.seed, machine.rank, machine.ranks  # for data.batch: this rank's part
-    batch = data.batch(step + 1, *part)
+    val_loss, stopping = None, False
+    batch = get_batch(step + 1)
     for step in range(steps_done + 1, last + 1):
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
@@ -160,11 +162,11 @@ def train(c: Config, files: ExitStack) -> int:
         tokens, targets = (machine.send(x) for x in batch)  # targets: the next tokens
         loss = forward_and_backward(forward, optimizers, tokens, targets, teacher)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        batch = data.batch(step + 1, *part)  # while the GPU computes
+        batch = get_batch(step + 1)  # while the GPU computes
 
-        # Check: only finite gradients reach the weights. For these floats the CPU awaits the GPU.
-        # `stopping` is the share of ranks that got a signal: above 0, all stop after this step
-        loss, grad_norm, stopping = machine.means(loss, norm, float(stop.signal > 0))
+        # Check: only finite gradients reach the weights. For these floats the CPU awaits the GPU
+        loss, grad_norm, told = machine.average_numbers(loss, norm, float(stop.signal > 0))
+        stopping = told > 0  # the share of ranks that got a signal; all stop after this step
         skip = machine.scaler.is_enabled() and not math.isfinite(grad_norm)
         if not skip:  # in float16, gradients may overflow: such a step changes nothing
             check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)

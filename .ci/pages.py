@@ -407,7 +407,7 @@ def test_the_check_passes_right_parts_and_no_wrong_ones(name, kind, fused, reade
         check(wrong)
 
 
-def fsdp(share: slice, agree, **widths) -> own_gpt2.GPT2:
+def fsdp(share: slice, from_rank_0, **widths) -> own_gpt2.GPT2:
     mesh = init_device_mesh("cpu", (2,))
     mlp = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
     qkv = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
@@ -425,7 +425,7 @@ def fsdp(share: slice, agree, **widths) -> own_gpt2.GPT2:
     model = build(SimpleNamespace(d_ff=512, num_attention_heads=4, num_key_value_heads=4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     plan = schedule.Schedule(schedule.knobs(60, round_to=64, **widths))
-    pruner = prune.Pruner("sensitivity", 0.85, plan.widths, 0, agree)
+    pruner = prune.Pruner("sensitivity", 0.85, plan.widths, 0, from_rank_0)
     for step in range(1, 61):
         for kind, width in plan.new_widths(step).items():
             model = names["prune_sharded"](model, optimizer, pruner, kind, width)
@@ -443,11 +443,13 @@ def two_ranks() -> None:
     alone, machine = own_gpt2.train(NANOGPT), Machine(Config(device="cpu"))
     exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
     mine = slice(machine.rank, None, 2)
-    sharded = fsdp(mine, machine.agree, d_ff=512, d_ff_target=64)
+    sharded = fsdp(mine, machine.from_rank_0, d_ff=512, d_ff_target=64)
     for other in (own_gpt2.train(NANOGPT, wrap=DistributedDataParallel, share=mine), sharded):
         for name, p in other.named_parameters():
-            torch.testing.assert_close(prune.whole(p), alone.get_parameter(name), rtol=0, atol=1e-6)
-    c = fsdp(mine, machine.agree, num_key_value_heads=4, num_key_value_heads_target=2).config
+            torch.testing.assert_close(
+                prune.gathered(p), alone.get_parameter(name), rtol=0, atol=1e-6
+            )
+    c = fsdp(mine, machine.from_rank_0, num_key_value_heads=4, num_key_value_heads_target=2).config
     assert (c.num_key_value_heads, c.num_attention_heads) == (2, 2)
     torch.distributed.destroy_process_group()
 

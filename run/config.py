@@ -10,13 +10,12 @@ import os
 import runpy
 import types
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from data.command import UserError
 from model import KINDS, GPTConfig
 from prune import CRITERIA
-from schedule import Schedule, require
+from schedule import Schedule
 
 
 @dataclass
@@ -105,7 +104,12 @@ POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff ro
 # More than this is a slip, or would take for ever to plan or to build
 AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
-need = partial(require, error=UserError)  # need(ok, c, key, remedy): unless ok, raises it
+
+
+def need(ok: object, c: Config, key: str, remedy: str) -> None:
+    """Raises UserError, which blames this knob, unless `ok`."""
+    if not ok:
+        raise UserError(f"{key}={getattr(c, key)!r}: {remedy}")
 
 
 def check_config(c: Config, shape_known: bool = True) -> None:
@@ -200,8 +204,6 @@ def read_file(path: str) -> dict:
         try:
             values = json.loads(Path(path, "config.json").read_bytes())
             values["max_steps"]  # or LookupError: a Hugging Face folder has a config.json, too
-            was = values.get("recompute", "none")
-            values["recompute"] = {True: "all", False: "none"}.get(was, was)  # as it was once
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a run's folder (no config.json of train.py)") from error
         saved = {key: value for key, value in values.items() if key not in NOT_SAVED}

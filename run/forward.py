@@ -97,7 +97,7 @@ class Forward:
                 raise
             reason = f"{type(error).__name__}: {error}"
         self.model.zero_grad()
-        (failed,) = self.machine.means(float(bool(reason)))
+        (failed,) = self.machine.average_numbers(float(bool(reason)))
         self.compiled = self.model.compiled = failed == 0
         if failed and self.machine.rank == 0:
             why = shorten(reason or "on another rank", 200)

@@ -92,13 +92,13 @@ class Machine:
         name = linux.exists() and re.search("model name.*: (.*)", linux.read_text())
         return name[1] if name else platform.processor() or platform.machine()
 
-    def agree(self, mask: Tensor) -> Tensor:
+    def from_rank_0(self, mask: Tensor) -> Tensor:
         """Overwrite the mask with that of rank 0."""
         if self.launched:
             dist.broadcast(mask, src=0)
         return mask
 
-    def mean(self, x: Tensor) -> Tensor:
+    def average(self, x: Tensor) -> Tensor:
         """The average of x over the ranks."""
         if self.launched:
             x = x.to(self.device)  # NCCL averages on the GPU only
@@ -106,18 +106,18 @@ class Machine:
             x /= self.ranks
         return x
 
-    def means(self, *numbers: Tensor | float) -> list[float]:
+    def average_numbers(self, *numbers: Tensor | float) -> list[float]:
         """The average of each number over the ranks, with one wait for the device."""
         x = [n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers]
-        return self.mean(torch.stack(x)).tolist()
+        return self.average(torch.stack(x)).tolist()
 
     def check_same(self, model: nn.Module) -> None:
         """Raises UserError where the ranks hold different weights."""
         bits = [p.detach().contiguous().view(torch.int32).sum() for p in model.parameters()]
-        if self.differ(torch.stack(bits).tolist()):
+        if self.entries_that_differ(torch.stack(bits).tolist()):
             raise UserError("ranks hold different weights; --resume goes on from the last save", 1)
 
-    def differ(self, x: list) -> list:
+    def entries_that_differ(self, x: list) -> list:
         """The entries of x that are not the same on all ranks. Waits for all of them."""
         everyone = [x] * self.ranks
         if self.launched:
@@ -127,7 +127,8 @@ class Machine:
     def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
         """Raises UserError where the ranks would not do the same run. steps: those done before."""
         same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
-        for name, value in self.differ([("step", steps), *digests.items(), *same.items()]):
+        entries = [("step", steps), *digests.items(), *same.items()]
+        for name, value in self.entries_that_differ(entries):
             raise UserError(f"{name}={value!r} on this rank, another elsewhere; let them agree", 1)
 
 
@@ -137,7 +138,7 @@ def choose_device(c: Config) -> torch.device:
     found["mps"] = torch.backends.mps.is_available()
     kind = ("cuda" if found["cuda"] else "cpu") if c.device == "auto" else c.device
     need(found[kind], c, "device", "this torch finds none; try --device=auto")
-    # MPS has no float64 (for `mean`); its bfloat16 attention sees later tokens (pytorch #195910)
+    # MPS has no float64 (for `average`); its bfloat16 attention sees later tokens (pytorch #195910)
     if kind == "mps" and ("WORLD_SIZE" in os.environ or c.dtype not in ("auto", "float32")):
         raise UserError("device='mps': works without torchrun, and in float32 only")
     if kind == "cuda":

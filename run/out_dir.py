@@ -122,7 +122,7 @@ class OutDir:
         self.saved = step
         self.log.write("save", step)
         # Wait for rank 0: where another exits first, with 128 + n, torchrun ends them all
-        self.machine.means(0.0)
+        self.machine.average_numbers(0.0)
 
 
 def code_digest() -> str:

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from run.config import Config, load_config, read_file
+from run.config import Config, load_config
 from run.cost import Plan, flops_per_token
 from train import main
 
@@ -46,11 +46,6 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_its_steps():
     assert load("idea", "--shorter=8").log_every == 500 // 20  # some 20 lines
     assert load("idea", "--shorter=1") == load("idea")
     assert load("idea", "--shorter=2", "--warmup_steps=0").warmup_steps == 0
-
-
-def test_recompute_takes_what_it_once_was(tmp_path):
-    (tmp_path / "config.json").write_text('{"max_steps": 99, "recompute": true}')
-    assert read_file(str(tmp_path))["recompute"] == "all"
 
 
 @pytest.mark.parametrize("overrides, words", BAD)

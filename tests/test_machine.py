@@ -39,12 +39,12 @@ def test_auto_compiles_on_a_gpu_and_long_runs_on_a_cpu_but_not_on_windows(laptop
 
 @pytest.mark.parametrize("fails", ["here", "on another rank"])
 def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, monkeypatch, capsys):
-    def means(self, *own, means=train.Machine.means) -> list[float]:
-        return [0.5] if len(own) == 1 and fails == "on another rank" else means(self, *own)
+    def average_numbers(self, *own, average=train.Machine.average_numbers) -> list[float]:
+        return [0.5] if len(own) == 1 and fails == "on another rank" else average(self, *own)
 
     broken = Mock(side_effect=RuntimeError("no Python.h"))
     monkeypatch.setattr(torch, "compile", lambda eager: broken if fails == "here" else eager)
-    monkeypatch.setattr(train.Machine, "means", means)
+    monkeypatch.setattr(train.Machine, "average_numbers", average_numbers)
     assert run(toy, tmp_path, "--compile=on") == 0
     said, error = capsys.readouterr()
     why = "RuntimeError: no Python.h" if fails == "here" else fails

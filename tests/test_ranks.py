@@ -47,7 +47,7 @@ Pruner.score = upside_down
 SEEDS = "sys.argv.append('--seed=' + os.environ['RANK'])"
 DEATH = "train.Pruner.score = lambda *_: os.environ['RANK'] == '1' and os._exit(9)"
 APART = [(SEEDS, [1, 1], "seed"), (DEATH, [1, 9], "--resume")]
-APART += [(UPSIDE_DOWN + "train.Machine.agree = lambda self, mask: mask", [1, 1], "weights")]
+APART += [(UPSIDE_DOWN + "train.Machine.from_rank_0 = lambda self, mask: mask", [1, 1], "weights")]
 
 
 @pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("float16", 2e-3)])
