@@ -36,14 +36,13 @@ from torch.nn.parallel import DistributedDataParallel
 import prune
 import schedule
 import train
-from docs import one_file, pictures
+from docs import one_file
 from model import SLICES
 from prune import Slice, block_groups
 from run.config import Config, load_config
 from run.cost import n_parameters
 from run.machine import Machine
-from studies import arms
-from studies.results import read, rows, small_model_tests, table
+from studies import arms, results
 from tools import plot
 from tools.compare import load_arms, paired, read_arms, read_csv, t_test
 
@@ -132,17 +131,15 @@ def test_the_workflow_and_uv_do_what_the_pages_and_the_requirements_say():
 
 def test_the_tables_and_the_pictures_of_the_evidence_are_of_the_runs():
     pytest.importorskip("scipy"), pytest.importorskip("matplotlib")
-    made = list(rows(small_model_tests()))
-    assert table(made) in (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    settings = results.read()
+    page = (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    assert results.main_table([*results.leads(settings)]) in page
+    assert results.claim_table([*results.claims(settings)]) in page
     smollm2 = (ROOT / "studies/smollm2/table.md").read_text(encoding="utf-8")
     cells = [[x.strip() for x in line.split("|")] for line in smollm2.splitlines()]
     for what in ("d_ff 1152 (Zen 4)", "all"):
         ((*_, perplexity, _, lambada, _),) = [x for x in cells if x[1] == what and x[5] == "itself"]
         assert f"|{perplexity}|{float(lambada):.2f}|" in README
-    (forest,) = pictures.forest(made).axes
-    labels = {label.get_text() for label in forest.get_yticklabels()}
-    assert labels == {words[0] for words, _ in made} | {", ".join(words[1:]) for words, _ in made}
-    assert [text.get_text() for text in forest.texts] == [e.pairs for _, e in made]
 
 
 def test_prunes_are_bars_runs_meet_where_both_have_one_and_warm_ups_show(undisturbed, tmp_path):
@@ -220,7 +217,8 @@ def test_what_the_course_works_out_by_hand_is_so():
 
 def test_the_numbers_of_the_course_are_of_its_runs():
     pytest.importorskip("scipy")
-    runs, said = read("restart/course_short"), []
+    settings, said = results.read(), []
+    runs = settings["course/short"]
     for arm in ("paper", "magnitude"):
         d = paired(runs[arm], runs["idea"])
         said += [f"{mean(d):+.3f} ({min(d):+.3f} to {max(d):+.3f})"]
@@ -231,16 +229,15 @@ def test_the_numbers_of_the_course_are_of_its_runs():
     d = paired(runs["oneshot_50_fresh"], runs["oneshot_50"])
     said += [f"{mean(d):.3f} (p = {t_test(d):.3f})"]
     said += [f"{mean(paired(runs['gradient_size'], runs['idea'])):+.3f}"]
-    for *_, setting, pairs in small_model_tests():  # exercise 7
-        for d in pairs.values() if setting in EXERCISE_7 else ():
-            said += [f"{abs(mean(d)):.3f} ({t_test(d):.2f})"]
-    lines = (ROOT / "studies/restart/pruned.csv").read_text().split()[1:]
-    after: dict = {}
-    for arm, width, _, _, loss in (line.split(",") for line in lines):
-        after.setdefault((arm, width), []).append(float(loss))
-    criteria = [after[arm, "96"] for arm in ("sensitivity", "magnitude", "random")]
+    for setting in EXERCISE_7:
+        for small in ("scratch", "scratch_flops"):
+            d = paired(settings[setting][small], settings[setting]["idea"])
+            said += [f"{abs(mean(d)):.3f} ({t_test(d):.2g})"]
+    after = settings["course/pruned_96"]
+    losses = {arm: [row["val_loss"] for row in runs.values()] for arm, runs in after.items()}
+    criteria = [losses[arm] for arm in ("sensitivity", "magnitude", "random")]
     said += [f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in criteria]
-    best, own = after["sensitivity", "96"], after["gradient_size", "96"]
+    best, own = losses["sensitivity"], losses["gradient_size"]
     said += [f"{mean(best):.2f}", f"{mean(own):.2f}"]
     assert sum(a > b for a, b in zip(best, own)) == 9
     assert [number for number in said if number not in COURSE] == []

@@ -1,12 +1,10 @@
 """Pictures of the README. method.png comes from schedule.py alone: python -m docs.pictures
 
-`python -m studies.results` draws results.png and studies/settings.png. All need matplotlib.
+`python -m studies.results` draws results.png. Both need matplotlib.
 """
 
-import math
 import sys
 from pathlib import Path
-from statistics import mean
 
 from data.command import command
 from schedule import Schedule, knobs
@@ -18,18 +16,42 @@ ORANGE = "#c85200"  # beside BLUE, for who cannot tell red from green
 IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
-COLORS = {"Muon": BLUE, "AdamW": ORANGE, "both": "0.25"}
-# In results.png: rows of studies/results.py (size, tokens, optimizer, pruned at), in words
-ROWS = {
-    ("58k", "18", "Muon", "10 to 35%"): "few tokens",
-    ("58k", "36", "Muon", "10 to 35%"): "some tokens",
-    ("263k", "36", "Muon", "10 to 35%"): "some tokens, larger",
-    ("467k", "36", "Muon", "10 to 35%"): "some tokens, larger still",
-    ("58k", "71 to 142", "Muon", "10 to 35%"): "more tokens",
-    ("250k", "65 to 142", "Muon", "10 to 35%"): "more tokens, larger",
-    ("58k", "142", "AdamW", "10 to 35%"): "more tokens",
-    ("58k", "570", "AdamW", "10 to 35%"): "many tokens",
-    ("58k", "570", "AdamW", "50 to 75%"): "many tokens, pruned late",
+# In results.png: the colour of a size; words at some points (tokens, size, optimizer, and where the
+# window opens), and how far from them, in points
+COLORS = {"58k": BLUE, "70k": "#3d9fd6", "250k": ORANGE, "263k": ORANGE, "467k": "0.15"}
+HEADLINE = "On the same FLOPs, IDEA seems to need 65 or more tokens for each parameter to catch up"
+CAPTION = "Circle: Muon. Diamond: AdamW. Hollow: pruned late, from 25 or 50% of the run on.\n"
+CAPTION += "Bar: 95% interval. Faint dot: a pair of seeds."
+BOTTOM, TOP = -0.06, 0.06
+WORDS = {
+    "same tokens": {
+        "18 58k Muon 10": ("58k", 7, 4),
+        "65 250k Muon 10": ("250k", -7, 10),
+        "36 467k Muon 10": ("467k", -7, 10),
+        "59 70k Muon 10": ("70k, of\nanother shape", 10, 6),
+        "142 58k AdamW 10": ("58k, AdamW", 2, -36),
+        "570 58k AdamW 10": ("58k,\nAdamW", -7, 18),
+        "570 58k Muon 10": ("58k", -6, -8),
+        "570 58k AdamW 50": ("58k, AdamW,\npruned late", -10, -40),
+        "570 58k Muon 50": ("58k,\npruned\nlate", 9, 16),
+        "36 263k AdamW 10": ("263k, AdamW: {}", 9, 8),
+        "36 263k AdamW 10_low": ("263k, AdamW,\nat a lower rate", 10, 8),
+    },
+    "same FLOPs": {
+        "18 58k Muon 10": ("58k", 8, -6),
+        "36 263k Muon 10": ("263k", 8, -10),
+        "36 467k Muon 10": ("467k", -8, 6),
+        "59 70k Muon 10": ("70k, of\nanother shape", 10, 8),
+        "65 250k Muon 10": ("250k", -8, 8),
+        "142 58k Muon 10": ("58k", 8, -3),
+        "142 58k AdamW 10": ("58k, AdamW", 3, -25),
+        "570 58k AdamW 10": ("58k,\nAdamW", -7, 18),
+        "570 58k AdamW 50": ("58k, AdamW,\npruned late", -10, -12),
+        "569 250k Muon 25": ("250k, late", -6, -30),
+        "1540 58k Muon 25": ("58k,\nlate", -8, -14),
+        "36 263k AdamW 10": ("263k, AdamW: {}", 17, 22),
+        "36 263k AdamW 10_low": ("at a lower rate: {}", 9, 8),
+    },
 }
 
 
@@ -82,70 +104,48 @@ def method():
     return figure
 
 
-def leads(rows: list):
-    """rows, of studies/results.py: (what is compared, size, tokens, optimizer, pruned at), and what
-    came out. IDEA against the small model: means, 95% intervals, and who leads, if 0 is outside."""
-    figure, ((tokens, flops),) = open_figure(1, 2, figsize=(8.3, 5.8), sharey=True)
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line through words
-    left = {"transform": tokens.get_yaxis_transform(), "ha": "right", "va": "center"}
-    for y, ((size, each, optimizer, _), words) in enumerate(ROWS.items()):
-        tokens.text(-0.04, y - 0.12, words, weight="bold", **left)
-        small = f"{each} for each of {size} parameters, {optimizer}"
-        tokens.text(-0.04, y + 0.16, small, color="0.4", **left)
-    for panel, part in ((tokens, "same tokens"), (flops, "same FLOPs")):
-        found = {tuple(cells): e for (compared, *cells), e in rows if part in compared}
-        for y, row in enumerate(ROWS):
-            e, color, verdict = found[row], "0.5", "no clear difference"
-            if not e.low < 0 < e.high:
-                color, leader = (BLUE, "IDEA") if e.mean > 0 else (ORANGE, "small model")
-                size = f"{abs(e.mean):.3f} nats ({100 * math.expm1(abs(e.mean)):.1g}% perplexity)"
-                verdict = f"{leader} by {size}"
-            panel.hlines(y, e.low, e.high, color=color, lw=3)
-            face = "white" if e.low < 0 < e.high else color
-            panel.plot(e.mean, y, "o", ms=4, color=color, mfc=face, mew=2)
-            panel.text(-0.02, y - 0.32, verdict, color=color, ha="center", va="center", bbox=plain)
-        panel.set(xlim=(-0.08, 0.04), ylim=(len(ROWS) - 0.6, -0.6), yticks=[])
-        panel.set_xlabel("nats by which IDEA's loss ends lower\n(bar: 95% interval)")
-        panel.set_xticks([-0.06, -0.03, 0, 0.03], ["−0.06", "−0.03", "0", "0.03"])
-        panel.axvline(0, color="0.3", lw=1, zorder=0)
-        panel.set_title(f"S{part[1:]}", fontsize=12, fontweight="bold", pad=22)
-        panel.text(0.002, -0.75, "IDEA better →", color=BLUE, va="center")
-        panel.text(-0.002, -0.75, "← small model better", color=ORANGE, ha="right", va="center")
-        panel.spines["left"].set_visible(False)
-        panel.grid(visible=False, axis="y")
-    return figure
-
-
-def forest(rows: list):
-    """All rows, with their settings (faint dots), and of their pairs how many are above 0."""
-    figure, axes = open_figure(1, 1, figsize=(7, 6.5))
-    panel, labels = axes[0, 0], []
-    for (compared, *cells), e in rows:
-        if compared not in labels:
-            labels.append(compared)
-        y, color = len(labels), COLORS[cells[2]]
-        labels.append(", ".join(cells))
-        panel.text(1.02, y, e.pairs, transform=panel.get_yaxis_transform(), va="center")
-        panel.hlines(y, e.low, e.high, color=color, lw=2)
-        panel.plot(e.mean, y, "o", ms=4, color=color)
-        means = [mean(d) for d in e.tests]
-        panel.plot(means, [y + 0.3] * len(means), "o", ms=4, color=color, alpha=0.4, mew=0)
-    panel.set_yticks(range(len(labels)), labels)
-    for label in panel.get_yticklabels():
-        if "against" in label.get_text():
-            label.set_fontweight("bold")
-    panel.axvline(0, color="0.3", lw=1)
-    panel.set(
-        ylim=(len(labels), -1),
-        xlabel="nats by which the first ends lower (bar: 95% interval; faint dots: settings)",
-    )
-    panel.set_title(
-        "final parameters, tokens for each, optimizer, pruned at", loc="right", x=0, fontsize=9
-    )
-    panel.set_title("pairs above 0", loc="left", x=1, fontsize=9)
-    panel.xaxis.set_major_formatter("{x:+.2f}")
-    panel.tick_params(axis="y", length=0)
-    panel.grid(visible=False, axis="y")
+def law(points: dict):
+    """points, of studies/results.py: IDEA's lead over tokens for each parameter, and each pair."""
+    figure, (panels,) = open_figure(1, 2, figsize=(8.6, 5.8), sharey=True)
+    figure.suptitle(HEADLINE, fontsize=12.5, fontweight="bold", x=0.01, ha="left")
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # no line through words
+    near = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 4}
+    for panel, (part, words) in zip(panels, WORDS.items()):
+        here = {key: e for key, e in points.items() if key.part == part}
+        curves: dict[str, list] = {}  # with Muon, pruned early, of a size
+        for key, e in here.items():
+            beside = [k for k in here if abs(k.tokens / key.tokens - 1) < 0.01]  # as many tokens
+            beside.sort(key=lambda k: (k.window, k.optimizer, -int(k.size[:-1]), k.arm))
+            x = key.tokens * 1.15 ** (beside.index(key) - (len(beside) - 1) / 2)
+            y, color, pairs = e.mean, COLORS[key.size], sum(e.tests, [])
+            late, shape = key.window != "10 to 35%", {"Muon": "o", "AdamW": "D"}[key.optimizer]
+            if not late and key.optimizer == "Muon":
+                curves.setdefault(color, []).append((x, y))
+            look = {"color": color, "mfc": "white" if late else color, "mew": 1.6}
+            panel.plot([x] * len(pairs), pairs, "o", ms=2.8, color=color, alpha=0.35, mew=0)
+            panel.vlines(x, e.low, e.high, color=color, lw=1.5 if len(pairs) > 3 else 0.7)
+            panel.plot(x, y, shape, ms=6.5, zorder=3, **look)
+            name = f"{key.tokens} {key.size} {key.optimizer} {key.window[:2]}{key.arm[4:]}"
+            text, *away = words.get(name, ("", 1, 1))
+            arrow = None
+            if y < BOTTOM:
+                text, y = text.format(f"{y:.3f}".replace("-", "−")), BOTTOM
+                arrow = {"arrowstyle": "->", "color": color, "lw": 1.6}
+                panel.annotate("", (x, y), (0, 16), textcoords="offset points", arrowprops=arrow)
+            side = "left" if away[0] > 0 else "right"
+            panel.annotate(text, (x, y), away, color=color, ha=side, bbox=plain, **near)
+        for color, curve in curves.items():
+            panel.plot(*zip(*curve), color=color, lw=1, alpha=0.6, zorder=1)
+        panel.set(xscale="log", xlim=(11, 2300), ylim=(BOTTOM, TOP))
+        panel.set_xticks([18, 36, 71, 142, 570, 1540], ["18", "36", "71", "142", "570", "1,540"])
+        panel.minorticks_off()
+        panel.set_xlabel("training tokens for each final parameter")
+        panel.axhline(0, color="0.3", lw=1, zorder=0)
+        panel.set_title(f"On the {part}", fontsize=11)
+        for y, text in ((0.95, "IDEA better ↑"), (0.11, "small model better ↓")):
+            panel.text(0.98, y, text, transform=panel.transAxes, ha="right", bbox=plain)
+    panels[0].set_ylabel("nats by which IDEA ends lower (0.01: 1% of perplexity)")
+    figure.text(0.01, -0.02, CAPTION, fontsize=9, color="0.25", va="top")
     return figure
 
 
