@@ -232,7 +232,7 @@ def test_the_numbers_of_the_course_are_of_its_runs():
     for setting in EXERCISE_7:
         for small in ("scratch", "scratch_flops"):
             d = paired(settings[setting][small], settings[setting]["idea"])
-            said += [f"{abs(mean(d)):.3f} ({t_test(d):.2g})"]
+            said += [f"{abs(mean(d)):.3f} ({t_test(d):.2f})"]
     after = settings["course/pruned_96"]
     losses = {arm: [row["val_loss"] for row in runs.values()] for arm, runs in after.items()}
     criteria = [losses[arm] for arm in ("sensitivity", "magnitude", "random")]
