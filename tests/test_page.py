@@ -5,10 +5,10 @@ import json
 import random
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +21,39 @@ from prune import choose, slice_group
 from run.config import Config, load_config
 from run.cost import flops_per_token, n_parameters
 from schedule import Schedule
-from tools import load_trained, page, play
+from tools import filled, load_trained, page, play
 
 PAGE, PLAY = ((ROOT / f"tools/{x}.html").read_text(encoding="utf-8") for x in ("page", "play"))
+FRAME = ("page.html", "/*RUNS*/")
 FINISHED = ROOT / "docs/play.html"
 HOSTILE = "</script><script>alert(1)</script><!-- \"'&lt;<img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if not (program and (driver := shutil.which("chromedriver"))):
+        pytest.skip("no chromium, or no chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)  # in a container, root has no sandbox
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        yield browser
+        assert browser.get_log("browser") == []
+
+
+def show(browser, file: Path, width: int, scheme: str = "light") -> None:
+    """Load a file in a window of this width, which it should fit."""
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(file.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
 
 
 def test_the_page_is_one_file_that_loads_nothing_with_the_log_inside(undisturbed, tmp_path, capsys):
@@ -33,7 +61,7 @@ def test_the_page_is_one_file_that_loads_nothing_with_the_log_inside(undisturbed
     assert page.main([str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'page.html'}\n{out / 'play.html'}\n"
     html = (out / "page.html").read_text(encoding="utf-8")
-    before, after = PAGE.split("/*RUNS*/")
+    before, after = PAGE.split(FRAME[1])
     for frame in (PAGE, PLAY):
         assert not re.search(r"//\w|src=|href=(?!.data:)|url\(|import|fetch|XMLHttp", frame)
     assert html.startswith(before) and html.endswith(after)
@@ -54,7 +82,7 @@ def test_a_long_run_makes_no_large_page_and_no_text_is_html(undisturbed, tmp_pat
     (out / "log.jsonl").write_text(log.replace('"step", "step"', '"none", "step"') + lines)
     shown = page.read_run(out)
     assert 350 < len(shown["step"]) <= 400 and shown["step"][-1]["step"] == 19_999
-    html = page.page_of([shown, shown | {"name": HOSTILE}])
+    html = filled(*FRAME, [shown, shown | {"name": HOSTILE}])
     assert len(html) < 400_000
     assert [html.count(x) for x in ("<script", "</script", "<!--")] == [2, 2, 0]
     wrong = {f'"{key}": ': f'"{key}": "<b>", "was": ' for key in ("width_after", "val_loss")}
@@ -97,6 +125,7 @@ def test_a_page_to_prune_by_hand_holds_the_model_and_marks_the_one_cut_in_steps(
     net, trained = net_in((wide / "play.html").read_text("utf-8")), load_trained(wide).model.cpu()
     for (name, p), q in zip(trained.named_parameters(), model_of(net).parameters()):
         torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-6, msg=name)
+    assert net.keys() == net_in(FINISHED.read_text("utf-8")).keys()
     val = TokenDataset(load_config(str(wide)).data_dir, "val", 16)
     tokens = torch.cat([x.flatten() for x, _ in val.in_order(9)]).tolist()
     assert str(net["passage"])[1:-1] in str(tokens) and len(net["passage"]) == 513
@@ -139,8 +168,8 @@ def random_schedules(n: int) -> list[Schedule]:
     return made
 
 
-def test_its_formulas_are_those_of_schedule_py(request):
-    """In node.js, or else in the browser, at 50 steps of 300 schedules."""
+def test_its_formulas_are_those_of_schedule_py(browser):
+    """At 50 steps of 300 schedules."""
     schedules = random_schedules(300)
     cases = json.dumps([asdict(s.c) | {"widths": s.widths} for s in schedules])
     script = PAGE[PAGE.index("const range =") : PAGE.index("// The runs.")]
@@ -150,13 +179,9 @@ def test_its_formulas_are_those_of_schedule_py(request):
       const at = range(50, i => Math.ceil((i + 1) * c.max_steps / 50)).map(step =>
         [step, s.phase(step), s.learningRate(step), kinds.map(kind => s.width(step, kind))]);
       return [s.pruneSteps, s.rateShare(last, c.max_steps), at];
-    }});"""
-    if node := shutil.which("node"):
-        script += "console.log(JSON.stringify(numbers))"
-        output = subprocess.run([node], input=script, encoding="utf-8", capture_output=True).stdout
-        numbers = json.loads(output)
-    else:
-        numbers = request.getfixturevalue("browser").execute_script(script + "return numbers")
+    }});
+    return numbers"""
+    numbers = browser.execute_script(script)
     for s, (prunes, share, points) in zip(schedules, numbers, strict=True):
         assert prunes == s.prune_steps()
         assert share == pytest.approx(s.rate_share((prunes or [1])[-1], s.max_steps))
@@ -165,42 +190,13 @@ def test_its_formulas_are_those_of_schedule_py(request):
             assert rate == pytest.approx(s.learning_rate(step), rel=1e-12)
 
 
-@pytest.fixture
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if not (program and (driver := shutil.which("chromedriver"))):
-        pytest.skip("no chromium, or no chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)  # in a container, root has no sandbox
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
-        yield browser
-        assert browser.get_log("browser") == []
-
-
-@pytest.mark.parametrize("which", ["finished", "toy"])
-def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(
-    which, browser, undisturbed, tmp_path
-):
+def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(browser):
     from selenium.webdriver import Keys
 
-    js, file = browser.execute_script, FINISHED
-    if which == "toy":  # of one that was pruned in all kinds
-        file = tmp_path / "play.html"
-        file.write_text(play.page_of(undisturbed), encoding="utf-8")
-    net, papers = net_in(file.read_text("utf-8")), set()
+    js, net, papers = browser.execute_script, net_in(FINISHED.read_text("utf-8")), set()
     for width in (1200, 400):
         for scheme in ("light", "dark"):
-            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-            features = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            browser.get(file.as_uri())
-            assert js("return document.documentElement.scrollWidth") == width
+            show(browser, FINISHED, width, scheme)
             papers.add(js("return getComputedStyle(document.body).backgroundColor"))
     assert len(papers) == 2
 
@@ -214,8 +210,7 @@ def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(
         element.send_keys(*keys) if keys else js("arguments[0].click()", element)
 
     # Whole, and with half of the neurons really cut, in each order: first of all by score
-    model = load_trained(undisturbed).model.cpu() if which == "toy" else model_of(net)
-    width = net["config"]["d_ff"]
+    model, width = model_of(net), net["config"]["d_ff"]
     orders = js("return ['low', 'random1', 'high'].map(way => alike(way, HALF).map(m => [...m]))")
     for scores, mask in zip(net["scores"], orders[0]):
         assert torch.tensor(mask).bool().equal(choose(torch.tensor(scores), (width + 1) // 2))
@@ -226,9 +221,8 @@ def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(
         for group, mask in zip(groups, masks):
             slice_group(cut, [], group, torch.tensor(mask).bool())
         cut_losses.append(cut(*batch_of(net)).item())
-        assert js("return mean(losses(arguments[0]))", masks) == pytest.approx(
-            cut_losses[-1], abs=1e-3 if which == "toy" else 1e-5
-        )
+        in_js = js("return mean(losses(arguments[0]))", masks)
+        assert in_js == pytest.approx(cut_losses[-1], abs=1e-5)
     assert float(said("loss")) == pytest.approx(cut_losses[0], abs=2e-3)
     press("#half")
     assert float(said("loss").split()[0]) == pytest.approx(cut_losses[1], abs=2e-3)
@@ -240,7 +234,7 @@ def test_in_a_browser_a_model_is_pruned_by_hand_as_torch_does(
     flops = flops_per_token(cut.config) / 3  # of the forward pass alone
     assert costs == [f"{n_parameters(cut.config):,}", f"{flops / 1000:.0f}k"]
     red = "return [...$('read').children].filter(x => parseInt(x.style.cssText.slice(8))).length"
-    assert which == "toy" or js(red) > 200  # the toy forgets little
+    assert js(red) > 200
     # At temperature 0 it writes what torch finds likeliest
     js("$('temperature').value = 0; $('temperature').oninput()")
     prompt = js("return encoded($('prompt').value)")
@@ -268,13 +262,10 @@ def test_in_a_browser_it_shows_each_step_and_plays(browser, undisturbed, toy, tm
     """Two runs, one with a hostile name, one that is not done; and a run that has just begun."""
     from selenium.webdriver import ActionChains, Keys
 
-    def show(*runs: dict, width: int = 1200) -> None:
-        (tmp_path / "page.html").write_text(page.page_of(runs), encoding="utf-8")
-        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        browser.get((tmp_path / "page.html").as_uri())
-        script = "return [document.documentElement.scrollWidth, document.images.length]"
-        assert browser.execute_script(script) == [width, 0]
+    def show_runs(*runs: dict, width: int = 1200) -> None:
+        (file := tmp_path / "page.html").write_text(filled(*FRAME, runs), encoding="utf-8")
+        show(browser, file, width)
+        assert browser.execute_script("return document.images.length") == 0
 
     def move(slider: str, value: float) -> None:
         script = f"const slider = document.querySelector('{slider}'); slider.value = {value};"
@@ -289,13 +280,15 @@ def test_in_a_browser_it_shows_each_step_and_plays(browser, undisturbed, toy, tm
 
     assert run(toy, half := tmp_path / "half", "--max_steps=45", "--stop_after=20") == 0
     one, other = page.read_run(undisturbed), page.read_run(half)
-    show(one | {"step": one["step"][:1], "end": 1, "prune": [], "eval": [], "done": []}, width=400)
-    show(one | {"step": one["step"][4:]})  # the first steps are not in its log
+    show_runs(
+        one | {"step": one["step"][:1], "end": 1, "prune": [], "eval": [], "done": []}, width=400
+    )
+    show_runs(one | {"step": one["step"][4:]})  # the first steps are not in its log
     assert now()["step"] == "5" and now()["training loss"] == f"{one['step'][4]['loss']:.3f}"
     starts = "return [...document.querySelectorAll('#charts polyline')].map(x => x.points[0].x)"
     first = browser.execute_script("return charts.X(1 / 30)")  # the learning rate's
     assert pytest.approx(first, abs=0.1) in browser.execute_script(starts)
-    show(one | {"name": HOSTILE}, other)
+    show_runs(one | {"name": HOSTILE}, other)
     assert HOSTILE in said("about") and "Not done yet: step 20 of 45." in said("about")
     for e in events(undisturbed, "step"):
         move("#time", -(-e["step"] * 45 // 30))

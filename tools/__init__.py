@@ -1,6 +1,7 @@
 """What you do with a run. Each module here is a command: python -m tools.NAME --help. Here is what
 they share: types of arguments, what a run left, and what a run would do."""
 
+import json
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -45,6 +46,12 @@ def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str],
 
 
 positive = number(int, 1)
+
+
+def filled(frame: str, mark: str, data: object) -> str:
+    """The HTML of a frame of this folder, with data for its script in place of the mark."""
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no word ends a script
+    return (Path(__file__).parent / frame).read_text(encoding="utf-8").replace(mark, text)
 
 
 @dataclass

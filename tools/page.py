@@ -14,7 +14,7 @@ from run.checkpoint import write_text
 from run.config import Config, load_config
 from run.log import read_log
 from schedule import Schedule
-from tools import expanded, name_of, play
+from tools import expanded, filled, name_of, play
 
 KNOBS = ("max_steps", "learning_rate", "min_lr_fraction", "warmup_steps", "lr_restart")
 KNOBS += ("prune_schedule", "prune_start", "prune_end", "prune_every", "n_head", "head_dim", *KINDS)
@@ -65,12 +65,6 @@ def check_prunes(c: Config, prunes: list[dict], end: int) -> None:
         widths[e["kind"]] = e["width_after"]
 
 
-def page_of(runs: list[dict]) -> str:
-    """The HTML of one or two runs."""
-    data = json.dumps(runs, separators=(",", ":")).replace("<", "\\u003c")  # no name ends a script
-    return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("/*RUNS*/", data)
-
-
 @command
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
@@ -78,7 +72,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("other", type=expanded, nargs="?", metavar="OTHER")
     args = parser.parse_args(argv)
     runs = [read_run(out_dir) for out_dir in (args.out_dir, args.other) if out_dir]
-    write_text(args.out_dir / "page.html", page_of(runs))  # in place of a link, too
+    html = filled("page.html", "/*RUNS*/", runs)
+    write_text(args.out_dir / "page.html", html)  # in place of a link, too
     print(args.out_dir / "page.html")
     try:
         write_text(args.out_dir / "play.html", play.page_of(args.out_dir, args.other))

@@ -3,7 +3,6 @@
 Weights, scores, words and a held-out passage are inside it; tools/play.html is the frame."""
 
 import base64
-import json
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from model import GPT
 from prune import Pruner, choose, slice_group
 from run.config import load_config
 from run.log import read_log
-from tools import load_trained
+from tools import filled, load_trained
 
 TOKENS = 512  # of the passage: a browser takes 50 ms for their loss
 LARGEST = 2**20  # parameters that do so in a second, and in a file of 3 MB
@@ -76,5 +75,4 @@ def page_of(out_dir: Path, other: Path | None = None) -> str:
     net["scores"] = [[float(f"{s:.4g}") for s in x.tolist()] for x in scores.values()]
     net["words"] = [word.decode("latin-1") for word in words]
     net["steps"] = [[m.config.d_ff, losses[typical, 2].item()] for m in models[2:]]
-    data = json.dumps(net, separators=(",", ":")).replace("<", "\\u003c")  # no word ends a script
-    return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("/*NET*/", data)
+    return filled("play.html", "/*NET*/", net)
