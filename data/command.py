@@ -1,12 +1,9 @@
-"""How a command ends: an error for a person is one line. And how it keeps a folder to itself."""
+"""How a command ends: an error for a person is one line."""
 
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
-
-from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -56,17 +53,3 @@ def command(main: Callable) -> Callable[..., int]:
 def drop_output() -> None:
     """Let standard output lead nowhere: what waits in its buffer would fail again at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def lock(folder: Path, name: str, files: ExitStack) -> None:
-    """Make a folder, and lock it until `files` closes or the process ends: it is the system's lock.
-    Raises UserError where another process has it, OSError where nothing can be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    no_link = os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)  # it would lead elsewhere
-    file = os.open(folder / "lock", no_link, 0o666)  # of whatever it holds, nothing changes
-    files.callback(os.close, file)
-    try:
-        if not lock_descriptor(file, blocking=False):
-            raise UserError(f"{name}: another process is at work there; choose another")
-    except OSError:  # some network disks have no locks
-        print(f"{name}: its disk has no locks; start no second one there", file=sys.stderr)

@@ -30,6 +30,8 @@ class TokenDataset:
         self.data_dir = Path(data_dir)
         self.context_length = T = context_length
         prepare_shipped(self.data_dir)
+        if not self.data_dir.is_dir():
+            raise UserError(f"{data_dir}: no such folder; make it with: python -m data.prepare")
         try:
             content = (self.data_dir / "meta.json").read_bytes()
             self.digest = hashlib.sha256(content).hexdigest()
@@ -51,17 +53,16 @@ class TokenDataset:
                 if hashlib.sha256((self.data_dir / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is not what meta.json says")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            cause = f"damaged, {error}" if isinstance(error, ValueError) else "of an older version"
-            if isinstance(error, OSError):
-                cause = f"cannot be read, {error}" if self.data_dir.is_dir() else "no such folder"
-            raise UserError(f"{data_dir}: {cause}; make it with: python -m data.prepare") from None
+            what = f"damaged, or of an older version ({type(error).__name__}: {error})"
+            raise UserError(f"{data_dir}: {what}; make it with: python -m data.prepare") from None
         if "tokenizer.tiktoken" in files:
             self.tokenizer = str(self.data_dir / "tokenizer.tiktoken")
         elif "tokenizer.json" in files:
             self.tokenizer = str(self.data_dir)
 
-        # A shard's windows begin at o, o + T, ...; each epoch draws o. As many as fit would often
-        # leave o fewer than T values, and some tokens never first; one fewer gives it T to 2T - 1
+        # An epoch draws where the first window of a shard begins, at o; the others follow, T tokens
+        # apart. One window fewer than would fit lets o take T values or more, so that every token
+        # but the last T begins a window in some epoch.
         windows = np.where(self._sizes > T, np.maximum(1, (self._sizes - T) // T), 0)
         self._offsets = (self._sizes - windows * T).astype(np.uint64)  # how many values o can take
         self._first = np.cumsum(windows) - windows  # each shard's first window in an epoch

@@ -1,16 +1,16 @@
 """Text files to token files, for corpora larger than memory, on all cores.
 
     python -m data.prepare --input my.txt more.jsonl.gz --tokenizer shipped --out data/mine
-    python -m data.prepare --input fineweb/ 'more/*.jsonl.zst' --tokenizer gpt2 --out data/fineweb
+    python -m data.prepare --input fineweb/ 'more/*.jsonl.xz' --tokenizer gpt2 --out data/fineweb
 
-Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz, .zst). The
+Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz). The
 folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or
 uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
 token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
 
-A task is a run of input files, 64 MiB or more together. One process makes its two shards, in
-`.NAME.part` beside `--out`, which appears as a whole at the end. After a kill or an error, the same
-command goes on with the shards that are missing."""
+A task is a run of consecutive input files, 64 MiB or more together. One process does it alone and
+leaves its two shards in a hidden folder beside `--out`, which becomes `--out` as a whole at the
+end. A killed preparation begins afresh; what it leaves, `.NAME-...`, can be removed."""
 
 import argparse
 import hashlib
@@ -18,20 +18,20 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.command import UserError, command, lock
+from data.command import UserError, command
 from data.text import find_inputs, read_items
 from data.tokenizer import all_tokens, encode_to_numpy, load_tokenizer, tokenizer_files
 
@@ -59,126 +59,109 @@ def prepare(
     inputs give same bytes, on any number of cores. Raises UserError, also where `out` exists."""
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: should lie between 0 and 1")
-    out, encoding = Path(out), load_tokenizer(tokenizer)
-    dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
-    meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
-    part, locked = out.parent / f".{out.name}.part", ExitStack()
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out}: exists; remove it, or give another --out")
     try:
-        inputs = find_inputs(inputs)
-        files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
-        files["token_bytes.bin"] = np.fromiter(map(len, all_tokens(encoding)), "<u2").tobytes()
-        sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        settings = (tokenizer, dtype, key, val_fraction, sha256)  # all that decides, but for inputs
-        lock(part, f"--out={out}", locked)
-        if out.exists():
-            raise UserError(f"{out}: exists; remove it, or give another --out")
-        tasks = _cut(part, inputs, settings)
-        # Read until there is an item for each split: without one, all the work would be in vain
-        held_out = (
-            is_validation(item, val_fraction, task)
-            for task, paths in enumerate(tasks.values())
-            for item, _ in enumerate(x for path in paths for x, _ in read_items(path, key) if x)
-        )
-        first, items = next(held_out, None), 1
-        for other in held_out:
-            items += 1
-            if other != first:
-                break
-        else:
-            what = f"{items} documents or pieces of a .txt, too few for two splits"
-            way = f"--val-fraction={1 / items:.2g} would do" if items > 1 else "give more text"
-            raise UserError(f"{inputs[0]}: {what} at {val_fraction=}; {way}")
-        left = [(done, paths, settings) for done, paths in tasks.items() if not done.exists()]
-        if len(left) == len(tasks):  # what a kill left may be of other arguments
-            shutil.rmtree(part / "shards", ignore_errors=True)
-        (shards := part / "shards").mkdir(exist_ok=True)
-        _make_all(left)
-        _cut(part, inputs, settings)  # has a file changed meanwhile?
-        made = [json.loads(path.read_bytes()) for path in tasks]
-        for split in SPLITS:
-            counts = [of_task[split] for of_task in made]
-            meta[split] = {name: sum(count[name] for count in counts) for name in COUNTS}
-            shard = ("file", "tokens", "sha256")
-            meta[split]["shards"] = [{k: c[k] for k in shard} for c in counts if c["tokens"]]
-        meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
-        files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
-        for name, content in files.items():
-            (shards / name).write_bytes(content)
-        os.rename(shards, out)
+        tasks = cut_into_tasks(find_inputs(inputs))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as hidden:
+            (folder := Path(hidden, out.name)).mkdir()  # others may read it, as any new folder
+            meta = fill(folder, tasks, tokenizer, val_fraction, key)
+            os.rename(folder, out)
     except (OSError, BrokenProcessPool) as error:  # the pool breaks where memory runs out
         raise UserError(f"{out}: cannot be made: {error}") from None
-    finally:
-        locked.close()  # or Windows would not remove it
-        if out.exists() and not (part / "shards").exists():  # it has become `out`
-            shutil.rmtree(part, ignore_errors=True)
     return meta
 
 
 def prepare_shipped(data_dir: Path) -> None:
     """Makes the tokens of the shipped corpus if `data_dir` is their folder, and not there yet. Each
-    process makes its own, and the first is taken: ranks may share a disk without locks."""
+    rank makes its own, and the first to be done is taken."""
     if data_dir == Path(SHIPPED_FOLDER) and not data_dir.exists():
-        (folder := data_dir.parent).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".sotu-", dir=folder) as own, suppress(OSError):
-            prepare([SHIPPED_CORPUS], "shipped", f"{own}/sotu")
-            os.rename(f"{own}/sotu", data_dir)  # fails where another was faster
+        try:
+            prepare([SHIPPED_CORPUS], "shipped", data_dir)
+        except UserError:
+            if not data_dir.exists():
+                raise
 
 
-def _cut(part: Path, inputs: list[Path], settings: tuple) -> dict[Path, list[Path]]:
-    """Tasks of TASK_BYTES or more, and the rest: a file to come when one is done -> input files.
-    Its name has a digest of all that decides. Raises UserError where there are others."""
-    tasks, files, size = {}, [], 0
+def cut_into_tasks(inputs: list[Path]) -> list[list[Path]]:
+    """The input files of each task: TASK_BYTES or more, but for the last one's."""
+    tasks, size = [[]], 0
     for path in inputs:
-        stat = path.stat()
-        files.append((path, stat.st_size, stat.st_mtime_ns))
-        size += stat.st_size
-        if size >= TASK_BYTES or path is inputs[-1]:
-            digest = hashlib.sha256(repr((files, settings, len(tasks))).encode()).hexdigest()
-            tasks[part / f"{len(tasks):03d}_{digest[:32]}.json"] = [path for path, _, _ in files]
-            files, size = [], 0
-    if set(part.glob("*.json")) - set(tasks):
-        raise UserError(f"{part}: of other arguments, or an input file has changed; remove it")
+        if size >= TASK_BYTES:
+            tasks.append([])
+            size = 0
+        tasks[-1].append(path)
+        size += path.stat().st_size
     return tasks
 
 
-def _make_shards(done: Path, inputs: list[Path], settings: tuple) -> None:
-    """Writes the task's shard of each split, and at last, in `done`, what meta.json says of it."""
-    tokenizer, dtype, key, val_fraction, _ = settings
-    encoding, task = load_tokenizer(tokenizer), int(done.name.split("_")[0])
-    paths = [done.parent / "shards" / f"{split}_{task:03d}.bin" for split in SPLITS]
+def fill(folder: Path, tasks: list[list[Path]], tokenizer: str, fraction: float, key: str) -> dict:
+    """Writes all files of a prepared folder, and returns what its meta.json says."""
+    encoding = load_tokenizer(tokenizer)
+    files = {name: path.read_bytes() for name, path in tokenizer_files(tokenizer).items()}
+    files["token_bytes.bin"] = np.fromiter(map(len, all_tokens(encoding)), "<u2").tobytes()
+    dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")
+    make = partial(make_shards, folder, tokenizer, dtype, fraction, key)
+    made = make_all(make, list(enumerate(tasks)))
+
+    meta = {"dtype": dtype.name, "vocab_size": encoding.n_vocab, "end_of_text": encoding.eot_token}
+    for i, split in enumerate(SPLITS):
+        shards = [shards[i] for shards in made if shards[i]["tokens"]]
+        meta[split] = {name: sum(shard[name] for shard in shards) for name in COUNTS}
+        in_meta = ("file", "tokens", "sha256")
+        meta[split]["shards"] = [{name: shard[name] for name in in_meta} for shard in shards]
+    if not all(meta[split]["tokens"] for split in SPLITS):
+        items = sum(shard["items"] for shards in made for shard in shards)
+        what = f"{items} documents or pieces of a .txt, too few for two splits"
+        way = f"--val-fraction={1 / items:.2g} would do" if items > 1 else "give more text"
+        raise UserError(f"{tasks[0][0]}: {what} at --val-fraction={fraction}; {way}")
+
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
+    files["meta.json"] = json.dumps(meta, indent=1).encode() + b"\n"
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return meta
+
+
+def make_shards(
+    folder: Path, tokenizer: str, dtype: np.dtype, fraction: float, key: str, task: tuple
+) -> list[dict]:
+    """Writes a task's shard of each split, and returns what is in them: COUNTS, the sha256 and the
+    number of items (data/text.py). task: its number and its input files."""
+    number, inputs = task
+    encoding = load_tokenizer(tokenizer)
+    none = {"items": 0, "tokens": 0, "bytes": 0, "documents": 0}
+    shards = [{"file": f"{split}_{number:03d}.bin"} | none for split in SPLITS]
     digests = [hashlib.sha256() for _ in SPLITS]
-    counts = [{"file": path.name} | dict.fromkeys(COUNTS, 0) for path in paths]
+    paths = [folder / shard["file"] for shard in shards]
     with paths[0].open("wb") as train, paths[1].open("wb") as val:
         items = (item for path in inputs for item in read_items(path, key) if item[0])
         for i, (text, ends_document) in enumerate(items):
-            split = is_validation(i, val_fraction, task)  # an index of SPLITS
             tokens = encode_to_numpy(encoding, text)
             if ends_document:
                 tokens = np.append(tokens, encoding.eot_token)
-            (train, val)[split].write(content := tokens.astype(dtype).tobytes())
+            content = tokens.astype(dtype).tobytes()
+            split = is_validation(i, fraction, number)  # an index of SPLITS
+            (train, val)[split].write(content)
             digests[split].update(content)
-            for name, n in zip(COUNTS, (len(tokens), len(text), ends_document)):
-                counts[split][name] += n
-        for file in (train, val):  # or a power cut could leave an empty one
-            file.flush()
-            os.fsync(file.fileno())
-    for count, digest in zip(counts, digests):
-        count["sha256"] = digest.hexdigest()
-    done.with_suffix(".tmp").write_text(json.dumps(dict(zip(SPLITS, counts))))
-    os.rename(done.with_suffix(".tmp"), done)
+            shards[split]["items"] += 1
+            shards[split]["tokens"] += len(tokens)
+            shards[split]["bytes"] += len(text)
+            shards[split]["documents"] += ends_document
+    return [shard | {"sha256": d.hexdigest()} for shard, d in zip(shards, digests)]
 
 
-def _make_all(tasks: list[tuple]) -> None:
-    """_make_shards of each task, by processes on all cores: threads would share Python's lock."""
-    if len(tasks) < 2 or os.cpu_count() == 1:  # here
-        for task in tasks:
-            _make_shards(*task)
-        return
+def make_all(make: Callable, tasks: list) -> list:
+    """`make` of each task, by processes on all cores: threads would share Python's lock."""
+    if len(tasks) < 2 or os.cpu_count() == 1:
+        return [make(task) for task in tasks]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:
         try:
-            made = pool.map(_make_shards, *zip(*tasks))
-            list(tqdm(made, "tokenizing", len(tasks), delay=10))
+            return list(tqdm(pool.map(make, tasks), "tokenizing", len(tasks), delay=10))
         except BaseException:  # an error, or Ctrl-C: other tasks may have hours to go
             for process in multiprocessing.active_children():
                 process.terminate()

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -48,8 +47,7 @@ def read_parquet(path: Path, stream: io.BufferedReader, key: str) -> Items:
     """Each row is a document: its text in the column `key`, or null."""
     import pyarrow.parquet
 
-    # Its table of contents is at its end, and an unpacked .zst cannot go back
-    file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    file = pyarrow.parquet.ParquetFile(stream)
     columns = file.schema_arrow
     try:
         columns.empty_table().column(key).cast(pyarrow.large_binary())
@@ -72,16 +70,9 @@ class WatchedFile(io.FileIO):
         return content
 
 
-def unpack_zst(raw: io.FileIO) -> io.BufferedReader:
-    """By pyarrow, not zstandard: that one takes a file that was cut off for a whole one."""
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"), 2**18)
-
-
 READ = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
 # lzma is imported where it is used: where Python was built without it, all else works
-UNPACK = {".gz": gzip.open, ".xz": lambda raw: import_module("lzma").open(raw), ".zst": unpack_zst}
+UNPACK = {".gz": gzip.open, ".xz": lambda raw: import_module("lzma").open(raw)}
 
 
 def reader(path: Path) -> Callable[[Path, io.BufferedReader, str], Items] | None:
@@ -91,34 +82,35 @@ def reader(path: Path) -> Callable[[Path, io.BufferedReader, str], Items] | None
 
 
 def find_inputs(names: list[str | Path]) -> list[Path]:
-    """The files to read, in order, each once. A name is a file, a folder or a glob. Raises
-    UserError, and OSError for what cannot be read. Of a folder, hidden files are left out."""
-    inputs: dict[str, Path] = {}  # by the place of a file, whatever names and links lead there
+    """The files to read, in order, each once. A name is a file, a folder or a glob. What a folder
+    or glob has beside them is named, as its text may be missed: files that end otherwise, links to
+    folders, locked folders. But hidden files are not, as macOS and Jupyter leave. Or UserError."""
+    inputs: dict[Path, Path] = {}  # by the place of a file, whatever names and links lead there
     for name in map(str, names):
         tops = [name] if os.path.exists(name) else glob.glob(name)
-        every = sorted(path for top in tops for path in _files(top))
-        found = [path for path in every if reader(path)]
+        found, left_out = [], []
+        for path in sorted(path for top in tops for path in _inside(Path(top))):
+            (found if reader(path) and path.is_file() else left_out).append(path)
         if not found:
             ends = ", ".join([*READ, *UNPACK])
             raise UserError(f"{name!r}: no such file, or none that ends in one of {ends}")
-        if left := [path for path in every if not reader(path)]:
-            print(f"left out: {len(left)} files, such as {left[0]}", file=sys.stderr)
+        if left_out:
+            some = ", ".join(map(str, left_out[:5]))
+            print(f"left out: {len(left_out)} in {name}, such as {some}", file=sys.stderr)
         for path in found:
-            if not path.is_file():  # a pipe gives its text once, or waits for it
-                raise UserError(f"{path}: is no regular file")
-            inputs.setdefault(os.path.realpath(path), path)
+            inputs.setdefault(path.resolve(), path)
     return list(inputs.values())
 
 
-def _files(path: str) -> Iterator[Path]:
-    """The files in a folder, but hidden ones, also behind links; or the file itself. Raises OSError
-    for a link that leads nowhere, or to a folder above: the system follows no circle for long."""
-    if stat.S_ISDIR(os.stat(path).st_mode):
-        for name in sorted(os.listdir(path)):
-            if not name.startswith("."):  # as in a glob: copies that macOS and Jupyter leave
-                yield from _files(os.path.join(path, name))
-    else:
-        yield Path(path)
+def _inside(top: Path) -> Iterator[Path]:
+    """The file itself; or what is in the folder, but what is hidden, and folders that rglob enters,
+    which are neither links nor locked."""
+    for path in (top, *top.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
+        link = path.is_symlink() and path != top
+        entered = path.is_dir() and not link and os.access(path, os.R_OK)
+        if not hidden and not entered:
+            yield path
 
 
 def read_items(path: Path, key: str) -> Items:

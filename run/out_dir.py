@@ -5,13 +5,15 @@ import hashlib
 import json
 import math
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from filelock import lock_descriptor  # from 3.30 on: a lock that never changes the file
 
-from data.command import UserError, lock
+from data.command import UserError
 from data.loader import TokenDataset
 from run.checkpoint import NAME, drop_kept, load_checkpoint, write_checkpoint, write_text
 from run.config import MAY_CHANGE, RESCUE, SHAPE, Config, need
@@ -34,10 +36,7 @@ class OutDir:
         self.digests = {"data": data.digest, "tokenizer": data.tokenizer_digest}
         self.digests["teacher"] = teacher.digest if teacher else ""
         if self.main:
-            try:
-                lock(self.path, f"out_dir={self.path}", files)
-            except OSError as error:
-                raise UserError(f"out_dir={self.path}: cannot write there: {error}") from error
+            lock(self.path, files)
         self.has_checkpoint = (self.path / NAME).exists()
         self.changed: dict[str, list] = {}  # by --changed: knob -> [value there, value here]
         self.check(c)
@@ -123,6 +122,23 @@ class OutDir:
         self.log.write("save", step)
         # Wait for rank 0: where another exits first, with 128 + n, torchrun ends them all
         self.machine.average_numbers(0.0)
+
+
+def lock(path: Path, files: ExitStack) -> None:
+    """Make the folder, and lock it until `files` closes or the process ends: it is the system's
+    lock. Raises UserError where another process has it, or nothing can be written."""
+    no_link = os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)  # it would lead elsewhere
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = os.open(path / "lock", no_link, 0o666)  # of whatever it holds, nothing changes
+    except OSError as error:
+        raise UserError(f"out_dir={path}: cannot write there: {error}") from error
+    files.callback(os.close, file)
+    try:
+        if not lock_descriptor(file, blocking=False):
+            raise UserError(f"out_dir={path}: another process is at work there; choose another")
+    except OSError:  # some network disks have no locks
+        print(f"out_dir={path}: its disk has no locks; start no second run there", file=sys.stderr)
 
 
 def code_digest() -> str:
