@@ -1,5 +1,6 @@
 """Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from helpers import events, run, same_end
 import train
 from data.prepare import prepare
 from model import GPT
-from run.checkpoint import load_checkpoint, write_checkpoint
+from run.checkpoint import load_checkpoint
 from run.log import read_log
 from tools import page, plan, sample
 
@@ -56,6 +57,11 @@ WRONG = {  # a dict is what changes in that part. Nothing of a size that is clai
     "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
     "data": [None, "of another text"],
 }
+
+
+class Full(io.FileIO):
+    def write(self, data):
+        raise OSError(28, "No space left on device")
 
 
 class Malicious:
@@ -150,32 +156,23 @@ def test_no_run_writes_over_the_weights_it_learns_from(key, toy, undisturbed, re
         refused(f"{key}=", toy, f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
 
 
-@pytest.mark.parametrize("what", ["a save", "a line of the log"])
+@pytest.mark.parametrize("module, nth, saved", [("log", 3, []), ("checkpoint", 5, [5, 10])])
 def test_a_full_disk_ends_a_run_in_one_line_and_resume_goes_on(
-    what, toy, undisturbed, tmp_path, monkeypatch, capsys
+    module, nth, saved, toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
-    module = "run.out_dir.write_checkpoint" if what == "a save" else "run.log.open"
-    function = write_checkpoint if what == "a save" else open
-    calls = []
+    opened = []
 
-    def on_a_full_disk(*arguments):  # as far as a process can tell: from the third time on
-        calls.append(arguments)
-        if len(calls) > 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
-        return function(*arguments)
+    def on_a_full_disk(path, mode):  # it is full when the module opens its nth file
+        opened.append(path)
+        return (open if len(opened) < nth else Full)(path, mode)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, on_a_full_disk, raising=False)
-        try:
-            assert run(toy, tmp_path) == 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (resource.RLIM_INFINITY,))
+        patched.setattr(f"run.{module}.open", on_a_full_disk, raising=False)
+        assert run(toy, tmp_path) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "File too large" in error and not list(tmp_path.glob("*.tmp"))
-    saved = [e["step"] for e in events(tmp_path, "save")]
-    assert saved == ([5, 10] if what == "a save" else [])
-    assert not saved or load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 10
+    assert error.count("\n") == 1 and "No space" in error and not list(tmp_path.glob("*.tmp"))
+    assert [e["step"] for e in events(tmp_path, "save")] == saved
+    assert not saved or load_checkpoint(tmp_path / "checkpoint.pt")["step"] == saved[-1]
     assert run(toy, tmp_path, "--resume") == 0
     assert same_end(tmp_path, undisturbed)
 
