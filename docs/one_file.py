@@ -22,7 +22,10 @@ KNOBS = dict(
     prune_start=0.1, prune_end=0.35, prune_every=10, round_to=16,  # start, end: of max_steps
     criterion="sensitivity", score_beta=0.85, fresh_optimizer=0,  # 1: at each prune
 )  # fmt: skip
-CRITERIA = "sensitivity", "magnitude", "random"
+CRITERIA = {  # how much a weight matters
+    "sensitivity": lambda weight, gradient: weight * gradient,
+    "random": lambda weight, gradient: torch.rand_like(weight),
+}
 
 
 # Data: a byte of the speeches is a token. Step and seed alone decide what a batch holds
@@ -35,8 +38,6 @@ def batch(data: Tensor, step: int, size: int, c: SimpleNamespace) -> tuple[Tenso
 
 # Model: a neuron of a layer is a row (0) of gate, the same row of up, the same column (1) of down
 class Block(nn.Module):
-    slices = ("gate.weight", 0), ("up.weight", 0), ("down.weight", 1)
-
     def __init__(self, c: SimpleNamespace):
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.RMSNorm(c.d_model), nn.RMSNorm(c.d_model)
@@ -50,6 +51,9 @@ class Block(nn.Module):
         x = x + self.attention(h, h, h, attn_mask=later, need_weights=False)[0]
         h = self.ffn_norm(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+    def slices(self) -> tuple:  # where its neurons are
+        return (self.gate.weight, 0), (self.up.weight, 0), (self.down.weight, 1)
 
 
 class GPT(nn.Module):
@@ -74,26 +78,24 @@ def learning_rate(step: int, c: SimpleNamespace) -> float:
 
 def width(step: int, c: SimpleNamespace) -> int:  # fast while many neurons are of little use
     opens, closes = (round(part * c.max_steps) + 1 for part in (c.prune_start, c.prune_end))
+    if step >= closes:
+        return c.d_ff_target
     steps = max(0, step - opens) // c.prune_every * c.prune_every  # until the most recent prune
-    progress = Fraction(steps, max(1, closes - opens)) if step < closes else 1  # exact
-    exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * (1 - progress) ** 3
+    left = 1 - Fraction(steps, closes - opens)  # exact
+    exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * left**3
     return min(c.d_ff, math.ceil(exact / c.round_to) * c.round_to)
 
 
 # Which: a neuron's score is the L2 norm of how much its weights matter, over its three slices
 def unit_scores(block: Block, criterion: str) -> Tensor:  # (d_ff,)
-    squares = []
-    for name, dim in block.slices:
-        w = block.get_parameter(name)
-        matters = {"sensitivity": w * w.grad, "magnitude": w, "random": torch.rand_like(w)}
-        squares.append(matters[criterion].detach().square().sum(1 - dim))
+    matters = CRITERIA[criterion]
+    squares = [matters(w.detach(), w.grad).square().sum(1 - dim) for w, dim in block.slices()]
     return sum(squares).sqrt()
 
 
 # How: cut each weight and its two moments in AdamW alike. AdamW still holds it, as `data` changes
 def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> None:
-    for name, dim in block.slices:
-        weight = block.get_parameter(name)
+    for weight, dim in block.slices():
         state = optimizer.state[weight]
         for x in (weight, state["exp_avg"], state["exp_avg_sq"]):
             x.data = x.data.index_select(dim, keep)
@@ -104,14 +106,10 @@ def main(arguments: list[str]) -> None:
     c = SimpleNamespace(**KNOBS)
     try:
         for key, _, value in (argument.partition("=") for argument in arguments):
-            if key not in KNOBS or (key == "criterion" and value not in CRITERIA):
-                raise ValueError(f"keys are {', '.join(KNOBS)}; {CRITERIA}")
             setattr(c, key, type(KNOBS[key])(value))
-        if c.d_ff_target not in range(c.round_to, c.d_ff + 1, c.round_to):
-            raise ValueError(f"d_ff_target should be a multiple of {c.round_to}, at most {c.d_ff}")
-    except ValueError as error:
-        print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
-        sys.exit(2)
+        CRITERIA[c.criterion]  # is it there?
+    except (KeyError, ValueError):
+        sys.exit(f"error: {' '.join(arguments)}: knobs are {KNOBS}, criteria are {[*CRITERIA]}")
     torch.set_num_threads(1)
     torch.manual_seed(c.seed)
     with lzma.open(__file__.rpartition("docs")[0] + "data/corpus/sotu.jsonl.xz") as lines:

@@ -11,11 +11,17 @@ from schedule import Schedule, knobs
 from tools.plot import BLUE, GREY, RED, open_figure
 
 ORANGE = "#c85200"  # beside BLUE, for who cannot tell red from green
-# configs/idea.py in 1,000 steps, with the rate as a share of its peak; and the same with one prune
-# and a restart
+# configs/idea.py in 1,000 steps, with the rate as a share of its peak; one prune and a restart
+# instead; and small from the start
 IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
 USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
+SMALL = IDEA | {"d_ff": 96}
+RUNS = (  # losses: configs/naive.py --prune_start=0.35, idea.py, scratch.py; below, enlarged.py
+    ("Usual: two runs", USUAL, GREY, "3.434"),
+    ("IDEA Prune: one run", IDEA, BLUE, "3.413"),
+    ("Small from the start", SMALL, ORANGE, "3.430"),
+)
 # In results.png: the colour of a size; words at some points (tokens, size, optimizer, and where the
 # window opens), and how far from them, in points
 COLORS = {"58k": BLUE, "70k": "#3d9fd6", "250k": ORANGE, "263k": ORANGE, "467k": "0.15"}
@@ -56,49 +62,55 @@ WORDS = {
 
 
 def method():
-    """Width and learning rate over tokens: the usual pipeline, and IDEA Prune."""
-    size = {"figsize": (9.2, 3.6), "height_ratios": (1.4, 1)}
-    figure, axes = open_figure(2, 2, sharex="col", sharey="row", **size)
-    titles = "Usual: train, prune, train again", "IDEA Prune: one run, one cosine"
+    """Width and learning rate over tokens: the usual pipeline, IDEA Prune and the small model."""
+    size = {"figsize": (9.2, 3.9), "height_ratios": (1.3, 1)}
+    figure, axes = open_figure(2, 3, sharex="col", sharey="row", **size)
     steps = range(1, 1001)
-    for (top, low), settings, color, title in zip(axes.T, (USUAL, IDEA), (GREY, BLUE), titles):
+    for (top, low), (title, settings, color, end) in zip(axes.T, RUNS):
         s = Schedule(knobs(**settings))
-        widths = [s.width(step, "d_ff") for step in steps]
-        top.set_title(title, fontsize=12, fontweight="bold", loc="left", pad=12)
+        widths = [s.width(step, "d_ff") if s.window else 96 for step in steps]
+        top.set_title(title, fontsize=12, fontweight="bold", loc="left", pad=16)
         top.fill_between(steps, widths, step="post", color=color, alpha=0.25, lw=0)
         top.plot(steps, widths, drawstyle="steps-post", color=color, lw=2)
         for step in s.prune_steps():
             top.vlines(step, s.width(step, "d_ff"), s.width(step - 1, "d_ff"), color=RED, lw=3)
         top.axhline(96, color="0.35", lw=1, ls=":")
         top.set(ylim=(0, 280), yticks=[96, 256])
+        top.text(1000, 40, f"loss {end}", ha="right", va="center", weight="bold", size=11)
         low.plot(steps, [s.learning_rate(step) for step in steps], color=color, lw=2)
         low.set(ylim=(0, 1.15), yticks=[], xlim=(-10, 1040), xlabel="training tokens →")
-        ends = sorted({*s.window, 1001})  # the first steps of what follows
+        ends = sorted({*(s.window or ()), 1001})  # the first steps of what follows
         low.set_xticks(ends, [f"{step // 10}%" for step in ends])
         for panel in (top, low):
             panel.spines["left"].set_visible(False)
             panel.tick_params(length=0)
             panel.grid(False)
-    (usual, idea), (usual_rate, idea_rate) = axes
+            for x in s.window or ():
+                panel.axvline(x, color="0.75", lw=0.8, zorder=0)
+    (usual, idea, small), (usual_rate, idea_rate, small_rate) = axes
     for panel, x, word in (
         (usual, 175, "train"),
         (usual, 420, "prune"),
         (usual, 760, "train again"),
-        (idea, 50, "wide"),
+        (idea, 40, "wide"),
         (idea, 226, "prune"),
         (idea, 675, "recover"),
+        (small, 500, "train"),
     ):
         color = RED if word == "prune" else "0.15"
-        panel.text(x, 270, word, color=color, ha="center", va="bottom")
+        panel.text(x, 268, word, color=color, ha="center", va="bottom")
     usual.text(1000, 106, "the size you want", ha="right", color="0.35")
     curve = Schedule(knobs(**IDEA | {"round_to": 1, "prune_every": 1}))
     idea.plot(steps, [curve.width(step, "d_ff") for step in steps], "--", color="0.35", lw=1)
-    idea.text(390, 200, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
-    usual_rate.text(600, 0.95, "the rate rises again,\nwith a fresh optimizer", va="center")
-    idea_rate.text(600, 0.95, "it rises once,\nthe optimizer is kept", va="center")
-    for panel in (idea, idea_rate):
-        for x in s.window:
-            panel.axvline(x, color="0.75", lw=0.8, zorder=0)
+    idea.text(380, 180, "a cubic curve, rounded\nup to multiples of 16", color="0.35", va="center")
+    idea.hlines(256, 150, 1000, color="0.35", lw=1, ls=":")
+    idea.text(1000, 250, "never pruned: 3.310", ha="right", va="top", color="0.35")
+    for panel, words in (
+        (usual_rate, "it rises again,\nwith a fresh\noptimizer"),
+        (idea_rate, "it rises once,\nthe optimizer is kept"),
+        (small_rate, "it rises once"),
+    ):
+        panel.text(1000, 1.14, words, va="top", ha="right")
     for panel, words in ((usual, "neurons\nper layer"), (usual_rate, "learning\nrate")):
         panel.set_ylabel(words, rotation=0, ha="right", va="center")
     return figure
