@@ -44,7 +44,7 @@ from run.cost import n_parameters
 from run.machine import Machine
 from studies import arms, results
 from tools import plot
-from tools.compare import load_arms, paired, read_arms, read_csv, t_test
+from tools.compare import load_arms, paired, read_arms, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [x for x in re.findall(r"^(?:.*&& )?(python .*)", README, re.M) if "pytest" not in x]
@@ -59,7 +59,6 @@ SHORTER = {
 SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
 SHORTER |= {"tools.evaluate": ["--text=configs/idea.py"]}
 EXERCISE_7 = "tokens/speeches_36", "restart/speeches_142"
-CHALLENGE = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/c*e.md")))
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
@@ -177,7 +176,7 @@ def changed(file: str, diff: str) -> str:
 def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_path, monkeypatch):
     def run(command: str) -> list[tuple[int, float]]:
         """The widths and the losses of the steps."""
-        arguments = [x.replace("configs", f"{ROOT}/configs") for x in (command + SHORT).split()]
+        arguments = (command + SHORT).split()
         with patch.dict("run.config.CHOICES", criterion=prune.CRITERIA):  # as a new process has it
             assert train.main([*arguments, f"--data_dir={toy.parent / 'data'}", "--overwrite"]) == 0
         out = re.search(r"--out_dir=(\S+)", command)[1]
@@ -186,6 +185,9 @@ def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_pa
     enlarged, *criteria = RUNS[:4]
     base, chance, late, oneshot, naive, kept, sized, *exercises = RUNS[4:]
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    cut = re.search(r"`(configs/cut\.py)`:\n\n```python\n(.*?)```", COURSE, re.S)
+    Path(cut[1]).write_text(cut[2])
     wide, unchanged = run(enlarged), run(base)
     assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
     assert [re.search(r"criterion=(\w+)", c)[1] for c in criteria] == [*prune.CRITERIA]
@@ -288,26 +290,25 @@ def test_the_notebook_has_its_outputs_and_nothing_of_the_machine_that_made_them(
     assert not re.search(r"/(tmp|home|root|usr|Users)/| at 0x|iopub", NOTEBOOK)  # paths, times
 
 
-def test_the_challenge_names_the_cost_of_the_small_models_and_its_entry_compares(tmp_path):
-    rows = re.findall(r"`(\S+)` \| ([\d,]+) \| ([\d.e]+)", CHALLENGE)
+def test_the_project_names_the_cost_of_the_small_models_and_its_entry_compares(tmp_path):
+    rows = re.findall(r"`(\S+)`\|([\d,]+)\|([\d.e]+)\|", COURSE)
     for path, parameters, flops in rows:
         (arm,) = load_arms([path], ["--data_dir=data/sotu"], "scratch_flops")
         assert f"{n_parameters(arm.plan.final):,}" == parameters
         assert f"{arm.plan.flops():.4g}" == f"{float(flops):.4g}"
-    (entry,) = [x for x in re.findall(r"```python\n(.*?)```", CHALLENGE, re.S) if x[:4] == "base"]
+    (entry,) = re.findall(r"```python\n(base.*?)```", COURSE, re.S)
     (tmp_path / "arms.py").write_text(entry)
     load_arms([rows[0][0], f"{tmp_path}/arms.py:arms"], ["--data_dir=data/sotu"], "scratch_flops")
 
 
 def test_the_records_are_those_of_their_runs():
-    lines = re.findall(
-        r"^.*\[`(\w*) ?\b(\w+)`\]\(\.\./studies/(\S+)/runs\.csv\).*$", CHALLENGE, re.M
-    )
-    for setting, name, study in lines:
-        arms = read_csv(ROOT / "studies" / study / "runs.csv")[setting]
-        behind = paired(arms[name], arms["scratch_flops"])
-        loss = mean(row["val_loss"] for row in arms[name].values())
-        assert f"| {loss:.4f} | {-mean(behind):+.4f} | {t_test(behind):.2g} |" in CHALLENGE, name
+    records = re.findall(r"^(.*)`(\w+),(\w+),(\w+)`\|$", COURSE, re.M)
+    for line, study, setting, name in records:
+        runs = results.read()[f"{study}/{setting}"]
+        behind = paired(runs[name], runs["scratch_flops"])
+        loss = mean(row["val_loss"] for row in runs[name].values())
+        assert f"|{loss:.4f}|{-mean(behind):+.4f}|{t_test(behind):.2g}|" in line, name
+    assert records
 
 
 def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():

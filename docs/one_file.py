@@ -1,8 +1,8 @@
 """The method in one file: a GPT starts too wide, loses its weakest neurons on the way, ends small.
 python docs/one_file.py            prints the loss before a prune, after it and a step later. Try:
     criterion=random               Prunes cost more: the scores had found neurons of little use.
-    d_ff_target=48                 So do deeper ones: of the neurons that are left, few do little.
-    prune_start=0.5 prune_end=0.75 So do late ones: who has learned more has more to lose.
+    d_ff_target=16                 So do deep ones: of the neurons that are left, few do little.
+    d_ff_target=16 prune_start=0.5 prune_end=0.75  Late ones more: it knows more by then.
     fresh_optimizer=1              The prune is cheap, the next step is not: AdamW starts anew."""
 
 import json
