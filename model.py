@@ -106,7 +106,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries_per_kv: int) -> Tensor:
     if queries_per_kv > 1:  # by hand: not every kernel takes enable_gqa=True
         k, v = (x.repeat_interleave(queries_per_kv, dim=1) for x in (k, v))
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
-        # The same, written out: torch's kernel is slow here (studies/speed/README.md)
+        # The same, written out: torch's kernel is slow here
         T, head_dim = v.shape[2:]
         mask = torch.full((T, T), -torch.inf, dtype=v.dtype).triu(1)
         return (q @ k.mT * head_dim**-0.5 + mask).softmax(-1) @ v

@@ -1,13 +1,25 @@
-"""Somebody's GPT-2: q, k and v in one matrix, biases, and of this project two files."""
+"""Somebody's GPT-2, with biases and q, k and v in one matrix, and of this project two files."""
 
 import copy
-import re
 import sys
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import Embedding, Linear, Module, ModuleDict, ModuleList
+from torch.nn.parallel import DistributedDataParallel
+
+from prune import Pruner, Slice, block_groups
+from schedule import Schedule, knobs
+
+FC = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0)
+QKV = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
+UNITS = {"d_ff": (*FC, Slice("mlp.c_proj.weight", 1))}
+UNITS |= {"n_head": (*QKV, Slice("attn.c_proj.weight", 1))}
+WIDTHS = {"d_ff": 512, "d_ff_target": 64, "n_head": 4, "n_head_target": 2}
 
 
 class Block(Module):
@@ -31,6 +43,9 @@ class GPT2(Module):
         self.config, self.embed = c, Embedding(50, 16)
         self.transformer = ModuleDict({"h": ModuleList(Block(c) for _ in range(2))})
 
+    def groups(self):
+        return block_groups(self, "transformer.h", UNITS)
+
     def forward(self, tokens):
         x = self.embed(tokens)
         for block in self.transformer["h"]:
@@ -38,43 +53,63 @@ class GPT2(Module):
         return x @ self.embed.weight.T
 
 
-def loss(model, step, share=slice(None)):
-    tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(step))[share]
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+def sharded(c) -> Module:
+    mesh, model = init_device_mesh("cpu", (2,)), GPT2(c)
+    for block in model.transformer["h"]:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
-def train(lines: str, kind="d_ff", wrap=lambda model: model, share=slice(None)) -> GPT2:
-    """By the lines for nanoGPT. Alone, each prune does what it does to zero the weakest units."""
-    settings, setup, prunes, scores, saves = re.split("^# .*\n", lines, flags=re.M)[1:]
-    names = {"max_iters": 60, "init_from": "scratch", "checkpoint": {}, "model_args": {}}
-    names |= {"torch": torch, "DDP": wrap, "ddp": torch.distributed.is_initialized()}
-    exec(settings, names)
-    names |= {"d_ff": 512, "d_ff_target": 64, "n_head": 4, "n_head_target": 2}  # as by --d_ff=512
-    model = names["model"] = GPT2(SimpleNamespace(d_ff=512, n_head=4))
-    optimizer = names["optimizer"] = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    exec(setup, names)
-    names["model"] = wrap(model)
-    for names["iter_num"] in range(60):
-        masked, old = copy.deepcopy(model), list(names["pruner"].scores.values())
-        exec(prunes, names)
-        for block, units in zip(masked.transformer["h"], old):
-            gone = units.argsort()[: len(units) - getattr(model.config, kind)]
-            reader = (block.attn if kind == "n_head" else block.mlp)["c_proj"].weight.data
-            reader.unflatten(1, (len(units), -1))[:, gone] = 0
-        if not names["ddp"]:
-            tokens = torch.arange(50)[None]
-            torch.testing.assert_close(model(tokens), masked(tokens), rtol=0, atol=1e-12)
-        loss(names["model"], names["iter_num"], share).backward()
-        exec(scores, names)
+def masked(model, old, kind):
+    """A copy, in which the units that will go are zero. old: scores."""
+    model, width = copy.deepcopy(model), getattr(model.config, kind)
+    for block, units in zip(model.transformer["h"], old):
+        gone = units.argsort()[: len(units) - width]
+        reader = (block.attn if kind == "n_head" else block.mlp)["c_proj"].weight.data
+        reader.unflatten(1, (len(units), -1))[:, gone] = 0
+    return model
+
+
+def train(kind="d_ff", how="alone", prune_sharded=None) -> Module:
+    """Alone, each prune does what it does to zero the weakest units."""
+    config = SimpleNamespace(d_ff=512, n_head=4)
+    ranks, share = (
+        how != "alone",
+        slice(dist.get_rank(), None, 2) if how != "alone" else slice(None),
+    )
+    model = sharded(config) if how == "FSDP" else GPT2(config)
+    wrap = DistributedDataParallel if how == "DDP" else lambda model: model
+    optimizer, outer = torch.optim.AdamW(model.parameters(), lr=1e-3), wrap(model)
+    plan = Schedule(knobs(60, **{key: WIDTHS[key] for key in (kind, f"{kind}_target")}))
+    agree = (lambda mask: dist.broadcast(mask, 0) or mask) if ranks else None
+    pruner = Pruner("sensitivity", 0.85, plan.widths, 0, agree, [optimizer])
+    for step in range(1, 61):
+        for _, width in plan.new_widths(step).items():
+            if prune_sharded:
+                model = outer = prune_sharded(model, optimizer, pruner, kind, width)
+                continue
+            before, old = copy.deepcopy(model), list(pruner.scores.values())
+            pruner.prune(model, [optimizer], kind, width)
+            setattr(model.config, kind, width)
+            outer, tokens = wrap(model), torch.arange(50)[None]
+            if not ranks:
+                before.config = model.config
+                zeroed = masked(before, old, kind)(tokens)
+                torch.testing.assert_close(model(tokens), zeroed, rtol=0, atol=1e-12)
+        tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(step))[share]
+        logits = outer(tokens[:, :-1]).flatten(0, 1)
+        F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
+        pruner.score(model)
         optimizer.step()
         optimizer.zero_grad()
-    exec(saves, names)
-    assert names["checkpoint"]["scores"] and names["model_args"] == {kind: names[f"{kind}_target"]}
+    assert getattr(model.config, kind) == WIDTHS[f"{kind}_target"]
+    if how == "FSDP":
+        moments = [(p, state["exp_avg"]) for p, state in optimizer.state.items()]
+        assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
     return model
 
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    train(lines := sys.argv[1])
-    heads = re.sub(r'mlp.c_fc.(\w+)", 0', r'attn.c_attn.\1", 0, 3', lines.replace("d_ff", "n_head"))
-    print(train(heads.replace("mlp.c_proj", "attn.c_proj"), "n_head"))
+    for kind in sys.argv[1:]:
+        print(train(kind))

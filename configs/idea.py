@@ -16,7 +16,7 @@ learning_rate = 2.26e-2  # the best of three on seed 11; scratch.py has its own
 min_lr_fraction = 0.01
 warmup_steps = 100
 
-prune_start = 0.1  # earlier than the paper's half (studies/window)
+prune_start = 0.1  # earlier than the paper's half (studies/README.md)
 prune_end = 0.35
 prune_every = 100
 

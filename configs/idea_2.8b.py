@@ -1,6 +1,6 @@
 # The paper's run, 2.82B -> 1.31B on 2T tokens, in a shape that fits what is known of it.
 # What it needs: python -m tools.plan configs/idea_2.8b.py --gpus 64 --gpu h100
-# In such a late window, IDEA had no lead in small runs (studies/window); none had this size.
+# In such a late window, IDEA had no lead in small runs (studies/README.md); none had this size.
 from configs.idea_paper import *
 
 data_dir = "data/fineweb"  # yours: python -m data.prepare --tokenizer gpt2 --input ... --out ...

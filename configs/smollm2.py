@@ -1,5 +1,5 @@
 # A model that others trained, its FFN pruned to half in three steps, with a short recovery.
-# studies/smollm2/README.md says how its weights and its data come to be.
+# docs/hugging-face.md says how its weights and its data come to be.
 
 init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
 data_dir = "data/sotu-smollm2"

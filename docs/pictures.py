@@ -127,17 +127,17 @@ def law(points: dict):
         curves: dict[str, list] = {}  # with Muon, pruned early, of a size
         for key, e in here.items():
             beside = [k for k in here if abs(k.tokens / key.tokens - 1) < 0.01]  # as many tokens
-            beside.sort(key=lambda k: (k.window, k.optimizer, -int(k.size[:-1]), k.arm))
+            beside.sort(key=lambda k: (k.window, k.optimizer, -int(k.size[:-1]), k.low))
             x = key.tokens * 1.15 ** (beside.index(key) - (len(beside) - 1) / 2)
             y, color, pairs = e.mean, COLORS[key.size], sum(e.tests, [])
-            late, shape = key.window != "10 to 35%", {"Muon": "o", "AdamW": "D"}[key.optimizer]
+            late, shape = key.window != "10-35", {"Muon": "o", "AdamW": "D"}[key.optimizer]
             if not late and key.optimizer == "Muon":
                 curves.setdefault(color, []).append((x, y))
             look = {"color": color, "mfc": "white" if late else color, "mew": 1.6}
             panel.plot([x] * len(pairs), pairs, "o", ms=2.8, color=color, alpha=0.35, mew=0)
             panel.vlines(x, e.low, e.high, color=color, lw=1.5 if len(pairs) > 3 else 0.7)
             panel.plot(x, y, shape, ms=6.5, zorder=3, **look)
-            name = f"{key.tokens} {key.size} {key.optimizer} {key.window[:2]}{key.arm[4:]}"
+            name = f"{key.tokens} {key.size} {key.optimizer} {key.window[:2]}{'_low' * key.low}"
             text, *away = words.get(name, ("", 1, 1))
             arrow = None
             if y < BOTTOM:
