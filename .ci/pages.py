@@ -294,8 +294,16 @@ def test_the_numbers_of_the_course_are_of_its_runs():
 
 
 MISTAKES = {  # task -> changes of its solution, and words of what its check says then
-    "cut": [("up[stays]", "gate[stays]", "own matrix"), ("gate[stays]", "gate", "row or a column")],
-    "score": [(".sqrt()", "", "root"), ("gate.square().sum(1) + ", "", "matrix missing")],
+    "cut": [
+        ("up[stays]", "gate[stays]", "own matrix"),
+        ("gate[stays]", "gate", "row or a column"),
+        ("down[:, stays]", "down[stays]", "row or a column"),
+    ],
+    "score": [
+        (".sqrt()", "", "root"),
+        ("gate.square().sum(1) + ", "", "matrix missing"),
+        ("(gate.square()", "(torch.cat([gate, up, down])", "column of down"),
+    ],
     "choice": [("descending=True", "", "stays"), ("[:n_keep]", "[:3]", "3 neurons stay")],
     "width": [("// 100 * 100 ", "", "hold until"), ("round_up", "int", "multiple of 16")],
 }
