@@ -1,7 +1,6 @@
 """Somebody's GPT-2, with biases and q, k and v in one matrix, and of this project two files."""
 
 import copy
-import sys
 from types import SimpleNamespace
 
 import torch
@@ -15,18 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from prune import Pruner, Slice, block_groups
 from schedule import Schedule, knobs
 
-FC = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0)
-QKV = Slice("attn.c_attn.weight", 0, 3), Slice("attn.c_attn.bias", 0, 3)
-UNITS = {"d_ff": (*FC, Slice("mlp.c_proj.weight", 1))}
-UNITS |= {"n_head": (*QKV, Slice("attn.c_proj.weight", 1))}
-WIDTHS = {"d_ff": 512, "d_ff_target": 64, "n_head": 4, "n_head_target": 2}
+MLP = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
 
 
 class Block(Module):
     def __init__(self, c):
         super().__init__()
-        d = 4 * c.n_head
-        self.attn = ModuleDict({"c_attn": Linear(16, 3 * d), "c_proj": Linear(d, 16)})
+        self.attn = ModuleDict({"c_attn": Linear(16, 48), "c_proj": Linear(16, 16)})
         self.mlp = ModuleDict({"c_fc": Linear(16, c.d_ff), "c_proj": Linear(c.d_ff, 16)})
 
     def forward(self, x):
@@ -44,7 +38,7 @@ class GPT2(Module):
         self.transformer = ModuleDict({"h": ModuleList(Block(c) for _ in range(2))})
 
     def groups(self):
-        return block_groups(self, "transformer.h", UNITS)
+        return block_groups(self, "transformer.h", {"d_ff": MLP})
 
     def forward(self, tokens):
         x = self.embed(tokens)
@@ -60,49 +54,35 @@ def sharded(c) -> Module:
     return fully_shard(model, mesh=mesh)
 
 
-def masked(model, old, kind):
-    """A copy, in which the units that will go are zero. old: scores."""
-    model, width = copy.deepcopy(model), getattr(model.config, kind)
-    for block, units in zip(model.transformer["h"], old):
-        gone = units.argsort()[: len(units) - width]
-        reader = (block.attn if kind == "n_head" else block.mlp)["c_proj"].weight.data
-        reader.unflatten(1, (len(units), -1))[:, gone] = 0
-    return model
-
-
-def train(kind="d_ff", how="alone", prune_sharded=None) -> Module:
+def train(how="alone", prune_sharded=None) -> Module:
     """Alone, each prune does what it does to zero the weakest units."""
-    config = SimpleNamespace(d_ff=512, n_head=4)
-    ranks, share = (
-        how != "alone",
-        slice(dist.get_rank(), None, 2) if how != "alone" else slice(None),
-    )
-    model = sharded(config) if how == "FSDP" else GPT2(config)
+    share = slice(None) if how == "alone" else slice(dist.get_rank(), None, 2)
     wrap = DistributedDataParallel if how == "DDP" else lambda model: model
+    model = (sharded if how == "FSDP" else GPT2)(SimpleNamespace(d_ff=512))
     optimizer, outer = torch.optim.AdamW(model.parameters(), lr=1e-3), wrap(model)
-    plan = Schedule(knobs(60, **{key: WIDTHS[key] for key in (kind, f"{kind}_target")}))
-    agree = (lambda mask: dist.broadcast(mask, 0) or mask) if ranks else None
-    pruner = Pruner("sensitivity", 0.85, plan.widths, 0, agree, [optimizer])
+    plan = Schedule(knobs(60, d_ff=512, d_ff_target=64))
+    first = None if how == "alone" else lambda mask: dist.broadcast(mask, 0) or mask
+    pruner = Pruner("sensitivity", 0.85, plan.widths, 0, first, [optimizer])
     for step in range(1, 61):
-        for _, width in plan.new_widths(step).items():
+        for kind, width in plan.new_widths(step).items():
             if prune_sharded:
                 model = outer = prune_sharded(model, optimizer, pruner, kind, width)
                 continue
-            before, old = copy.deepcopy(model), list(pruner.scores.values())
+            zeroed, old = copy.deepcopy(model), list(pruner.scores.values())
             pruner.prune(model, [optimizer], kind, width)
-            setattr(model.config, kind, width)
-            outer, tokens = wrap(model), torch.arange(50)[None]
-            if not ranks:
-                before.config = model.config
-                zeroed = masked(before, old, kind)(tokens)
-                torch.testing.assert_close(model(tokens), zeroed, rtol=0, atol=1e-12)
+            model.config.d_ff, outer = width, wrap(model)
+            for block, scores in zip(zeroed.transformer["h"], old):
+                block.mlp["c_proj"].weight.data[:, scores.argsort()[: len(scores) - width]] = 0
+            if how == "alone":
+                tokens = torch.arange(50)[None]
+                torch.testing.assert_close(model(tokens), zeroed(tokens), rtol=0, atol=1e-12)
         tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(step))[share]
         logits = outer(tokens[:, :-1]).flatten(0, 1)
         F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
         pruner.score(model)
         optimizer.step()
         optimizer.zero_grad()
-    assert getattr(model.config, kind) == WIDTHS[f"{kind}_target"]
+    assert model.config.d_ff == 64
     if how == "FSDP":
         moments = [(p, state["exp_avg"]) for p, state in optimizer.state.items()]
         assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
@@ -111,5 +91,4 @@ def train(kind="d_ff", how="alone", prune_sharded=None) -> Module:
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    for kind in sys.argv[1:]:
-        print(train(kind))
+    print(train())

@@ -40,7 +40,6 @@ from prune import Slice, block_groups
 from run.config import load_config
 from run.cost import n_parameters
 from studies import arms, results
-from tools import plot
 from tools.compare import load_arms, paired, read_arms, t_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +58,8 @@ SPREADS = "optimizer/muon", "tokens/dictionary_142", "tokens/dictionary_1540"
 EXERCISE_7 = "tokens/speeches_36", "restart/speeches_142"
 SMOLLM2 = (ROOT / "studies/smollm2/runs.jsonl").read_text(encoding="utf-8").splitlines()
 SMOLLM2 = [[*json.loads(line)["recovered"].values()] for line in SMOLLM2]  # perplexity, LAMBADA
+NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
+TABLES = [name for name, x in vars(arms).items() if isinstance(x, dict) and name[0] != "_"]
 COURSE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n *# ([\w/.]+)\n(.*?)```", COURSE, re.S)
 RUNS = re.findall(r"^python train\.py (.*)$", COURSE, re.M)
@@ -92,13 +93,6 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
         main = importlib.import_module(program.removesuffix(".py").replace("/", ".")).main
         assert not main(arguments), (command, capsys.readouterr().err)
     assert len(COMMANDS) > 5
-
-
-def test_the_default_learns_as_much_as_it_did(tmp_path):
-    knobs = ["--shorter=8", "--eval_tokens=20000", "--device=cpu", "--dtype=float32"]
-    assert train.main(["configs/idea.py", f"--out_dir={tmp_path}", *knobs]) == 0
-    (done,) = events(tmp_path, "done")
-    assert done["val_loss"] == pytest.approx(3.836, abs=0.05)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -189,25 +183,6 @@ def ratio(runs: dict[int, dict], others: dict[int, dict], key: str) -> float:
     return sum(row[key] for row in runs.values()) / sum(row[key] for row in others.values())
 
 
-def test_prunes_are_bars_runs_meet_where_both_have_one_and_warm_ups_show(undisturbed, tmp_path):
-    pytest.importorskip("matplotlib")
-    log = plot.by_name(undisturbed)
-    jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
-    other[0]["tokens"] -= 1  # where the first run has none
-    late = log["step"][9:]
-    lines = "".join(json.dumps(e) + "\n" for e in late + log["prune"] + other)
-    (tmp_path / "log.jsonl").write_text(lines)
-    shutil.copy(undisturbed / "config.json", tmp_path)
-    loss, minus, *_, rate = plot.draw([undisturbed, tmp_path]).axes
-    assert [*zip(*loss.lines[1].get_data())] == [(e["tokens"], e["val_loss"]) for e in log["eval"]]
-    assert [end for bar in loss.collections[0].get_segments() for end in bar[:, 1]] == jumps
-    assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
-    assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
-    whole, begins_late = (line.get_xydata() for line in rate.lines[:2])
-    assert len(log["step"]) > len(late) and begins_late == pytest.approx(whole)
-
-
 def changed(file: str, diff: str) -> str:
     """What a reader does: replace the lines with a minus."""
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -217,38 +192,28 @@ def changed(file: str, diff: str) -> str:
     return text.replace(old, new)
 
 
-def test_every_change_of_the_course_applies_runs_and_changes_the_run(toy, tmp_path, monkeypatch):
+def test_the_runs_of_the_course_differ_and_each_change_makes_another(toy, tmp_path, monkeypatch):
     def run(command: str) -> list[tuple[int, float]]:
         """The widths and the losses of the steps."""
-        arguments = (command + SHORT).split()
+        arguments = [*(command + SHORT).split(), f"--data_dir={toy.parent / 'data'}", "--overwrite"]
         with patch.dict("run.config.CHOICES", criterion=prune.CRITERIA):  # as a new process has it
-            assert train.main([*arguments, f"--data_dir={toy.parent / 'data'}", "--overwrite"]) == 0
+            assert train.main(arguments) == 0
         out = re.search(r"--out_dir=(\S+)", command)[1]
         return [(e["d_ff"], e["loss"]) for e in events(tmp_path / out, "step")]
 
-    enlarged, *criteria = RUNS[:4]
-    base, chance, late, oneshot, naive, kept, sized, *exercises = RUNS[4:]
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     cut = re.search(r"`(configs/cut\.py)`:\n\n```python\n(.*?)```", COURSE, re.S)
     Path(cut[1]).write_text(cut[2])
-    wide, unchanged = run(enlarged), run(base)
-    assert {width for width, _ in wide} == {unchanged[0][0]} != {unchanged[-1][0]}
-    assert [re.search(r"criterion=(\w+)", c)[1] for c in criteria] == [*prune.CRITERIA]
-    sensitivity, _, random = map(run, criteria)
-    for a, b in zip(sensitivity, random):
-        assert (a == b) == (a[0] == wide[0][0])  # until the prune
-    restarts, goes_on = run(naive), run(oneshot)
-    assert [width for width, _ in restarts] == [width for width, _ in goes_on]  # one step
-    assert restarts != goes_on and unchanged not in map(run, (chance, late, sized))
-    others = restarts, unchanged, sensitivity
-    for (file, diff), exercise, other in zip(DIFFS, (kept, *exercises), others, strict=True):
+    *others, kept, magnitude, curve, own = RUNS
+    seen = [run(command) for command in (*others, magnitude)]
+    assert all(seen.count(x) == 1 for x in seen)
+    for (file, diff), command in zip(DIFFS, (kept, curve, own), strict=True):
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         with patch.dict(vars(module)), monkeypatch.context() as patched:  # until the end of this
             exec(changed(file, diff), vars(module))
             patched.setattr("run.cost.Schedule", schedule.Schedule)
-            assert run(exercise) != other, f"changes nothing: {diff}"
-    assert run(base) == unchanged
+            assert run(command) not in seen, f"changes nothing: {diff}"
 
 
 def test_what_the_course_works_out_by_hand_is_so():
@@ -335,11 +300,9 @@ def test_the_cells_of_the_notebook_run_and_its_tasks_take_their_solutions_and_no
 
 
 def test_the_notebook_has_its_outputs_and_nothing_of_the_machine_that_made_them():
-    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
     shows = [cell for cell in CELLS if re.search(r"print\(|show\(", "".join(cell["source"]))]
-    assert len(shows) > 10 and all(cell["outputs"] for cell in shows)
-    assert not re.search('"output_type": "error"|"name": "stderr"', NOTEBOOK)
-    assert not re.search(r"/(tmp|home|root|usr|Users)/| at 0x|iopub", NOTEBOOK)  # paths, times
+    assert all(cell["outputs"] for cell in shows)
+    assert not re.search(r'"error"|"stderr"|/(tmp|home|root|usr|Users)/| at 0x|iopub', NOTEBOOK)
 
 
 def test_the_project_names_the_cost_of_the_small_models_and_its_entry_compares(tmp_path):
@@ -367,26 +330,17 @@ def test_every_script_of_a_study_imports_and_train_takes_every_config_and_arm():
     for path in sorted(ROOT.glob("studies/**/*.py")):
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     paths = [*map(str, ROOT.glob("configs/*.py")), *(f"studies/arms.py:{name}" for name in TABLES)]
-    every = [arm for path in paths for arm in read_arms(path)[1].values()]
-    assert len(every) > 50 and all(load_config(*arm) for arm in every)
+    assert all(load_config(*arm) for path in paths for arm in read_arms(path)[1].values())
 
 
-NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
-TABLES = [name for name, x in vars(arms).items() if isinstance(x, dict) and name[0] != "_"]
-SHIPPED = [[f"configs/{name}.py" for name in NAMES], *([f"studies/arms.py:{x}"] for x in TABLES)]
-
-
-@pytest.mark.parametrize("paths", SHIPPED, ids=lambda paths: paths[-1])
-def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(paths):
+@pytest.mark.parametrize("table", ["", *TABLES])
+def test_shipped_arms_compare_and_scratch_flops_is_even_to_a_step(table):
+    paths = [f"studies/arms.py:{table}"] if table else [f"configs/{name}.py" for name in NAMES]
     for shorter in (1, 8):
         knobs = ["--data_dir=data/sotu", f"--shorter={shorter}"]
         arms = {arm.name: arm for arm in load_arms(paths, knobs, "idea")}
-        idea, ours = arms["idea"], arms["scratch_flops"]
-        step = ours.plan.flops() / ours.config.max_steps
-        assert abs(ours.plan.flops() - idea.plan.flops()) < step
-        lengths = {x.name for x in arms.values() if x.config.max_steps != idea.config.max_steps}
-        ends = {x.name for x in arms.values() if x.plan.final != idea.plan.final}
-        assert (lengths, ends) == ({"scratch_flops"}, {"enlarged"} & arms.keys())
+        idea, ours = (arms[name].plan.flops() for name in ("idea", "scratch_flops"))
+        assert abs(ours - idea) < ours / arms["scratch_flops"].config.max_steps
 
 
 OWN_LOOP = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
@@ -394,18 +348,16 @@ LOOP, CHECK, TRAINER, FSDP = re.findall("```python\n(.*?)```", OWN_LOOP, re.S)
 TRAINER = LOOP.partition("schedule = ")[0] + TRAINER  # as its first comment says
 SHAPE = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
 SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 256, "pad_token_id": 0}
-QKV = "gpt_neox", "num_attention_heads", "attention.query_key_value", "attention.dense.weight", 1, 3
-GATES = "phi3", "intermediate_size", "mlp.gate_up_proj", "mlp.down_proj.weight", 2, 1
 
 
 def test_a_gpt2_needs_two_files_of_this_project_and_no_other(tmp_path):
     for file in ("prune.py", "schedule.py", ".ci/own_gpt2.py"):
         shutil.copy(ROOT / file, tmp_path)
-    alone = [sys.executable, "-E", "own_gpt2.py", *own_gpt2.UNITS]  # whatever PYTHONPATH names
+    alone = [sys.executable, "-E", "own_gpt2.py"]  # whatever PYTHONPATH names
     subprocess.run(alone, cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("name, piece", [("llama", LOOP), ("qwen2", LOOP), ("llama", TRAINER)])
+@pytest.mark.parametrize("name, piece", [("qwen2", LOOP), ("llama", TRAINER)])
 def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path, monkeypatch):
     """It has the same weights, where the training went on from amid the prunes."""
     transformers = pytest.importorskip("transformers")
@@ -434,21 +386,20 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
     torch.testing.assert_close(resumed.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name, kind, fused, reader, right, wrong", [QKV, GATES])
-def test_the_check_passes_right_parts_and_no_wrong_ones(name, kind, fused, reader, right, wrong):
+def test_the_check_passes_right_parts_and_no_wrong_ones():
     transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **SHAPE))
-    names = {"torch": torch, "model": model, "kind": kind, "follow": lambda *_: None}
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model("phi3", **SHAPE))
+    names = {"torch": torch, "model": model, "follow": lambda *_: None, "kind": "intermediate_size"}
     names["logits"] = lambda model: model(torch.arange(24)[None]).last_hidden_state
 
     def check(parts):
-        slices = [Slice(f"{fused}.{x}", 0, parts) for x in ("weight", "bias")] + [Slice(reader, 1)]
-        model.groups = lambda: block_groups(model, "layers", {kind: slices})
+        slices = [Slice("mlp.gate_up_proj.weight", 0, parts), Slice("mlp.down_proj.weight", 1)]
+        model.groups = lambda: block_groups(model, "layers", {names["kind"]: slices})
         exec(CHECK, names)
 
-    check(right)
+    check(2)
     with pytest.raises(AssertionError, match="a slice is wrong"):
-        check(wrong)
+        check(1)
 
 
 def two_ranks() -> None:
@@ -458,7 +409,7 @@ def two_ranks() -> None:
     exec(UPSIDE_DOWN, {"os": os})  # the scores of the second rank must not count
     exec(FSDP, names := {"build": own_gpt2.sharded, "torch": torch})
     for how, function in (("DDP", None), ("FSDP", names["prune_sharded"])):
-        for name, p in own_gpt2.train("d_ff", how, function).named_parameters():
+        for name, p in own_gpt2.train(how, function).named_parameters():
             whole = alone.get_parameter(name)
             torch.testing.assert_close(prune.gathered(p), whole, rtol=0, atol=1e-6)
     torch.distributed.destroy_process_group()
@@ -471,93 +422,60 @@ def test_two_ranks_train_like_one_with_ddp_and_by_the_lines_for_fsdp2(processes)
 
 
 SMALL = {"max_steps": 24, "batch_size": 2, "context_length": 8, "warmup_steps": 4, "prune_every": 2}
+LATE = {"prune_start": 0.5, "prune_end": 0.75, "d_ff": 250}
 
 
-def knobs(**changes) -> SimpleNamespace:
-    return SimpleNamespace(**one_file.KNOBS | changes)
-
-
-def plan(c: SimpleNamespace) -> schedule.Schedule:
+def settings(**changes) -> SimpleNamespace:
+    """Those of one_file.py, and what the schedule takes besides."""
     others = {"prune_schedule": "cubic", "lr_restart": False, "min_lr_fraction": 0.0}
-    return schedule.Schedule(SimpleNamespace(**vars(c), **others))
+    return SimpleNamespace(**one_file.KNOBS | others | changes)
 
 
-def trained() -> tuple[one_file.GPT, torch.optim.AdamW]:
-    """A model after a step, with the gradients of another."""
-    torch.manual_seed(1)
-    model = one_file.GPT(knobs(**SMALL))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(*torch.randint(256, (2, 3, 8))).backward()
-    optimizer.step()
-    return model, optimizer
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, SMALL, {"prune_start": 0.5, "prune_end": 0.75, "d_ff": 250}]
-)
+@pytest.mark.parametrize("changes", [{}, SMALL, LATE])
 def test_width_and_learning_rate_are_those_of_the_schedule_at_all_steps(changes):
-    c = knobs(**changes)
-    s, steps = plan(c), range(1, c.max_steps + 1)
-    widths = [one_file.width(step, c) for step in steps]
-    assert widths == [s.width(step, "d_ff") for step in steps] and len(set(widths)) > 3
+    s, steps = (
+        schedule.Schedule(c := settings(**changes)),
+        range(1, settings(**changes).max_steps + 1),
+    )
+    assert [one_file.width(step, c) for step in steps] == [s.width(step, "d_ff") for step in steps]
     rates = [one_file.learning_rate(step, c) for step in steps]
     assert rates == pytest.approx([s.learning_rate(step) for step in steps])
 
 
-def test_scores_are_those_of_prune(criterion="sensitivity"):
-    model, _ = trained()
-    slices = [s._replace(name=s.name.replace("ffn.", "blocks.1.")) for s in SLICES["d_ff"]]
-    group = prune.UnitGroup("blocks.1.d_ff", "d_ff", 256, tuple(slices))
-    scores = one_file.unit_scores(model.blocks[1], criterion)
-    torch.testing.assert_close(scores, prune.unit_scores(model, group, criterion).detach())
-
-
-def test_a_cut_model_computes_what_a_masked_one_does_and_its_moments_are_cut_alike():
-    model, optimizer = trained()
+def test_scores_are_those_of_prune_and_a_cut_model_computes_what_a_masked_one_does():
+    torch.manual_seed(1)
+    model, batch = one_file.GPT(settings(**SMALL)), torch.randint(256, (2, 3, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(*batch).backward()
+    optimizer.step()
     masked, its_optimizer = copy.deepcopy((model, optimizer))
-    batch, keep = torch.randint(256, (2, 3, 8)), torch.arange(1, 256, 3)
-    for block, whole in zip(model.blocks, masked.blocks):
+    keep, goes = torch.arange(1, 256, 3), torch.arange(256) % 3 != 1
+    for i, block in enumerate(model.blocks):
+        slices = [x._replace(name=x.name.replace("ffn.", f"blocks.{i}.")) for x in SLICES["d_ff"]]
+        group = prune.UnitGroup(f"blocks.{i}.d_ff", "d_ff", 256, tuple(slices))
+        scores = prune.unit_scores(model, group, "sensitivity").detach()
+        torch.testing.assert_close(one_file.unit_scores(block, "sensitivity"), scores)
         one_file.slice_group(block, optimizer, keep)
-        for where in SLICES["d_ff"]:
-            name = where.name.removeprefix("ffn.")
-            small, large = block.get_parameter(name), whole.get_parameter(name)
+        for name, dim, _ in slices:
+            small, large = model.get_parameter(name), masked.get_parameter(name)
             for key in ("exp_avg", "exp_avg_sq"):
-                moment = its_optimizer.state[large][key].index_select(where.dim, keep)
-                assert torch.equal(optimizer.state[small][key], moment) and moment.any()
-            goes = torch.ones(256, dtype=torch.bool).index_fill(0, keep, False).nonzero().squeeze(1)
-            large.data.index_fill_(where.dim, goes, 0.0)
-    assert model.blocks[0].down.weight.shape == (32, 85) and len(model.blocks[0].scores) == 85
+                moment = its_optimizer.state[large][key].index_select(dim, keep)
+                assert torch.equal(optimizer.state[small][key], moment)
+            large.data.index_fill_(dim, goes.nonzero().squeeze(1), 0.0)
     torch.testing.assert_close(model(*batch), masked(*batch))
 
 
-@pytest.mark.parametrize("change", ["", "criterion=random", "fresh_optimizer=1"])
-def test_a_run_prunes_by_averaged_scores_when_it_is_planned(change, monkeypatch, capsys):
-    c, average, seen = knobs(**SMALL), {}, []
-
-    def unit_scores(block, criterion, real=one_file.unit_scores):
-        s = real(block, criterion)
-        average[block] = average.get(block, torch.zeros(256)) * 0.85 + s * 0.15
-        return s
-
+def test_a_run_prunes_the_lowest_scores_when_it_is_planned(monkeypatch, capsys):
     def slice_group(block, optimizer, keep, real=one_file.slice_group):
-        torch.testing.assert_close(block.scores, average[block])
-        assert torch.equal(keep, prune.choose(average[block], len(keep)).nonzero().squeeze(1))
+        assert torch.equal(keep, prune.choose(block.scores, len(keep)).nonzero().squeeze(1))
         real(block, optimizer, keep)
-        average[block] = average[block][keep]
-        seen.append((len(keep), optimizer.state[block.up.weight]))
 
-    monkeypatch.setattr(one_file, "unit_scores", unit_scores)
     monkeypatch.setattr(one_file, "slice_group", slice_group)
     monkeypatch.chdir(ROOT)
-    one_file.main([*(f"{key}={value}" for key, value in SMALL.items()), *change.split()])
-    steps = plan(c).prune_steps()
-    planned = [one_file.width(step, c) for step in steps for _ in range(c.n_layer)]
-    assert [kept for kept, _ in seen] == planned
-    done = c.max_steps if change != "fresh_optimizer=1" else steps[-1] - steps[-2]
-    assert seen[-1][1].get("step", 0) == done
+    one_file.main([f"{key}={value}" for key, value in SMALL.items()])
     *prunes, last = capsys.readouterr().out.splitlines()
-    assert [int(re.match(r"step (\d+):", line)[1]) for line in prunes] == steps
-    assert last.startswith("prunes cost")
+    steps = [int(re.match(r"step (\d+):", line)[1]) for line in prunes]
+    assert steps == schedule.Schedule(settings(**SMALL)).prune_steps() and "prunes cost" in last
 
 
 @pytest.mark.parametrize("knob", ["criterio=random", "criterion=no", "max_steps=abc"])

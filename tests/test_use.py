@@ -1,5 +1,6 @@
 """What one does with a run: sample from its model, judge a text by it, draw it."""
 
+import json
 import math
 import re
 import shutil
@@ -134,3 +135,20 @@ def test_a_run_is_drawn(flags, name, undisturbed, tmp_path, capsys, refused):
     for damaged in ("", few.replace('"kind": ', '"group": ')):
         (tmp_path / "log.jsonl").write_text(damaged)
         refused(tmp_path, tmp_path, *flags, main=plot.main)
+
+
+def test_prunes_are_bars_runs_meet_where_both_have_one_and_warm_ups_show(undisturbed, tmp_path):
+    pytest.importorskip("matplotlib")
+    log = plot.by_name(undisturbed)
+    other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
+    other[0]["tokens"] -= 1  # where the first run has none
+    lines = "".join(json.dumps(e) + "\n" for e in log["step"][9:] + log["prune"] + other)
+    (tmp_path / "log.jsonl").write_text(lines)
+    shutil.copy(undisturbed / "config.json", tmp_path)
+    loss, minus, *_, rate = plot.draw([undisturbed, tmp_path]).axes
+    jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
+    assert [end for bar in loss.collections[0].get_segments() for end in bar[:, 1]] == jumps
+    assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
+    assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
+    whole, begins_late = (line.get_xydata() for line in rate.lines[:2])
+    assert begins_late == pytest.approx(whole)
