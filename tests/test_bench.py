@@ -4,7 +4,6 @@ import functools
 import locale
 import re
 from dataclasses import replace
-from time import process_time
 from unittest.mock import Mock
 
 import pytest
@@ -31,6 +30,19 @@ LARGE = [
     ({"n_kv_head": 8, "tie_embeddings": False}, 16, "all", "float32", "off"),
     ({"context_length": 512}, 2, "none", "float32", "off"),
 ]
+
+NANOGPT = """import torch, types
+GPTConfig = types.SimpleNamespace
+class GPT(torch.nn.Embedding):
+    def __init__(self, config):
+        print("number of parameters")
+        super().__init__(config.vocab_size, config.n_embd)
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas)
+    def forward(self, tokens, targets):
+        logits = super().forward(tokens) @ self.weight.T
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""  # what is used here of its model.py
 
 
 @pytest.mark.parametrize("changes, sequences, recompute, dtype, compile", LARGE)
@@ -89,9 +101,15 @@ def test_the_plan_of_the_big_run_says_what_it_costs_and_what_fits(capsys, refuse
     assert "no; --micro_batch_size=4" in planned(capsys, config, "--micro_batch_size=128")
     assert "no; not one sequence fits" in planned(capsys, config, "--gpu=4090")
     refused("micro_batch_size=4: must divide", config, "--gpus=1024", main=plan.main)
-    began = process_time()
-    planned(capsys, "configs/idea.py", "--max_steps=10000000", "--batch_size=100000000")
-    assert process_time() - began < 20  # some 2; with each size of micro batch tried, 100
+
+
+def test_a_long_run_is_planned_by_its_shapes_and_not_by_its_steps(capsys, monkeypatch):
+    calls = []
+    for steps in (20_000, 30_000):
+        monkeypatch.setattr(cost, "flops_per_token", Mock(wraps=flops_per_token))
+        planned(capsys, "configs/idea.py", f"--max_steps={steps}")
+        calls.append(cost.flops_per_token.call_count)
+    assert calls[0] == calls[1] > 0
 
 
 def test_the_log_has_the_mfu_of_a_known_card(toy, tmp_path, monkeypatch, capsys):
@@ -128,3 +146,19 @@ def test_the_bench_measures_a_toy(toy, capsys, monkeypatch):
     assert abs(peak - memory) <= 1
     assert {"compiled step", "the final shape"} < table.keys()
     assert len(set(error.splitlines())) == 1 and "no compiler" in error
+
+
+def test_the_bench_times_nanogpt_beside_a_step_of_its_size(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "race", lambda calls, *_: [(call(), 0.5)[1] for call in calls])
+    (tmp_path / "model.py").write_text(NANOGPT)
+    knobs = ["--d_model=24", "--n_head=4", "--n_kv_head=2", "--micro_batch_size=4"]
+    assert bench.main([str(toy), "--nanogpt", str(tmp_path), *knobs]) == 0
+    said = capsys.readouterr().out
+    table = {what: cells[0] for what, cells in rows(said).items()}
+    assert (
+        "number of" not in said
+        and table["nanoGPT, eager, float32"] == "500.0 ms, 24,576 parameters"
+    )
+    ours = int(re.findall("([0-9,]+) par", table["ours, eager, float32"])[0].replace(",", ""))
+    assert "number of" not in said
+    assert ours == 24 * 1024 + 4 * (12 * 24**2 + 2 * 24) + 24  # as many in a block as nanoGPT

@@ -2,17 +2,21 @@
 
 A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
 compared takes turns; the median of five turns counts. --compile=on adds compiled steps. On a CPU,
-the step is also timed beside a busy process, on one thread and on all that torch takes."""
+the step is also timed beside a busy process, on one thread and on all that torch takes. With
+--nanogpt FOLDER, a clone of nanoGPT, its step is timed instead, beside one of ours of its size."""
 
 import gc
 import os
+import runpy
 import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from copy import copy
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -25,7 +29,7 @@ from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of
 from run.forward import Forward
 from run.machine import Machine
 from run.optimizer import make_optimizers
-from tools import load_plan
+from tools import expanded, load_plan
 from tools.plan import GPT2_VOCABULARY
 
 
@@ -47,6 +51,26 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
+
+def nanogpt_step(file: Path, ours: Step, machine: Machine) -> Step:
+    """The same step with the model and the AdamW of nanoGPT's model.py."""
+    theirs, shape = runpy.run_path(str(file)), ours.model.config
+    size = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.d_model}
+    size |= {"block_size": shape.context_length, "vocab_size": shape.vocab_size, "bias": False}
+    step = copy(ours)
+    with redirect_stdout(None):  # it prints its parameters
+        step.model = theirs["GPT"](theirs["GPTConfig"](**size)).to(machine.device)
+        adamw = step.model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), machine.device.type)
+    step.optimizers = [adamw]
+    model = torch.compile(step.model) if ours.forward.compiled else step.model
+
+    def forward(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with machine.autocast():
+            return model(tokens, targets)[1]  # logits, loss
+
+    step.forward = forward
+    return step
 
 
 def race(calls: list, repeats: int) -> list[float]:
@@ -137,15 +161,32 @@ def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
         yield from by_threads(steps[0])
 
 
+def measure_nanogpt(file: Path, c: Config, shape: GPTConfig) -> Iterator[tuple[str, str]]:
+    """The same of nanoGPT, and of our shape with as many layers, heads, channels and parameters."""
+    machine = Machine(c)
+    c = replace(c, dtype=machine.dtype_name)
+    heads = {"n_kv_head": shape.n_head, "queries_per_kv": 1}
+    d_ff = 8 * round(shape.d_model / 3)  # of three matrices; nanoGPT has two of 4 * d_model
+    shape = replace(shape, **heads, head_dim=shape.d_model // shape.n_head, d_ff=d_ff)
+    for compile, how in (("off", "eager"), ("on", "compiled"))[: 1 + (c.compile == "on")]:
+        ours = Step(c, shape, machine, compile)
+        steps = {"nanoGPT": nanogpt_step(file, ours, machine), "ours": ours}
+        for (name, step), seconds in zip(steps.items(), race([*steps.values()], 5)):
+            count = sum(p.numel() for p in step.model.parameters())
+            yield f"{name}, {how}, {c.dtype}", f"{seconds * 1e3:.1f} ms, {count:,} parameters"
+
+
 @command
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)  # --key=value is a knob
     parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--nanogpt", type=expanded, metavar="FOLDER")
     args, knobs = parser.parse_known_args(argv)
     c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| what | here |\n| --- | --- |")
-    for what, result in measure(c, plan):
+    nanogpt = args.nanogpt and measure_nanogpt(args.nanogpt / "model.py", c, plan.shape(1))
+    for what, result in nanogpt or measure(c, plan):
         print(f"| {what} | {result} |", flush=True)
 
 
