@@ -91,7 +91,7 @@ def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, 
     path = tmp_path / "checkpoint.pt"
     (text := tmp_path / "text").write_text("The sum")
     state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
-    refused(undisturbed.name, undisturbed.with_name("ru"), main=sample.main)  # which is "run"
+    refused("there is run", undisturbed.with_name("ru"), main=sample.main)
     state["model"]["norm.weight"].fill_(1e6)  # its perplexity is past the largest float
     torch.save(state, path)
     assert evaluate.main([str(path), f"--text={text}"]) == 0
