@@ -91,7 +91,6 @@ class OutDir:
         """At step 0, remove the log and the checkpoints of a run that is replaced. Write
         config.json, print the plan, log the start. Returns the log."""
         nats_per_bpb = math.log(2) * val.bytes_per_target(c.eval_tokens)
-        need(nats_per_bpb, c, "eval_tokens", "none of them is text; give more")
         if self.main:
             if step == 0:
                 drop_kept(self.path, 0, 0)

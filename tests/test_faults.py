@@ -12,7 +12,6 @@ import torch
 from helpers import events, run, same_end
 
 import train
-from data.prepare import prepare
 from model import GPT
 from run.checkpoint import load_checkpoint
 from run.log import read_log
@@ -187,13 +186,6 @@ def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes,
         code = f"{way}; import {module}; sys.exit(sys.modules[{module!r}].main())"
         assert processes(code, *arguments) == ([0], "")
     assert load_checkpoint(out / "checkpoint.pt")["step"] == 2
-
-
-def test_no_run_begins_that_would_be_judged_by_tokens_without_text(toy, tmp_path, refused):
-    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 1000)  # first: <|endoftext|>
-    prepare([text], "shipped", tmp_path / "data")
-    knobs = ("--context_length=1", "--eval_tokens=1", f"--data_dir={tmp_path / 'data'}")
-    refused("eval_tokens=1", toy, f"--out_dir={tmp_path / 'run'}", *knobs)
 
 
 def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, refused):

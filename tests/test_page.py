@@ -2,10 +2,8 @@
 
 import base64
 import json
-import random
 import re
 import shutil
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from helpers import ROOT, events, run
 from data.loader import TokenDataset
 from model import GPT, GPTConfig
 from prune import choose, slice_group
-from run.config import Config, load_config
+from run.config import load_config
 from run.cost import flops_per_token, n_parameters
 from schedule import Schedule
 from tools import filled, load_trained, page, play
@@ -152,25 +150,11 @@ def test_the_finished_page_is_small_and_of_a_wide_model():
     assert whole < net["steps"][0][1] < whole + 0.2
 
 
-def random_schedules(n: int) -> list[Schedule]:
-    """Many are of round numbers, as people choose them: there, halves and thirds are rounded."""
-    rng, made = random.Random(1), []
-    while len(made) < n:
-        steps, grid = rng.choice([rng.randint(50, 9000), 100, 250, 1000]), rng.choice([1, 8, 16])
-        knobs = {"max_steps": steps, "prune_every": rng.choice([10, rng.randint(1, steps // 4)])}
-        knobs |= {"round_to": grid, "d_ff": rng.choice([1000, rng.randint(10, 2000)])}
-        knobs |= {"d_ff_target": grid * rng.randint(1, 60), "n_kv_head_target": rng.randint(0, 3)}
-        knobs |= {"prune_start": rng.choice([0.1, 0.25, rng.random()]), "n_kv_head": 4}
-        knobs |= {"prune_end": rng.choice([0.35, 0.5, 0.65, rng.random()])}
-        knobs |= {"prune_schedule": rng.choice(["cubic", "oneshot"]), "warmup_steps": steps // 9}
-        with suppress(ValueError):
-            made.append(Schedule(Config(**knobs, lr_restart=rng.random() < 0.2)))
-    return made
-
-
 def test_its_formulas_are_those_of_schedule_py(browser):
-    """At 50 steps of 300 schedules."""
-    schedules = random_schedules(300)
+    """At 50 steps of each config, as it is and shorter, where parts of its steps are rounded."""
+    names = ("idea", "idea_paper", "idea_attention", "scratch", "oneshot", "naive")
+    knobs = [(name, f"--shorter={n}") for name in names for n in (1, 3, 7, 9)]
+    schedules = [Schedule(load_config(f"configs/{name}.py", [knob])) for name, knob in knobs]
     cases = json.dumps([asdict(s.c) | {"widths": s.widths} for s in schedules])
     script = PAGE[PAGE.index("const range =") : PAGE.index("// The runs.")]
     script += f"""
@@ -280,9 +264,8 @@ def test_in_a_browser_it_shows_each_step_and_plays(browser, undisturbed, toy, tm
 
     assert run(toy, half := tmp_path / "half", "--max_steps=45", "--stop_after=20") == 0
     one, other = page.read_run(undisturbed), page.read_run(half)
-    show_runs(
-        one | {"step": one["step"][:1], "end": 1, "prune": [], "eval": [], "done": []}, width=400
-    )
+    begun = {"step": one["step"][:1], "end": 1, "prune": [], "eval": [], "done": []}
+    show_runs(one | begun, width=400)
     show_runs(one | {"step": one["step"][4:]})  # the first steps are not in its log
     assert now()["step"] == "5" and now()["training loss"] == f"{one['step'][4]['loss']:.3f}"
     starts = "return [...document.querySelectorAll('#charts polyline')].map(x => x.points[0].x)"
