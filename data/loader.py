@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +72,9 @@ class TokenDataset:
 
     def check(self) -> None:
         """Raises UserError where the folder has been replaced: each read opens a file anew."""
-        with suppress(OSError):  # a disk that fails now may be back at the next read
-            digest = hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest()
-            if digest != self.digest:
-                raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
+        digest = hashlib.sha256((self.data_dir / "meta.json").read_bytes()).hexdigest()
+        if digest != self.digest:
+            raise UserError(f"{self.data_dir}: was replaced while it was read; put it back", 1)
 
     def batch(self, step: int, batch_size: int, seed: int, rank=0, world_size=1) -> Batch:
         """The rank-th of world_size parts of a batch, which is the same for every world_size. Steps

@@ -3,14 +3,14 @@
     python -m data.prepare --input my.txt more.jsonl.gz --tokenizer shipped --out data/mine
     python -m data.prepare --input fineweb/ 'more/*.jsonl.xz' --tokenizer gpt2 --out data/fineweb
 
-Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz). The
-folder `--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or
-uint32), a copy of the vocabulary (except gpt2, which tiktoken knows), the number of bytes of each
-token in it (`token_bytes.bin`, uint16), and `meta.json`, which says what the files hold.
+Inputs are .txt, .jsonl (one object a line) and .parquet, also compressed (.gz, .xz). The folder
+`--out` gets the tokens (`train_000.bin`, `val_000.bin`, ..., little-endian uint16 or uint32), the
+vocabulary (but gpt2's, which tiktoken knows), the bytes of each token (`token_bytes.bin`, uint16),
+and `meta.json`, which says what the files hold.
 
 A task is a run of consecutive input files, 64 MiB or more together. One process does it alone and
-leaves its two shards in a hidden folder beside `--out`, which becomes `--out` as a whole at the
-end. A killed preparation begins afresh; what it leaves, `.NAME-...`, can be removed."""
+leaves two shards in a hidden folder beside `--out`, which becomes `--out` as a whole at the end.
+After a kill, remove `.NAME-...` and begin afresh."""
 
 import argparse
 import hashlib
@@ -114,9 +114,9 @@ def fill(folder: Path, tasks: list[list[Path]], tokenizer: str, fraction: float,
         meta[split]["shards"] = [{name: shard[name] for name in in_meta} for shard in shards]
     if not all(meta[split]["tokens"] for split in SPLITS):
         items = sum(shard["items"] for shards in made for shard in shards)
-        what = f"{items} documents or pieces of a .txt, too few for two splits"
+        few = f"too few for two splits at --val-fraction={fraction}"
         way = f"--val-fraction={1 / items:.2g} would do" if items > 1 else "give more text"
-        raise UserError(f"{tasks[0][0]}: {what} at --val-fraction={fraction}; {way}")
+        raise UserError(f"{tasks[0][0]}: {items} documents or pieces of a .txt, {few}; {way}")
 
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     meta |= {"tokenizer": Path(tokenizer).name, "files": sha256}
@@ -134,7 +134,7 @@ def make_shards(
     number, inputs = task
     encoding = load_tokenizer(tokenizer)
     none = {"items": 0, "tokens": 0, "bytes": 0, "documents": 0}
-    shards = [{"file": f"{split}_{number:03d}.bin"} | none for split in SPLITS]
+    shards = [{"file": f"{split}_{number:03d}.bin", **none} for split in SPLITS]
     digests = [hashlib.sha256() for _ in SPLITS]
     paths = [folder / shard["file"] for shard in shards]
     with paths[0].open("wb") as train, paths[1].open("wb") as val:
@@ -156,7 +156,7 @@ def make_shards(
 
 def make_all(make: Callable, tasks: list) -> list:
     """`make` of each task, by processes on all cores: threads would share Python's lock."""
-    if len(tasks) < 2 or os.cpu_count() == 1:
+    if len(tasks) == 1:
         return [make(task) for task in tasks]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn, initializer=end_with_main) as pool:

@@ -57,8 +57,6 @@ class FolderTokenizer:
                 end = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
                 end = end["content"] if isinstance(end, dict) else end  # of transformers 4
             self.eot_token, self.n_vocab = vocab[end], max(vocab.values()) + 1
-            if self.n_vocab > 2**21:  # the length of each token is looked up
-                raise ValueError(f"a token id of {self.n_vocab - 1}")
         except Exception as error:  # the package has no class of its own
             what = f"cannot read its tokenizer.json, or find {END_OF_TEXT} or an eos_token"
             raise UserError(f"tokenizer {folder}: {what}: {error!r}") from None

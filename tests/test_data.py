@@ -196,12 +196,9 @@ def test_parquet_gives_the_bytes_of_jsonl(tmp_path):
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
     expected = prepare([plain], "shipped", tmp_path / "plain")
     assert prepare([tmp_path / "in"], "shipped", tmp_path / "out", key="body") == expected
-    for key in ("text", "id", "words"):  # no such column; integers; lists
-        with pytest.raises(UserError, match=f"a.parquet: .*column {key} .*body"):
+    for key, words in (("text", "column text; .*body"), ("id", "int64"), ("words", "list")):
+        with pytest.raises(UserError, match=f"a.parquet: .*{words}"):
             prepare([folder / "a.parquet"], "shipped", tmp_path / "other", key=key)
-    (folder / "a.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-9])
-    with pytest.raises(UserError, match="a.parquet"):
-        prepare([folder], "shipped", tmp_path / "other", key="body")
 
 
 def test_a_preparation_leaves_a_whole_folder_or_nothing(tmp_path, monkeypatch):
