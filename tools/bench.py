@@ -53,23 +53,18 @@ class Step:
             optimizer.zero_grad()
 
 
-def nanogpt_step(file: Path, ours: Step, machine: Machine) -> Step:
-    """The same step with the model and the AdamW of nanoGPT's model.py."""
-    theirs, shape = runpy.run_path(str(file)), ours.model.config
+def nanogpt_step(file: Path, ours: Step) -> Step:
+    """The same step, but with the model and the AdamW of nanoGPT's model.py."""
+    nanogpt, shape, device = runpy.run_path(str(file)), ours.model.config, ours.batch.device
     size = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.d_model}
     size |= {"block_size": shape.context_length, "vocab_size": shape.vocab_size, "bias": False}
     step = copy(ours)
     with redirect_stdout(None):  # it prints its parameters
-        step.model = theirs["GPT"](theirs["GPTConfig"](**size)).to(machine.device)
-        adamw = step.model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), machine.device.type)
-    step.optimizers = [adamw]
+        step.model = nanogpt["GPT"](nanogpt["GPTConfig"](**size)).to(device)
+        adamw = step.model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
+    step.optimizers, step.forward = [adamw], copy(ours.forward)
     model = torch.compile(step.model) if ours.forward.compiled else step.model
-
-    def forward(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with machine.autocast():
-            return model(tokens, targets)[1]  # logits, loss
-
-    step.forward = forward
+    step.forward.wrapped = lambda tokens, targets: model(tokens, targets)[1]  # (logits, loss)
     return step
 
 
@@ -170,7 +165,7 @@ def measure_nanogpt(file: Path, c: Config, shape: GPTConfig) -> Iterator[tuple[s
     shape = replace(shape, **heads, head_dim=shape.d_model // shape.n_head, d_ff=d_ff)
     for compile, how in (("off", "eager"), ("on", "compiled"))[: 1 + (c.compile == "on")]:
         ours = Step(c, shape, machine, compile)
-        steps = {"nanoGPT": nanogpt_step(file, ours, machine), "ours": ours}
+        steps = {"nanoGPT": nanogpt_step(file, ours), "ours": ours}
         for (name, step), seconds in zip(steps.items(), race([*steps.values()], 5)):
             count = sum(p.numel() for p in step.model.parameters())
             yield f"{name}, {how}, {c.dtype}", f"{seconds * 1e3:.1f} ms, {count:,} parameters"
