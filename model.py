@@ -66,10 +66,10 @@ class RMSNorm(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary position embeddings (2104.09864). Channel i is paired with i + head_dim / 2.
 
-    x: (B, H, T, head_dim); cos, sin: (T, head_dim), sin with its sign changed in the first half.
+    x: (B, H, T, head_dim); cos, sin: (T, head_dim), whose two halves are the same.
     """
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((b, a), dim=-1) * sin + x * cos  # a cos - b sin, b cos + a sin
+    return torch.cat((-b, a), dim=-1) * sin + x * cos  # a cos - b sin, b cos + a sin
 
 
 class Attention(nn.Module):
@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    # One view would do, but from it torch.compile concludes that head_dim varies as heads do
+    # Two views keep head_dim static for torch.compile, where the number of heads varies
     return x.view(-1, head_dim).view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -152,7 +152,7 @@ class GPT(nn.Module):
         with torch.device("cpu"):  # the same on every device, wherever the weights are
             exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
             angle = torch.arange(config.context_length).outer(config.rope_theta**-exponent)
-        angle = torch.cat((-angle, angle), dim=1)  # (T, head_dim): flips sin alone, for rotate()
+        angle = torch.cat((angle, angle), dim=1)  # (T, head_dim)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
         self.init_weights()

@@ -12,12 +12,15 @@ on with the run in that folder. --shorter=8 divides all counts of steps by eight
 
 import inspect
 import math
+import os
 import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
-from run.machine import Machine, Stop, check_finite, check_memory, print_error  # isort: skip  (see run/__init__.py)
+# Before torch's import, which reads it: threads that wait for each other leave the core soon.
+# Beside other programs, that made steps three to four times as fast
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ from run.checkpoint import load_history, load_model, load_start
 from run.config import Config, load_config
 from run.cost import Plan
 from run.forward import Forward
+from run.machine import Machine, Stop, check_finite, check_memory, print_error
 from run.optimizer import make_optimizers
 from run.out_dir import OutDir
 from run.teacher import Teacher
@@ -42,8 +46,8 @@ def forward_and_backward(
     targets: Tensor,
     teacher: Teacher | None,
 ) -> Tensor:
-    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. A function, so
-    that `micro_loss`, whose graph refers to the weights even after backward(), is gone at a prune.
+    """Leave in p.grad the gradient of the mean loss over micro batches and ranks. It is a function
+    of its own so that the last graph, which holds the weights, is freed before a prune.
 
     tokens, targets: (B, T), this rank's part of the batch. Returns its mean loss, a float32 scalar.
     """
@@ -94,33 +98,27 @@ def train(c: Config, files: ExitStack) -> int:
     Returns the exit code: 0 when done or after stop_after, 128 + n when signal n stopped the run.
     Raises UserError or OSError.
     """
+    # Data, and a teacher if there is one
     machine = Machine(c)  # device, precision and ranks
     c = replace(c, dtype=machine.dtype_name)  # what "auto" stands for here: a resume compares it
-
-    # Data, and a teacher if there is one
     data = TokenDataset(c.data_dir, "train", c.context_length)
     val = TokenDataset(c.data_dir, "val", c.context_length)
     teacher = Teacher(c, data, machine) if c.teacher else None
 
-    # Start: from new weights, from the run's own checkpoint, or from other weights
+    # Start: anew, from the run's own checkpoint, or from other weights
     out = OutDir(c, machine, data, teacher, files)  # locks it; refuses another run's
     saved = None
     if c.resume and out.has_checkpoint:
         c, saved = out.load(c)  # refuses another config; saved may be pruned already
     elif c.init_from:
         c, saved = load_start(c, data, machine)  # at step 0; c gets the shape of these weights
-    steps_done = saved["step"] if saved else 0
-    out.digests["init_from"] = saved.get("init_from", "") if saved else ""
-    machine.check_start(c, steps_done, out.digests)  # waits for all ranks; now rank 0 may write
+    steps_done = out.check_start(c, saved)  # waits for all ranks; now rank 0 may write
 
-    # Plan: the whole run is known before step 1
+    # Model, optimizers and scores: new, or as saved. The plan of the whole run comes first
     plan = Plan(c, data.vocab_size, teacher.model.config if teacher else None)
     schedule = plan.schedule
     machine.choose_threads(plan.flops(1))
-    if steps_done == 0:  # a resumed run has fitted before, and may be narrower now
-        check_memory(c, plan, machine.device, machine.ranks)
-
-    # Model, optimizers and scores: new, or as saved
+    check_memory(c, plan, steps_done + 1, machine)
     torch.manual_seed(c.seed)
     model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
     optimizers = make_optimizers(model, c, machine.dtype)
@@ -132,7 +130,7 @@ def train(c: Config, files: ExitStack) -> int:
     stop = Stop()  # up to here a signal ends the process at once: there is nothing to save
     log = out.begin(c, plan, val, steps_done, forward.compiled)  # prints the plan
 
-    def get_batch(step: int) -> tuple[Tensor, Tensor]:  # this rank's part of it
+    def get_batch(step: int) -> tuple[Tensor, Tensor]:  # this rank's part
         return data.batch(step, c.batch_size, c.seed, machine.rank, machine.ranks)
 
     # The loop. Steps count from 1
@@ -148,8 +146,7 @@ def train(c: Config, files: ExitStack) -> int:
             param_group["lr"] = lr
 
         # Prune: slice the weakest units out of the weights and out of the moments
-        new_widths = schedule.new_widths(step)  # by kind of unit; {} on most steps
-        if new_widths:
+        if new_widths := schedule.new_widths(step):  # by kind of unit; {} on most steps
             with forward.unwrapped():  # DDP would keep what is cut
                 before = validate(forward, val, plan.tokens_per_step)  # of few tokens, to be quick
                 for kind, width in new_widths.items():
@@ -196,6 +193,7 @@ def train(c: Config, files: ExitStack) -> int:
         if stopping:
             break
 
+    machine.average_numbers(0.0)  # waits for rank 0's save: torchrun ends all with the first rank
     if step < c.max_steps:
         log.print_stop(step)
         number = stop.signal or signal.SIGTERM  # SIGTERM, where another rank got the signal

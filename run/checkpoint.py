@@ -143,6 +143,10 @@ def check_content(saved: dict) -> None:
 def load_weights(path: Path, only_shape: bool = False) -> dict:
     """At least `model_config`, and `model` unless only_shape, of a run's folder, a checkpoint or a
     Hugging Face folder. Raises UserError, OSError."""
+    if not path.exists():
+        runs = sorted(file.parent.name for file in path.parent.glob(f"*/{NAME}"))
+        where = f"in {path.absolute().parent} there is {', '.join(runs) or 'none'}"
+        raise UserError(f"{path}: no such run; {where}")
     if path.is_dir() and not ((path / NAME).exists() or (path / "log.jsonl").exists()):
         return {"model_config": read_shape(path)} if only_shape else load_folder(path)
     return load_checkpoint(path / NAME if path.is_dir() else path)

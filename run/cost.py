@@ -64,36 +64,44 @@ def muon_flops(shape: GPTConfig) -> int:
 
 
 def memory_of(c: Config, shape: GPTConfig, rows: int, teacher: GPTConfig | None = None) -> dict:
-    """Bytes of a process's tensors, `state` and `activations`, at the peak of a step of several
-    micro batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at
-    most. An "auto" counts as bfloat16, or as not compiled. Left out are Muon's products, which
-    matter where batches are tiny, and attention in bfloat16 on a CPU, which model.py writes out."""
-    compiled, lower, n = c.compile == "on", c.dtype != "float32", n_parameters(shape)
-    e = 2 if lower else 4  # bytes of a number in the matrix products
-    tokens, head, d_ff = rows * shape.context_length, shape.vocab_size * shape.d_model, shape.d_ff
-    d_model, q, kv = shape.d_model, shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim
-    # What the backward pass needs of a block and token: of the norms, inputs in float32 and outputs
-    full = 2 * (4 + e) * d_model
-    full += e * (4 * q + 3 * d_ff)  # q, k and v repeated, attention's output; gate, up, product
-    if not compiled:  # norms: x / rms, outputs cast again for k, v, up; o's input; silu(gate)
-        full += (2 * 4 + (3 * e if lower else 0)) * d_model + e * (q + d_ff)
+    """Bytes of a process's tensors, by what they hold, at the peak of a step of several micro
+    batches of `rows` sequences, within 25%. With one it is less, by the gradients' size at most. An
+    "auto" counts as bfloat16, or as not compiled. Left out are Muon's products, which matter where
+    batches are tiny, and attention in bfloat16 on a CPU, which model.py writes out."""
+    compiled, n, blocks = c.compile == "on", n_parameters(shape), block_weights(shape)
+    e, cast = (4, 0) if c.dtype == "float32" else (2, 2)  # of a number in a product; of its cast
+    tokens, d_model, d_ff = rows * shape.context_length, shape.d_model, shape.d_ff
+    q, kv = shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim
+
+    # What the backward pass needs of a block and token
+    norms = 2 * 4 * d_model + 2 * e * d_model  # inputs, in float32; outputs
+    attention = 4 * e * q  # q, k and v repeated, output
+    ffn = 3 * e * d_ff  # gate, up, product
+    eager = 2 * 4 * d_model + e * q + e * d_ff  # x / rms; o's input; silu(gate)
+    eager += 3 * cast * d_model  # norms' outputs again, for k, v, up
+    full = norms + attention + ffn + (0 if compiled else eager)
     # "cheap" keeps products instead: q and what attention gives; k, v; o, down if eager; gate, up
     products = e * (2 * q + 2 * kv + (1 if compiled else 2) * d_model + 2 * d_ff)
     kept = {"none": full, "cheap": 4 * d_model + products, "all": 4 * d_model}[c.recompute]
-    # What comes and goes, in a block or in the head. A block: what is computed again, two gradients
-    # in its FFN. An eager head: log-softmax and two gradients in float32
-    block, logits = tokens * (full - kept + 2 * e * d_ff), tokens * 12 * shape.vocab_size
-    state = (18 if lower else 16) * n  # weights, gradients, AdamW's two moments in float32; casts
-    if compiled:  # gradients of the weights of a block or the head, in both types, until added
-        weights, casts = block_weights(shape) // shape.n_layer, e if lower else 0
-        block += (4 + casts) * weights
-        logits = tokens * e * shape.vocab_size + (4 + casts) * head  # one gradient of a logit
-        state = 16 * n + (casts * block_weights(shape) if c.recompute == "none" else 0)  # casts
-    if c.optimizer == "muon":  # it has one moment
-        state -= 4 * block_weights(shape)
-    if teacher:  # its weights; its distribution, in float32
-        state += 4 * n_parameters(teacher) + 4 * tokens * shape.vocab_size
-    return {"state": state, "activations": tokens * kept * shape.n_layer + max(block, logits)}
+
+    # What comes and goes in a block, or in the head
+    block = tokens * (full - kept)  # what is computed again
+    block += tokens * 2 * e * d_ff  # two gradients in its FFN
+    head = tokens * 12 * shape.vocab_size  # log-softmax and two gradients in float32
+    casts = cast * n  # of the weights
+    if compiled:
+        block += (4 + cast) * blocks // shape.n_layer  # gradients of weights, in both types
+        head = tokens * e * shape.vocab_size  # one gradient of a logit
+        head += (4 + cast) * shape.vocab_size * d_model
+        casts = cast * blocks if c.recompute == "none" else 0
+    return {
+        "weights": 4 * n,
+        "gradients": 4 * n,
+        "moments": 8 * n - (4 * blocks if c.optimizer == "muon" else 0),  # it has one
+        "casts": casts,
+        "teacher": 4 * (n_parameters(teacher) + tokens * shape.vocab_size) if teacher else 0,
+        "activations": tokens * kept * shape.n_layer + max(block, head),
+    }
 
 
 class Plan:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.command import UserError
-from run.config import PATHS, Config, micro_batch, need, of_torchrun
+from run.config import Config, micro_batch, need, of_torchrun
 from run.cost import Plan, memory_of
 
 WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validation may take long
@@ -26,15 +26,13 @@ WAIT = datetime.timedelta(minutes=30)  # for another rank: a save or a validatio
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
 GRACE = 0.5  # seconds
 # Training FLOPs of a step below which it has one thread of a CPU. From 1e9 to 1e10, two cores make
-# a step 1.3 to 1.6 times as fast, but ten times slower where another program takes one of them, and
-# below this, a run takes minutes anyway (tools.bench compares the two)
+# a step 1.3 to 1.6 times as fast, but 2.6 to 10 times slower where another program takes one of
+# them, and below this, a run takes minutes anyway (tools.bench compares the two)
 FEW_FLOPS = 4e9
 # Files with the limit of a container's memory, by cgroups of version 2 and 1
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 # What torch says when memory runs out, where that has no class: on a CPU; on MPS, two texts
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
-
-
 RESCUED = "try a lower --learning_rate, with --resume --changed from the last checkpoint"
 
 
@@ -124,13 +122,6 @@ class Machine:
             dist.all_gather_object(everyone, x)
         return [mine for mine, *of_all in zip(x, *everyone) if of_all != [mine] * self.ranks]
 
-    def check_start(self, c: Config, steps: int, digests: dict[str, str]) -> None:
-        """Raises UserError where the ranks would not do the same run. steps: those done before."""
-        same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
-        entries = [("step", steps), *digests.items(), *same.items()]
-        for name, value in self.entries_that_differ(entries):
-            raise UserError(f"{name}={value!r} on this rank, another elsewhere; let them agree", 1)
-
 
 def choose_device(c: Config) -> torch.device:
     """The device, set up so that training on it is fast. Raises UserError as Machine does."""
@@ -155,9 +146,10 @@ def choose_device(c: Config) -> torch.device:
     return torch.device(kind)
 
 
-def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> None:
-    """Refuse a run whose `state` and, to be lenient, half of its `activations` would exceed the
-    free memory of the GPU, or else all memory of the machine or container: UserError."""
+def check_memory(c: Config, plan: Plan, step: int, machine: Machine) -> None:
+    """Refuse a run that would exceed the free memory of the GPU, or else all memory of the machine
+    or container: UserError. To be lenient, half of the activations of this step count."""
+    device = machine.device
     if device.type == "cuda":  # what this process holds is free for it
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:
@@ -169,9 +161,9 @@ def check_memory(c: Config, plan: Plan, device: torch.device, ranks: int) -> Non
             with suppress(OSError, ValueError):  # there is none, or it is "max"
                 memory = min(memory, int(limit.read_text()))
         memory //= of_torchrun("LOCAL_WORLD_SIZE", 1)  # the ranks here share it
-    rows = micro_batch(c, ranks)
-    planned = memory_of(c, plan.enlarged, rows, plan.teacher)
-    least, memory = (planned["state"] + planned["activations"] / 2) / 2**30, memory / 2**30
+    rows = micro_batch(c, machine.ranks)
+    planned = memory_of(c, plan.shape(step), rows, plan.teacher)
+    least, memory = (sum(planned.values()) - planned["activations"] / 2) / 2**30, memory / 2**30
     if least > memory:
         what = f"{least:,.1f} GiB a rank are too much for {device.type}, which has {memory:,.1f}"
         raise UserError(f"{what}; try a smaller micro_batch_size than {rows}, or --recompute=all")

@@ -42,15 +42,17 @@ class Muon(torch.optim.Optimizer):
         (group,) = self.param_groups
         lr, todo = group["lr"], list(stacks(group["params"]))
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        for turn in (todo[i : i + ranks] for i in range(0, len(todo), ranks)):  # a stack for each
-            for owner, params in enumerate(turn):  # all keep the momentum, the owner multiplies
+        # With four ranks and six stacks, 0 to 3 come first: rank 2 multiplies stack 2, while the
+        # others multiply theirs, and gives them its product. Then come 4 and 5, by ranks 0 and 1
+        for one_each in (todo[i : i + ranks] for i in range(0, len(todo), ranks)):
+            for owner, params in enumerate(one_each):  # all keep the momentum, its owner multiplies
                 ahead = self.average(params, group["momentum"])
                 if owner == rank:
                     wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in ahead]
-                    mine = orthogonalize(torch.stack(wide).to(self.dtype))
-            for owner, params in enumerate(turn):
+                    product = orthogonalize(torch.stack(wide).to(self.dtype))
+            for owner, params in enumerate(one_each):
                 first, size = params[0], (len(params), *sorted(params[0].shape))
-                x = mine if owner == rank else first.new_empty(size, dtype=self.dtype)
+                x = product if owner == rank else first.new_empty(size, dtype=self.dtype)
                 if ranks > 1:
                     dist.broadcast(x, owner)
                 updates = [u if u.shape == p.shape else u.mT for u, p in zip(x.to(first), params)]

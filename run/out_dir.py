@@ -16,7 +16,7 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 from data.command import UserError
 from data.loader import TokenDataset
 from run.checkpoint import NAME, drop_kept, load_checkpoint, write_checkpoint, write_text
-from run.config import MAY_CHANGE, RESCUE, SHAPE, Config, need
+from run.config import MAY_CHANGE, PATHS, RESCUE, SHAPE, Config, need
 from run.cost import Plan
 from run.log import Log, read_log
 from run.machine import Machine
@@ -87,6 +87,18 @@ class OutDir:
                 raise UserError(f"{path}: {knob}={getattr(c, knob)} is not the {what} of its start")
         return c, saved
 
+    def check_start(self, c: Config, saved: dict | None) -> int:
+        """The steps that are done, in what a run starts from. Waits for all ranks: from here on,
+        rank 0 may write. Raises UserError where the ranks would not do the same run."""
+        steps, self.digests["init_from"] = 0, ""
+        if saved:
+            steps, self.digests["init_from"] = saved["step"], saved.get("init_from", "")
+        same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
+        entries = [("step", steps), *self.digests.items(), *same.items()]
+        for name, value in self.machine.entries_that_differ(entries):
+            raise UserError(f"{name}={value!r} on this rank, another elsewhere; let them agree", 1)
+        return steps
+
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> Log:
         """At step 0, remove the log and the checkpoints of a run that is replaced. Write
         config.json, print the plan, log the start. Returns the log."""
@@ -119,8 +131,6 @@ class OutDir:
             raise UserError(f"step {step}: {error}; {what}", 1) from error
         self.saved = step
         self.log.write("save", step)
-        # Wait for rank 0: where another exits first, with 128 + n, torchrun ends them all
-        self.machine.average_numbers(0.0)
 
 
 def lock(path: Path, files: ExitStack) -> None:

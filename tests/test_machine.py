@@ -72,19 +72,21 @@ def test_free_memory_and_a_container_s_limit_count(laptop, tmp_path, monkeypatch
     laptop()  # it has no sysconf
     c = load_config("configs/idea_gpt2.py", ["--dtype=bfloat16"])
     plan = Plan(c, 50257)  # needs 25.1 GiB a rank
-    machine.check_memory(c, plan, CPU, 1)
+    here = SimpleNamespace(device=CPU, ranks=1)
+    machine.check_memory(c, plan, 1, here)
     machine.os.sysconf = {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": 100}.get
     monkeypatch.setattr(machine, "LIMITS", [limit := tmp_path / "memory.max", tmp_path / "none"])
     none, little = nullcontext(), pytest.raises(UserError, match="cpu, which has 25.0")
     for content, ranks, end in (("max", 1, none), (25 * 2**30, 1, little), ("max", 4, little)):
         limit.write_text(f"{content}\n")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))  # which share it
+        here.ranks = ranks
         with end:
-            machine.check_memory(c, plan, CPU, ranks)
+            machine.check_memory(c, plan, 1, here)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)  # by this process
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
     with pytest.raises(UserError, match="cuda, which has 7.0"):
-        machine.check_memory(c, plan, GPU, 1)
+        machine.check_memory(c, plan, 1, SimpleNamespace(device=GPU, ranks=1))
 
 
 def test_mps_is_never_chosen_and_takes_one_process_in_float32(laptop, monkeypatch):

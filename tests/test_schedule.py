@@ -114,8 +114,6 @@ BAD = [  # knobs, and the key and what else its line names
     ("--criterion=taylor", "criterion='taylor'"),
     ("--prune_schedule=line", "prune_schedule='line'"),
     ("--d_ff_target=170", "the nearest is 176"),
-    ("--d_model_target=16 --head_dim=16 --n_head=10", "10 query heads"),
-    ("--n_head=3 --n_kv_head=3 --head_dim=8", "n_head=3"),
     ("--max_steps=ten", "max_steps='ten'"),
     ("--context_length=1000000", "context_length"),
     ("--data_dir=data/none", "data/none: no such folder; make it"),

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch's import: see train.py
+
 import torch
 
 from data.command import UserError
@@ -64,10 +66,6 @@ class Trained:
 def load_trained(path: Path) -> Trained:
     """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
     one. Raises UserError, also where the data that it was trained on is gone or damaged."""
-    if not path.exists():
-        runs = sorted(file.parent.name for file in path.parent.glob("*/checkpoint.pt"))
-        where = f"in {path.absolute().parent} there is {', '.join(runs) or 'none'}"
-        raise UserError(f"{path}: no such run; {where}")
     saved = load_weights(path)
     name = tokenizer_of(saved, path)
     tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size

@@ -74,7 +74,7 @@ def export(trained: Trained, folder: Path) -> None:
         raise UserError(f"{folder}: exists; give another --to")
     if (d_model := (shape := trained.model.config).d_model) % shape.n_head:
         what = f"{shape.n_head} query heads do not divide d_model={d_model}, as transformers asks"
-        raise UserError(f"{what}; a run that stopped in its prune window has to go on to its end")
+        raise UserError(f"{what}; after its prune window, a run may have other widths")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
