@@ -18,8 +18,8 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
-# Before torch's import, which reads it: threads that wait for each other leave the core soon.
-# Beside other programs, that made steps three to four times as fast
+# torch reads it at its import: threads that wait leave the core soon, which made steps three to
+# four times as fast beside other programs
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import torch
@@ -29,7 +29,7 @@ from data.command import command
 from data.loader import TokenDataset
 from model import GPT
 from prune import Optimizers, Pruner
-from run.checkpoint import load_history, load_model, load_start
+from run.checkpoint import load_history, load_init_from, load_model
 from run.config import Config, load_config
 from run.cost import Plan
 from run.forward import Forward
@@ -109,9 +109,9 @@ def train(c: Config, files: ExitStack) -> int:
     out = OutDir(c, machine, data, teacher, files)  # locks it; refuses another run's
     saved = None
     if c.resume and out.has_checkpoint:
-        c, saved = out.load(c)  # refuses another config; saved may be pruned already
+        c, saved = out.load_checkpoint(c)  # refuses another config; saved may be pruned already
     elif c.init_from:
-        c, saved = load_start(c, data, machine)  # at step 0; c gets the shape of these weights
+        c, saved = load_init_from(c, data, machine)  # at step 0; c gets the shape of these weights
     steps_done = out.check_start(c, saved)  # waits for all ranks; now rank 0 may write
 
     # Model, optimizers and scores: new, or as saved. The plan of the whole run comes first

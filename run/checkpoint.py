@@ -23,11 +23,10 @@ from model import GPT, GPTConfig
 from prune import Optimizers, Pruner
 from run.config import NOT_SAVED, Config, need, of_torchrun, take_shape
 from run.hugging_face import load_folder, read_shape
-from run.machine import Machine, out_of_memory
+from run.machine import NO_MEMORY, Machine
 
 FORMAT = "enlarge-prune 5"
 NAME = "checkpoint.pt"
-MOMENTS = {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}  # of a weight, by Muon or AdamW
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -111,33 +110,13 @@ def load_checkpoint(path: Path) -> dict:
             raise ValueError(f"its format is not {FORMAT}")
         saved["config"] = vars(Config()) | json.loads(saved["config"])  # old ones lack new knobs
         saved["model_config"] = GPTConfig(**json.loads(saved["model_config"]))
-        check_content(saved)
+        with torch.device("meta"):  # tensors without numbers, to compare names and shapes
+            GPT(saved["model_config"]).load_state_dict(saved["model"], assign=True)
         return saved
     except Exception as error:  # torch raises whatever a damaged or foreign file leads it to
-        if isinstance(error, OSError) or out_of_memory(error):
+        if isinstance(error, (OSError, *NO_MEMORY)):
             raise OSError(f"cannot read {path}: {str(error) or 'out of memory'}") from error
         raise UserError(f"{path}: damaged, or not a checkpoint of this code ({FORMAT})") from error
-
-
-def check_content(saved: dict) -> None:
-    """Raises an error if the content contradicts itself. Step 0, which no run saves: no moments."""
-    shape, weights, step = saved["model_config"], saved["model"], saved["step"]
-    layers_fit = len(weights) == 3 + 9 * shape.n_layer  # asked before so many are built below
-    if not layers_fit or type(step) is not int or not 0 <= step <= saved["config"]["max_steps"]:
-        raise ValueError(f"step {step}, {len(weights)} weights in {shape.n_layer} layers")
-    with torch.device("meta"):  # tensors without numbers
-        model = GPT(shape).to("meta")
-    trained = {name: p.shape for name, p in model.named_parameters()} if step else {}
-    widths = {group.name: (group.width,) for group in model.groups()}
-    model(torch.zeros(1, 1, dtype=torch.long, device="meta"))  # refuses an odd head_dim, say
-    model.load_state_dict(weights, assign=True)  # compares names and shapes
-    fit = [x.shape == widths[name] for name, x in saved["scores"].items()]
-    for name, moments in saved["optimizer"].items():
-        fit += [set(moments) in MOMENTS]
-        fit += [x.shape == (() if key == "step" else trained[name]) for key, x in moments.items()]
-    none = "scaler" in saved and not saved["optimizer"]  # float16: all steps were skipped so far
-    if not all(fit) or (len(saved["optimizer"]) < len(trained) and not none):
-        raise ValueError("moments or scores that are missing, or of other shapes")
 
 
 def load_weights(path: Path, only_shape: bool = False) -> dict:
@@ -180,7 +159,7 @@ def check_tokenizer(c: Config, key: str, given: dict, data: TokenDataset) -> str
     return ""
 
 
-def load_start(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config, dict]:
+def load_init_from(c: Config, data: TokenDataset, machine: Machine) -> tuple[Config, dict]:
     """`c` in the shape of `c.init_from`; its weights, as at step 0. Raises UserError, OSError."""
     given = load_weights(Path(c.init_from))
     c = take_shape(c, given["model_config"], data.vocab_size)

@@ -83,7 +83,7 @@ class Config:
 PATHS = ("out_dir", "data_dir", "init_from", "teacher")
 NOT_SAVED = {"out_dir", "resume", "changed", "overwrite", "stop_after"}  # in a checkpoint
 # A resumed run may give other values: training differs by rounding at most. Data and teacher may
-# only have moved, and init_from only if its place is gone: OutDir.load refuses all else
+# only have moved, and init_from only if its place is gone: OutDir.load_checkpoint refuses all else
 MAY_CHANGE = NOT_SAVED | {"device", "compile", "init_from", "micro_batch_size", "recompute"}
 MAY_CHANGE |= {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "teacher"}
 MAY_CHANGE |= {"data_dir"}
@@ -101,8 +101,6 @@ CHOICES = {
 }
 POSITIVE = """batch_size context_length n_layer d_model n_head n_kv_head d_ff round_vocab_to
     eval_every eval_tokens save_every keep log_every max_steps"""  # Schedule checks others
-# More than this is a slip, or would take for ever to plan or to build
-AT_MOST = {"teacher_weight": 1, "n_layer": 10_000, "context_length": 2**20, "max_steps": 10**7}
 SHAPE = ("n_head", "head_dim", "tie_embeddings", *KINDS)  # the knobs of a model's shape
 
 
@@ -121,8 +119,7 @@ def check_config(c: Config, shape_known: bool = True) -> None:
             need(value > 0 or key not in POSITIVE.split(), c, key, "must be greater than 0")
     for key in ("beta1", "beta2"):
         need(getattr(c, key) < 1, c, key, "must be less than 1")
-    for key, most in AT_MOST.items():
-        need(getattr(c, key) <= most, c, key, f"must be at most {most}")
+    need(c.teacher_weight <= 1, c, "teacher_weight", "must be at most 1")
     for key, known in CHOICES.items():
         need(getattr(c, key) in known, c, key, "must be one of " + ", ".join(known))
     need(c.n_head % c.n_kv_head == 0, c, "n_kv_head", f"must divide n_head={c.n_head}")
@@ -140,12 +137,8 @@ def check_config(c: Config, shape_known: bool = True) -> None:
 
 
 def of_torchrun(name: str, default: int) -> int:
-    """A number that torchrun sets in the environment. Raises UserError where it is none."""
-    given = os.environ.get(name, str(default))
-    least = 1 if name.endswith("SIZE") else 0
-    if not (given.isdecimal() and int(given) >= least):
-        raise UserError(f"{name}={given!r} in the environment: no rank, or no number of ranks")
-    return int(given)
+    """A number that torchrun sets in the environment."""
+    return int(os.environ.get(name, default))
 
 
 def micro_batch(c: Config, ranks: int) -> int:

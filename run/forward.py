@@ -17,7 +17,7 @@ from model import GPT, SLICES
 from prune import Slice
 from run.config import Config, micro_batch
 from run.cost import Plan
-from run.machine import Machine, out_of_memory
+from run.machine import NO_MEMORY, Machine
 
 # What costs more to compute again than to keep: matrix products, and attention in any kernel
 KERNELS = "flash_attention", "cudnn_attention", "efficient_attention", "flash_attention_for_cpu"
@@ -93,7 +93,7 @@ class Forward:
         try:
             self.empty_pass()
         except Exception as error:  # whatever Dynamo, Inductor, Triton or a compiler leads to
-            if out_of_memory(error):
+            if isinstance(error, NO_MEMORY):
                 raise
             reason = f"{type(error).__name__}: {error}"
         self.model.zero_grad()

@@ -31,15 +31,14 @@ GRACE = 0.5  # seconds
 FEW_FLOPS = 4e9
 # Files with the limit of a container's memory, by cgroups of version 2 and 1
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
-# What torch says when memory runs out, where that has no class: on a CPU; on MPS, two texts
-NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
+NO_MEMORY = MemoryError, torch.OutOfMemoryError  # a CPU or MPS raises others
 RESCUED = "try a lower --learning_rate, with --resume --changed from the last checkpoint"
 
 
 class Machine:
     """Device, precision, and the processes that train together: one, unless torchrun started more.
     Where one of them dies, the others end after WAIT at the latest: with gloo by a RuntimeError,
-    with NCCL by its watchdog. Raises UserError where the device or torchrun's variables fail."""
+    with NCCL by its watchdog. Raises UserError where the device fails."""
 
     def __init__(self, c: Config):
         self.device = choose_device(c)
@@ -57,10 +56,7 @@ class Machine:
         # the group, and gloo's threads, until the interpreter ends, which then may crash
         from torch.distributed import nn as late  # noqa: F401
 
-        try:
-            store, rank, size = next(dist.rendezvous("env://", timeout=WAIT))
-        except ValueError as error:  # WORLD_SIZE alone is set
-            raise UserError(f"{error}; torchrun sets all that ranks need") from error
+        store, rank, size = next(dist.rendezvous("env://", timeout=WAIT))
         # torchrun keeps its store when it starts dead ranks again, with their old addresses
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "nccl" if self.device.type == "cuda" and dist.is_nccl_available() else "gloo"
@@ -207,11 +203,6 @@ def check_finite(where: str, **numbers: float) -> None:
         raise UserError(f"{where}: {what}: not finite; {RESCUED}", 1)
 
 
-def out_of_memory(error: Exception) -> bool:
-    said = any(text in str(error) for text in NO_MEMORY)
-    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
-
-
 def print_error(error: Exception, c: Config | None) -> int:
     """Print an error in one line, and return the exit code. A bug is raised again. c: None while
     the config is read, when all ranks of a machine have the same error; then one of them speaks."""
@@ -219,7 +210,7 @@ def print_error(error: Exception, c: Config | None) -> int:
     line, code = " ".join(str(error).split()), 1
     if isinstance(error, UserError):
         code = error.code
-    elif c and out_of_memory(error):
+    elif c and isinstance(error, NO_MEMORY):
         line = f"out of memory; try a smaller --micro_batch_size than {micro_batch(c, ranks)}"
     elif ranks > 1 and (isinstance(error, dist.DistError) or "gloo" in line):  # it has no class
         line = f"another rank no longer answers; --resume goes on from the last checkpoint ({line})"

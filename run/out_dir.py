@@ -60,7 +60,7 @@ class OutDir:
             return
         raise UserError(f"out_dir={c.out_dir}: {what}")
 
-    def load(self, c: Config) -> tuple[Config, dict]:
+    def load_checkpoint(self, c: Config) -> tuple[Config, dict]:
         """The config with the shape that the run began with, and its checkpoint. Raises UserError
         where it is of another config, of other data or with another teacher."""
         path = self.path / NAME
@@ -90,14 +90,13 @@ class OutDir:
     def check_start(self, c: Config, saved: dict | None) -> int:
         """The steps that are done, in what a run starts from. Waits for all ranks: from here on,
         rank 0 may write. Raises UserError where the ranks would not do the same run."""
-        steps, self.digests["init_from"] = 0, ""
-        if saved:
-            steps, self.digests["init_from"] = saved["step"], saved.get("init_from", "")
+        saved = saved or {"step": 0}
+        self.digests["init_from"] = saved.get("init_from", "")
         same = {k: v for k, v in vars(c).items() if k not in PATHS}  # paths may differ by machine
-        entries = [("step", steps), *self.digests.items(), *same.items()]
+        entries = [("step", saved["step"]), *self.digests.items(), *same.items()]
         for name, value in self.machine.entries_that_differ(entries):
             raise UserError(f"{name}={value!r} on this rank, another elsewhere; let them agree", 1)
-        return steps
+        return saved["step"]
 
     def begin(self, c: Config, plan: Plan, val: TokenDataset, step: int, compiled: bool) -> Log:
         """At step 0, remove the log and the checkpoints of a run that is replaced. Write

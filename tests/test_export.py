@@ -40,7 +40,6 @@ CHANGES = [  # of config.json, and the word that names the reason
     ({"intermediate_size": 23}, "down_proj"),
     ({"num_hidden_layers": 3}, "layers.2"),
     ({"num_hidden_layers": 1}, "layers.1"),
-    ({"num_hidden_layers": 10**9}, "sizes"),  # nor is it built first
 ]
 
 

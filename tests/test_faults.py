@@ -45,15 +45,11 @@ OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii i
     "os.close(1); sys.stdout = None",
     "sys.stdout.reconfigure(encoding='ascii')",
 ]
-WRONG = {  # a dict is what changes in that part. Nothing of a size that is claimed here is built
+WRONG = {  # as another edition of the code, or a model.py that somebody changed, leaves it
     "format": [None, "enlarge-prune 1"],
-    "step": [None, "x", -1, 31, 8.5, float("nan")],
-    "config": ["", "[]", {"max_steps": "x"}, {"seed": None}],
-    "model_config": ["{}", {"n_layer": 10**9}, {"d_ff": 10**12}, {"head_dim": 7}, {"norm_eps": ""}],
+    "config": ["", {"seed": None}],
+    "model_config": ["{}", {"d_ff": 10**12}, {"rope": 1}],  # no weight of this size is made
     "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "optimizer": [None, {"norm.weight": {"exp_avg": torch.zeros(3)}}, {"norm.weight": {}}]
-    + [{"norm.weight": dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.zeros(()))}],
-    "scores": [None, {"stream": torch.zeros(1).expand(10**12)}],
     "data": [None, "of another text"],
 }
 
@@ -140,13 +136,9 @@ def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path, refused):
     assert not (tmp_path / "none").exists()
 
 
-def test_no_run_begins_again_whose_checkpoint_or_log_is_gone(toy, undisturbed, tmp_path, refused):
+def test_no_run_begins_again_whose_checkpoint_is_gone(toy, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["checkpoint.pt"])
     refused("checkpoint is gone", toy, f"--out_dir={out}", "--resume")
-    whole = (out / "log.jsonl").read_bytes()
-    for line in (b"\xff", b"5", b"[]", b"{}"):
-        (out / "log.jsonl").write_bytes(line + b"\n" + whole)
-        refused("log.jsonl: line 1 ", toy, f"--out_dir={out}", "--resume")
 
 
 @pytest.mark.parametrize("key", ["init_from", "teacher"])

@@ -154,14 +154,8 @@ def test_a_bad_knob_ends_in_one_line_that_names_it(overrides, words, tmp_path, r
     assert {path.name for path in out.glob("*")} <= {"lock"}  # no run is there
 
 
-def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys, refused):
-    monkeypatch.setenv("WORLD_SIZE", "3")  # alone, that is a bad start
-    alone = ("configs/idea.py", "--batch_size=33", "--device=cpu")
-    refused("RANK expected", *alone)
-    for name, value in (("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "-1")):
-        with monkeypatch.context() as patched:
-            patched.setenv(name, value)
-            refused(name, *alone)
+def test_among_ranks_a_bad_knob_is_said_once_on_each_machine(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "9")
     for local_rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
