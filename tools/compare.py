@@ -32,8 +32,8 @@ from tools import expanded, load_plan, positive
 from tools.plot import rises
 
 OUR_OWN = NOT_SAVED | {"seed"}  # knobs that no arm has
-# Of runs.csv, behind `setting`, which old files lack. prune_cost: the rise of the loss on the same
-# batches, summed over the run's prunes
+# Of runs.csv, behind `setting`. prune_cost: the rise of the loss on the same batches, summed over
+# the run's prunes
 COLUMNS = {"arm": str, "seed": int, "val_loss": float, "val_bpb": float, "params": int}
 COLUMNS |= {"tokens": int, "flops": int, "seconds": float, "prune_cost": float}
 
@@ -193,7 +193,7 @@ def read_csv(path: Path) -> dict[str, Arms]:
         try:
             for line in lines:
                 row = {key: kind(line[key]) for key, kind in COLUMNS.items()}
-                arms = settings.setdefault(line.get("setting", ""), {})
+                arms = settings.setdefault(line["setting"], {})
                 arms.setdefault(row["arm"], {})[row["seed"]] = row
         except (LookupError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: line {lines.line_num}: {error!r}") from error
