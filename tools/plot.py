@@ -152,9 +152,8 @@ def draw_units(out_dir: Path):
             what = f"{when} prune: the {name} left of this line go"
             score.axvline(gone, color=color, ls="--", label=what)
         score.legend(frameon=False)
-        score.set(
-            xlim=(-12, 104), yscale="log", ylabel="score", xlabel=f"% of the {name}, weakest first"
-        )
+        score.set(xlim=(-12, 104), yscale="log", ylabel="score")
+        score.set_xlabel(f"% of the {name}, weakest first")
     return figure
 
 
