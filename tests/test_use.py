@@ -109,11 +109,10 @@ def test_a_film_says_after_each_prune_what_is_left(undisturbed):
     log = plot.by_name(undisturbed, pruned=True)
     _, axes = plot.open_figure(2 + len({e["kind"] for e in log["prune"]}), 1)
     log["step"] = [e for e in log["step"] if e["step"] in (1, 30)]  # as if it had logged no other
+    other = [e | {"run": "b"} for e in log["eval"]]
     for now, later in zip(log["prune"], [*log["prune"][1:], {"step": 31}]):
         if now["step"] < later["step"]:  # the last one of its step
-            plot.draw_moment(
-                axes[:, 0], log, now["step"] + 1, [e | {"run": "b"} for e in log["eval"]]
-            )
+            plot.draw_moment(axes[:, 0], log, now["step"] + 1, other)
             assert axes[0, 0].get_title("right") == f"{compact(now['params'])} parameters"
             caption = "It recovers" if later["step"] > 30 else "Weak parts go"
             assert axes[0, 0].get_title("left") == caption
