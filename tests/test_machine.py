@@ -55,9 +55,8 @@ def test_if_compiling_fails_a_run_is_eager(fails, toy, undisturbed, tmp_path, mo
 
 def test_small_steps_take_one_thread_unless_the_environment_says_how_many(laptop, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", told := Mock())
-    small, large = (
-        Plan(load_config(f"configs/{n}.py"), 1024).flops(1) for n in ("idea", "idea_12m")
-    )
+    plans = [Plan(load_config(f"configs/{name}.py"), 1024) for name in ("idea", "idea_12m")]
+    small, large = (plan.flops(1) for plan in plans)
     said = {"OMP_NUM_THREADS": "2"}
     for device, flops, variables in ((CPU, large, {}), (GPU, small, {}), (CPU, small, said)):
         laptop(**variables)
