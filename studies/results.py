@@ -38,7 +38,7 @@ ROWS = [
     ("58k", range(500, 600), "AdamW", "10-35"),
     ("58k", range(500, 600), "AdamW", "50-75"),
 ]
-EQUAL = "differ by less than 0.004"  # a claim by two one-sided tests
+SMALL, EQUAL = "small model above", "differ by less than 0.004"  # a claim by two one-sided tests
 
 
 class Effect(NamedTuple):
@@ -151,38 +151,22 @@ def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
     """Study, claim, and by seed what it says is above 0, of claims fixed before their runs; "",
     and what else the page quotes."""
     late, when, muon = (s[f"window/{name}"] for name in ("late", "when", "muon"))
-    yield (
-        "late window",
-        "one prune with a restart ends above one without",
-        minus(late, "naive_50", "oneshot_50"),
-    )
+    yield "late window", "a restart after one prune costs", minus(late, "naive_50", "oneshot_50")
     yield "late window", "one prune ends above IDEA", minus(late, "oneshot_50", "idea_50_75")
-    yield "late window", "small model above IDEA, same tokens", minus(late, "scratch", "idea_50_75")
-    yield (
-        "late window",
-        "small model above IDEA, same FLOPs",
-        minus(late, "scratch_flops", "idea_50_75"),
-    )
+    yield "late window", f"{SMALL} IDEA, same tokens", minus(late, "scratch", "idea_50_75")
+    yield "late window", f"{SMALL} IDEA, same FLOPs", minus(late, "scratch_flops", "idea_50_75")
     places = {"oneshot_25": 0.25, "oneshot_50": 0.5, "oneshot_625": 0.625, "oneshot_75": 0.75}
     once = [[row["val_loss"] for row in when[arm].values()] for arm in places]
     yield "window", "late IDEA ends above early IDEA", minus(when, "idea_50_75", "idea_10_35")
+    yield "window", f"{SMALL} early IDEA, same tokens", minus(when, "scratch", "idea_10_35")
     yield (
         "window",
-        "small model above early IDEA, same tokens",
-        minus(when, "scratch", "idea_10_35"),
-    )
-    yield (
-        "window",
-        f"late IDEA and one prune at 62.5% {EQUAL}",
+        f"late IDEA, one prune at 62.5% {EQUAL}",
         minus(when, "idea_50_75", "oneshot_625"),
     )
     yield "window", "one prune ends higher, the later it comes", slopes([*places.values()], once)
     new = {arm: {seed: row for seed, row in muon[arm].items() if seed > 33} for arm in muon}
-    yield (
-        "window, Muon",
-        "small model above early IDEA, same tokens",
-        minus(new, "scratch", "idea_10_35"),
-    )
+    yield "window, Muon", f"{SMALL} early IDEA, same tokens", minus(new, "scratch", "idea_10_35")
     starts = s["start/usual"], s["start/width"]
     better = {  # the start with the lower mean
         arm: min((x[arm] for x in starts), key=lambda y: mean(r["val_loss"] for r in y.values()))
@@ -190,25 +174,18 @@ def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
     }
     by_start = paired(*(arms["scratch_flops"] for arms in starts))
     yield "start", "small model lower from a start by width", by_start
-    yield (
-        "start",
-        "better starts: small model above IDEA, same FLOPs",
-        minus(better, "scratch_flops"),
-    )
+    yield "start", f"better starts: {SMALL} IDEA, same FLOPs", minus(better, "scratch_flops")
     yield "start", "better starts: the same, same tokens", minus(better)
     sizes = [s[f"size/dictionary_36{size}"] for size in ("", "_250k", "_500k")]
     doublings = [-math.log2(arms["idea"][51]["params"]) for arms in sizes]
-    yield "size", "467k: small model above IDEA, same tokens", minus(sizes[-1])
+    yield "size", f"467k: {SMALL} IDEA, same tokens", minus(sizes[-1])
     yield "size", "IDEA's lead falls with each doubling", slopes(doublings, [*map(minus, sizes)])
     adamw, with_muon = minus(s["optimizer/adamw"]), minus(s["optimizer/muon"])
-    yield "optimizer", "AdamW: small model above IDEA, same tokens", adamw
+    yield "optimizer", f"AdamW: {SMALL} IDEA, same tokens", adamw
     yield "optimizer", "IDEA's lead is larger with Muon", [m - a for a, m in zip(adamw, with_muon)]
     for n in (142, 568, 1540):
-        yield (
-            "tokens",
-            f"{n:,}: small model above IDEA, same FLOPs",
-            minus(s[f"tokens/dictionary_{n}"], "scratch_flops"),
-        )
+        arms = s[f"tokens/dictionary_{n}"]
+        yield "tokens", f"{n:,}: {SMALL} IDEA, same FLOPs", minus(arms, "scratch_flops")
     speeches = [s["restart/speeches_142"], s["larger/speeches_16_250k"]]
     others = s["limited/epochs_47_float32"], s["first_edition/main"], late
     yield "", "restart", *map(restarts, [*speeches, *others])
