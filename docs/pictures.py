@@ -15,10 +15,10 @@ ORANGE = "#c85200"  # beside BLUE, for who cannot tell red from green
 # instead; and small from the start
 IDEA = {"d_ff": 256, "d_ff_target": 96, "round_to": 16, "prune_every": 25, "learning_rate": 1.0}
 IDEA |= {"warmup_steps": 25, "min_lr_fraction": 0.01, "max_steps": 1000}
-USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.35, "lr_restart": True}
+USUAL = IDEA | {"prune_schedule": "oneshot", "prune_start": 0.1, "lr_restart": True}
 SMALL = IDEA | {"d_ff": 96}
-RUNS = (  # losses: configs/naive.py --prune_start=0.35, idea.py, scratch.py; below, enlarged.py
-    ("Usual: two runs", USUAL, GREY, "3.434"),
+RUNS = (  # losses: configs/naive.py, idea.py, scratch.py; below, enlarged.py
+    ("Usual: two runs", USUAL, GREY, "3.417"),
     ("IDEA Prune: one run", IDEA, BLUE, "3.413"),
     ("Small from the start", SMALL, ORANGE, "3.430"),
 )
@@ -89,9 +89,9 @@ def method():
                 panel.axvline(x, color="0.75", lw=0.8, zorder=0)
     (usual, idea, small), (usual_rate, idea_rate, small_rate) = axes
     for panel, x, word in (
-        (usual, 175, "train"),
-        (usual, 420, "prune"),
-        (usual, 760, "train again"),
+        (usual, 40, "wide"),
+        (usual, 190, "prune"),
+        (usual, 640, "train again"),
         (idea, 40, "wide"),
         (idea, 226, "prune"),
         (idea, 675, "recover"),
