@@ -109,9 +109,11 @@ def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
 
 def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
     """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
-    list, where a weight has hooks, and where an optimizer keeps what cannot be cut: a list (LBFGS),
-    or a tensor of another shape than its weight (Adafactor)."""
+    list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
+    cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
     names, cuts = {p: name for name, p in model.named_parameters()}, {}
+    if sparse := [name for p, name in names.items() if p.grad is not None and p.grad.is_sparse]:
+        raise ValueError(f"{sparse[0]}: its gradient is sparse; build its module with sparse=False")
     for blocks in (model.get_submodule(group.name) for group in groups if not group.slices):
         for name, m in model.named_modules():
             if m is not blocks and {*m.children()} & {*blocks}:

@@ -107,9 +107,11 @@ def main(arguments: list[str]) -> None:
     try:
         for key, _, value in (argument.partition("=") for argument in arguments):
             setattr(c, key, type(KNOBS[key])(value))
-        CRITERIA[c.criterion]  # is it there?
+        if c.criterion not in CRITERIA or not 0 < c.d_ff_target <= c.d_ff:
+            raise ValueError
     except (KeyError, ValueError):
-        sys.exit(f"error: {' '.join(arguments)}: knobs are {KNOBS}, criteria are {[*CRITERIA]}")
+        known = f"knobs are {KNOBS}, criteria {[*CRITERIA]}; d_ff_target is 1 to d_ff"
+        sys.exit(f"error: {' '.join(arguments)}: {known}")
     torch.set_num_threads(1)
     torch.manual_seed(c.seed)
     with lzma.open(__file__.rpartition("docs")[0] + "data/corpus/sotu.jsonl.xz") as lines:

@@ -110,6 +110,8 @@ def test_a_long_run_is_planned_by_its_shapes_and_not_by_its_steps(capsys, monkey
         planned(capsys, "configs/idea.py", f"--max_steps={steps}")
         calls.append(cost.flops_per_token.call_count)
     assert calls[0] == calls[1] > 0
+    # A search of all micro batches would meet the deadline of the suite
+    assert "micro_batch_size=" in planned(capsys, "configs/idea.py", "--batch_size=1000000000000")
 
 
 def test_the_log_has_the_mfu_of_a_known_card(toy, tmp_path, monkeypatch, capsys):

@@ -220,6 +220,7 @@ REFUSED = [  # what changes; whether the first score says so
     ("d_ff: blocks.0 has no .* gate.weight$", "units['d_ff'] = [Slice('gate.weight', 0)]", True),
     ("gate.weight: .* hooks", "model.blocks[0].ffn.gate.weight.register_hook(abs)", True),
     ("gate.weight: .* hooks", f"model.blocks[0].ffn.gate.weight.{AFTER}(lambda p: None)", True),
+    ("embed.weight: .* sparse", "model.embed.sparse, make = True, torch.optim.SGD", True),
     ("blocks.1.d_ff: cannot keep 5 of .* by 3 scores", "scores = torch.ones(3)", False),
     ("blocks.1.d_ff: all scores are equal", "scores = torch.ones(24)", False),
     ("d_ff: the model has no units of this kind", "units.clear()", False),
@@ -228,7 +229,7 @@ REFUSED = [  # what changes; whether the first score says so
 
 @pytest.mark.parametrize("words, change, at_once", REFUSED)
 def test_what_cannot_be_pruned_is_refused_before_anything_is_cut(words, change, at_once):
-    model = make(config=replace(CONFIG, tie_embeddings=False))[0]
+    model = make(config=replace(CONFIG, tie_embeddings=False))[0]  # tied, no gradient is sparse
     units = {"d_ff": [Slice("ffn.gate.weight", 0), Slice("bias", 0)]}
     names = {"model": model, "units": units, "scores": torch.rand(24), "make": torch.optim.AdamW}
     exec(change, names | {"torch": torch, "Slice": Slice}, names)

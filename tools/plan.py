@@ -4,6 +4,7 @@ In each phase, from shapes alone; and the final shape from scratch. Hours and me
 for compiled steps: their products, at a share of the card's peak, and the bytes that they move, but
 not what GPUs send each other. Where the data is not there yet, GPT-2's vocabulary is assumed."""
 
+import math
 from argparse import ArgumentParser
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ def knobs_that_fit(c: Config, plan: cost.Plan, shape: GPTConfig, room: float, gp
     share, ways = c.batch_size // gpus, CHOICES["recompute"]
     for recompute in ways[ways.index(c.recompute) :]:
         less = replace(c, recompute=recompute)
-        for n in (n for n in range(share, 0, -1) if share % n == 0):
+        small = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]
+        for n in sorted({*small, *(share // n for n in small)}, reverse=True):
             if sum(cost.memory_of(less, shape, n, plan.teacher).values()) <= room:
                 return f"--micro_batch_size={n} --recompute={recompute}"
     return "not one sequence fits"
