@@ -107,33 +107,6 @@ def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
     return kept.redistribute(placements=x.placements) if hasattr(x, "placements") else kept
 
 
-def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
-    """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
-    list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
-    cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
-    names, cuts = {p: name for name, p in model.named_parameters()}, {}
-    if sparse := [name for p, name in names.items() if p.grad is not None and p.grad.is_sparse]:
-        raise ValueError(f"{sparse[0]}: its gradient is sparse; build its module with sparse=False")
-    for blocks in (model.get_submodule(group.name) for group in groups if not group.slices):
-        for name, m in model.named_modules():
-            if m is not blocks and {*m.children()} & {*blocks}:
-                raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
-    for kind, width, s in [(group.kind, group.width, s) for group in groups for s in group.slices]:
-        p = model.get_parameter(s.name)
-        if p.shape[s.dim] % (s.parts * width):
-            raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
-        if (kind, s.dim) in cuts.setdefault(p, set()):
-            raise ValueError(f"{s.name}: {kind} would cut it twice; list a shared weight once")
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            raise ValueError(f"{s.name}: a cut would lose its hooks; do their work in your loop")
-        cuts[p].add((kind, s.dim))
-    kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
-    for p, key, x in kept:
-        odd = p in cuts and torch.is_tensor(x) and x.numel() > 1 and x.shape != p.shape
-        if odd or isinstance(x, (list, tuple, dict)):
-            raise ValueError(f"{names.get(p)}: the optimizer's {key!r} cannot be cut; AdamW's can")
-
-
 @torch.no_grad()
 def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true. Gradients go.
@@ -142,6 +115,7 @@ def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
+        # A new one, as a graph that still lives, of a loss that is kept, knows the old one's shape
         new = nn.Parameter(keep_units(old, where, keep), old.requires_grad)
         everywhere = model.named_parameters(remove_duplicate=False)
         for name in [name for name, p in everywhere if p is old]:  # two, if it is tied
@@ -251,3 +225,30 @@ class Pruner:
             else:
                 drop_blocks(model, optimizers, group, keep, self.scores)
         return record
+
+
+def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
+    """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
+    list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
+    cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
+    names, cuts = {p: name for name, p in model.named_parameters()}, {}
+    if sparse := [name for p, name in names.items() if p.grad is not None and p.grad.is_sparse]:
+        raise ValueError(f"{sparse[0]}: its gradient is sparse; build its module with sparse=False")
+    for blocks in (model.get_submodule(group.name) for group in groups if not group.slices):
+        for name, m in model.named_modules():
+            if m is not blocks and {*m.children()} & {*blocks}:
+                raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
+    for kind, width, s in [(group.kind, group.width, s) for group in groups for s in group.slices]:
+        p = model.get_parameter(s.name)
+        if p.shape[s.dim] % (s.parts * width):
+            raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
+        if (kind, s.dim) in cuts.setdefault(p, set()):
+            raise ValueError(f"{s.name}: {kind} would cut it twice; list a shared weight once")
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise ValueError(f"{s.name}: a cut would lose its hooks; do their work in your loop")
+        cuts[p].add((kind, s.dim))
+    kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
+    for p, key, x in kept:
+        odd = p in cuts and torch.is_tensor(x) and x.numel() > 1 and x.shape != p.shape
+        if odd or isinstance(x, (list, tuple, dict)):
+            raise ValueError(f"{names.get(p)}: the optimizer's {key!r} cannot be cut; AdamW's can")

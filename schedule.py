@@ -16,46 +16,6 @@ from typing import NamedTuple
 SCHEDULES = "cubic", "oneshot"  # of the widths
 
 
-def knobs(max_steps: int, **others) -> SimpleNamespace:
-    """For a loop of your own: what Schedule asks for. Names and meanings are as in run/config.py,
-    some defaults are not. Give each kind of unit its width at the beginning and at the end, such as
-    d_ff=1024, d_ff_target=352. With the default peak, 1, learning_rate() is a factor for yours."""
-    c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
-    c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
-    c |= {"learning_rate": 1.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
-    for key in others.keys() - c.keys():  # a misspelt one would do nothing
-        kind = key.removesuffix("_target")
-        if not {kind, f"{kind}_target"} <= others.keys():
-            raise ValueError(f"{key}: no such knob; of each kind, give KIND and KIND_target")
-    return SimpleNamespace(**c | others)
-
-
-class Widths(NamedTuple):
-    """How many units of a kind there are."""
-
-    enlarged: int  # before the first prune
-    target: int  # after the last one
-    grid: int  # widths in between are multiples of this
-
-
-def pruned_widths(c) -> dict[str, Widths]:
-    """Kind of unit -> its widths, for each kind with knobs 0 < KIND_target < KIND. The grid is
-    round_to, but 1 for numbers of heads and layers, such as n_kv_head and num_hidden_layers."""
-    widths = {}
-    for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
-        enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
-        grid = 1 if re.fullmatch(r"(n|num)_(\w+_)?(head|layer)s?", kind) else c.round_to
-        require(0 <= target <= enlarged, c, f"{kind}_target", f"must be 0 to {kind}={enlarged}")
-        if 0 < target < enlarged:
-            most = (enlarged - 1) // grid * grid  # below `enlarged`, which would prune nothing
-            nearest = min(most, max(grid, round(target / grid) * grid))
-            way = f"the nearest is {nearest}" if most else f"none is below {kind}={enlarged}"
-            remedy = f"must be a multiple of round_to={grid}; {way}"
-            require(target % grid == 0, c, f"{kind}_target", remedy)
-            widths[kind] = Widths(enlarged, target, grid)
-    return widths
-
-
 class Schedule:
     """What a run with the knobs `c` (run/config.py) does at each step. Raises ValueError, with the
     knob to blame, where they make no schedule."""
@@ -150,11 +110,6 @@ class Schedule:
         return opens - self.score_steps <= step < closes
 
 
-def require(ok: object, c, knob: str, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{knob}={getattr(c, knob)!r}: {remedy}")
-
-
 def prune_window(c) -> tuple[int, int]:
     """The steps at which the window opens and closes: after prune_start and prune_end of a run."""
     oneshot = c.prune_schedule == "oneshot"
@@ -167,3 +122,45 @@ def prune_window(c) -> tuple[int, int]:
     window = f"prune_start={c.prune_start}" + ("" if oneshot else f" to prune_end={c.prune_end}")
     require(fits, c, "max_steps", f"too few for the window from {window}")
     return opens, closes
+
+
+class Widths(NamedTuple):
+    """How many units of a kind there are."""
+
+    enlarged: int  # before the first prune
+    target: int  # after the last one
+    grid: int  # widths in between are multiples of this
+
+
+def pruned_widths(c) -> dict[str, Widths]:
+    """Kind of unit -> its widths, for each kind with knobs 0 < KIND_target < KIND. The grid is
+    round_to, but 1 for numbers of heads and layers, such as n_kv_head and num_hidden_layers."""
+    widths = {}
+    for kind in (knob.removesuffix("_target") for knob in vars(c) if knob.endswith("_target")):
+        enlarged, target = getattr(c, kind), getattr(c, f"{kind}_target")
+        grid = 1 if re.fullmatch(r"(n|num)_(\w+_)?(head|layer)s?", kind) else c.round_to
+        require(0 <= target <= enlarged, c, f"{kind}_target", f"must be 0 to {kind}={enlarged}")
+        if 0 < target < enlarged:
+            remedy = f"must be a multiple of round_to={grid}"
+            require(target % grid == 0, c, f"{kind}_target", remedy)
+            widths[kind] = Widths(enlarged, target, grid)
+    return widths
+
+
+def require(ok: object, c, knob: str, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"{knob}={getattr(c, knob)!r}: {remedy}")
+
+
+def knobs(max_steps: int, **others) -> SimpleNamespace:
+    """For a loop of your own: what Schedule asks for. Names and meanings are as in run/config.py,
+    some defaults are not. Give each kind of unit its width at the beginning and at the end, such as
+    d_ff=1024, d_ff_target=352. With the default peak, 1, learning_rate() is a factor for yours."""
+    c = {"prune_schedule": "cubic", "prune_start": 0.1, "prune_end": 0.35, "round_to": 1}
+    c |= {"prune_every": max(1, max_steps // 50), "score_beta": 0.85, "lr_restart": False}
+    c |= {"learning_rate": 1.0, "min_lr_fraction": 0.1, "warmup_steps": 0, "max_steps": max_steps}
+    for key in others.keys() - c.keys():  # a misspelt one would do nothing
+        kind = key.removesuffix("_target")
+        if not {kind, f"{kind}_target"} <= others.keys():
+            raise ValueError(f"{key}: no such knob; of each kind, give KIND and KIND_target")
+    return SimpleNamespace(**c | others)

@@ -71,7 +71,7 @@ def forward_and_backward(
 def validate(forward: Forward, val: TokenDataset, max_tokens: int) -> float:
     """Mean loss, in nats per token, over the first `max_tokens` tokens of the split."""
     model, machine = forward.model, forward.machine
-    model.eval()
+    model.eval()  # no layer asks, but Forward does: compiled blocks are for shapes of training
     losses = []  # (mean loss of a batch, its tokens)
     for i, (x, y) in enumerate(val.in_order(forward.micro_batch_size, max_tokens)):
         if i % machine.ranks == machine.rank:  # the ranks share the batches out

@@ -81,7 +81,7 @@ def width(step: int, c: SimpleNamespace) -> int:  # fast while many neurons are 
     if step >= closes:
         return c.d_ff_target
     steps = max(0, step - opens) // c.prune_every * c.prune_every  # until the most recent prune
-    left = 1 - Fraction(steps, closes - opens)  # exact
+    left = 1 - Fraction(steps, max(1, closes - opens))  # exact
     exact = c.d_ff_target + (c.d_ff - c.d_ff_target) * left**3
     return min(c.d_ff, math.ceil(exact / c.round_to) * c.round_to)
 
@@ -93,7 +93,8 @@ def unit_scores(block: Block, criterion: str) -> Tensor:  # (d_ff,)
     return sum(squares).sqrt()
 
 
-# How: cut each weight and its two moments in AdamW alike. AdamW still holds it, as `data` changes
+# How: cut each weight and its two moments in AdamW alike. AdamW still holds it, as `data` changes.
+# No graph may be alive, as in a loss that is kept: it knows the shapes of before
 def slice_group(block: Block, optimizer: torch.optim.AdamW, keep: Tensor) -> None:
     for weight, dim in block.slices():
         state = optimizer.state[weight]

@@ -16,7 +16,7 @@ from filelock import lock_descriptor  # from 3.30 on: a lock that never changes 
 from data.command import UserError
 from data.loader import TokenDataset
 from run.checkpoint import NAME, drop_kept, load_checkpoint, write_checkpoint, write_text
-from run.config import MAY_CHANGE, PATHS, RESCUE, SHAPE, Config, need
+from run.config import MAY_CHANGE, PATHS, RESCUE, SHAPE, Config, check_config, need
 from run.cost import Plan
 from run.log import Log, read_log
 from run.machine import Machine
@@ -68,6 +68,7 @@ class OutDir:
         then = saved["config"]
         if c.init_from:  # the shape that it gave then; the checkpoint may be narrower by now
             c = replace(c, **{key: then[key] for key in SHAPE})
+            check_config(c)  # now that it has a schedule
         changed = [k for k, v in vars(c).items() if k not in MAY_CHANGE and v != then[k]]
         if c.changed:
             self.changed = {k: [then[k], getattr(c, k)] for k in changed if k in RESCUE}

@@ -14,7 +14,7 @@ BAD = [  # knobs, and the key and what else its line names
     ("--d_ff_targt=3", "unknown key 'd_ff_targt' = 3; the nearest is 'd_ff_target'"),
     ("--criterion=taylor", "criterion='taylor'"),
     ("--prune_schedule=line", "prune_schedule='line'"),
-    ("--d_ff_target=170", "the nearest is 176"),
+    ("--d_ff_target=170", "d_ff_target=170: must be a multiple of round_to=16"),
     ("--max_steps=ten", "max_steps='ten'"),
     ("--context_length=1000000", "context_length"),
     ("--data_dir=data/none", "data/none: no such folder; make it"),

@@ -87,9 +87,8 @@ def test_every_kind_has_a_grid_but_numbers_of_heads_and_layers(kind, grid):
     assert Schedule(knobs(100, **widths)).widths[kind].grid == grid
     with pytest.raises(ValueError, match=f"^{kind}_end: no such knob"):
         knobs(100, **widths, **{f"{kind}_end": 0.5})
-    for round_to, way in ((8, "the nearest is 56"), (64, "none is below d_ff=64")):  # not 64 or 0
-        with pytest.raises(ValueError, match=f"round_to={round_to}; {way}"):
-            Schedule(knobs(100, d_ff=64, d_ff_target=61, round_to=round_to))
+    with pytest.raises(ValueError, match="d_ff_target=5: must be a multiple of round_to=16$"):
+        Schedule(knobs(100, d_ff=10, d_ff_target=5, round_to=16))
 
 
 def test_phases_and_scoring_follow_the_window():
