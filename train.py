@@ -162,8 +162,8 @@ def train(c: Config, files: ExitStack) -> int:
         batch = get_batch(step + 1)  # while the GPU computes
 
         # Check: only finite gradients reach the weights. For these floats the CPU awaits the GPU
-        loss, grad_norm, told = machine.average_numbers(loss, norm, float(stop.signal > 0))
-        stopping = told > 0  # the share of ranks that got a signal; all stop after this step
+        loss, grad_norm, stop_share = machine.average_numbers(loss, norm, float(stop.signal > 0))
+        stopping = stop_share > 0  # of the ranks: where one got a signal, all stop after this step
         skip = machine.scaler.is_enabled() and not math.isfinite(grad_norm)
         if not skip:  # in float16, gradients may overflow: such a step changes nothing
             check_finite(f"step {step}", loss=loss, gradient_norm=grad_norm, learning_rate=lr)
