@@ -25,7 +25,7 @@ RUNS = (  # losses: means of restart/speeches_142 in studies/runs.csv; below, of
 # In results.png: the colour of a size; words at some points (tokens, size, optimizer, and where the
 # window opens), and how far from them, in points
 COLORS = {"58k": BLUE, "70k": "#3d9fd6", "250k": ORANGE, "263k": ORANGE, "467k": "0.15"}
-HEADLINE = "On the same FLOPs, IDEA seems to need some 60 tokens for each parameter to catch up"
+HEADLINE = "On the same FLOPs, IDEA with Muon seems to catch up at 60 tokens for each parameter"
 CAPTION = "Circle: Muon. Diamond: AdamW. Hollow: pruned late, from 25 or 50% of the run on.\n"
 CAPTION += "Bar: 95% interval. Faint dot: a pair of seeds. "
 CAPTION += "Points of as many tokens stand side by side."
@@ -36,7 +36,7 @@ WORDS = {
         "65 250k Muon 10": ("250k", -7, 10),
         "36 467k Muon 10": ("467k", -7, 10),
         "59 70k Muon 10": ("70k, of\nanother shape", 10, 6),
-        "142 58k AdamW 10": ("58k, AdamW", 2, -36),
+        "142 58k AdamW 10": ("58k, AdamW", -2, -27),
         "570 58k AdamW 10": ("58k,\nAdamW", -7, 18),
         "570 58k Muon 10": ("58k", -6, -8),
         "570 58k AdamW 50": ("58k, AdamW,\npruned late", -10, -40),
