@@ -208,7 +208,7 @@ def draw_film(out_dir: Path, to: Path, others: list[Path]) -> None:
 
     shown = [step + 1 for step in steps[:: -math.ceil(len(steps) / 30)]]
     moments = sorted([*shown, *prunes, *prunes, *(step + 1 for step in prunes)])
-    with (film := PillowWriter(fps=6)).saving(figure, to, dpi=200):
+    with (film := PillowWriter(fps=6)).saving(figure, to, dpi=150):
         for step in [*moments, *moments[-1:] * 9] if to.suffix == ".gif" else moments[-1:]:
             draw_moment(axes[:, 0], log, step, other)
             film.grab_frame()
