@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
@@ -46,6 +46,7 @@ SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a wo
 SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
 SHORTER |= {"docs/one_file.py": ["max_steps=20"]}
 SPREADS = "optimizer/muon", "tokens/dictionary_142", "tokens/dictionary_1540"
+RISING = 18, 36, 71, 142, 285  # tokens for each parameter
 SMOLLM2 = (ROOT / "studies/smollm2/runs.jsonl").read_text(encoding="utf-8").splitlines()
 SMOLLM2 = [[*json.loads(line)["recovered"].values()] for line in SMOLLM2]  # perplexity, LAMBADA
 NAMES = ("idea", "scratch", "scratch_flops", "naive", "oneshot", "enlarged", "idea_attention")
@@ -120,7 +121,7 @@ def test_the_page_of_evidence_quotes_the_numbers_of_its_runs_and_no_others():
     page, runs = (ROOT / "studies/README.md").read_text(encoding="utf-8"), results.read()
     made, leads = [*results.comparisons(runs)], [*results.leads(runs)]
     assert results.claim_table([x for x in made if x[0]]) in page
-    assert (table := results.main_table(leads)) in page
+    assert results.main_table(leads) in page
     effects = {str(results.effect(*tests)): study for study, _, *tests in made}
     asked = page.partition("## What else")[2].partition("\n## ")[0]
     quoted = {*re.findall(r"[+-]\d\.\d+ \(.*?\), \d+ of \d+", asked)}
@@ -149,7 +150,17 @@ def test_the_page_of_evidence_quotes_the_numbers_of_its_runs_and_no_others():
     two += [x[i] for x, which in zip(heaps, ([0, 1, 2, -1], [0, 2])) for i in which]
     four = [stdev(losses(f"window/{x}", "scratch")) for x in ("late", "when")]
     said = {f"{abs(x):.{n}f}" for n, of_n in ((2, two), (3, three), (4, four)) for x in of_n}
-    said.add(re.search(r"\|58k\|71 .*\|\+(\S+) ", table)[1])
+    rising = [results.minus(runs[f"rising/rising_{n}"], "scratch_flops") for n in RISING]
+    assert "|".join(f"{mean(d):+.3f}" for d in rising) in page
+    assert "|".join(f"{sum(x > 0 for x in d)} of 10" for d in rising) in page
+    usual = [runs[x] for x in ("tokens/speeches_18", "restart/speeches_142")]
+    law = [
+        min(rising[-1]),
+        median(rising[-1]),
+        *(mean(results.minus(x, "scratch_flops")) for x in usual),
+    ]
+    slope = next(mean(d) for study, _, *(d,) in made if study == "rising")
+    said |= {f"{abs(x):.3f}" for x in (*law, slope)}
     prose = "\n".join(line for line in page.splitlines() if line[:1] != "|")
     numbers = {*re.findall(r"(?<![\d.])\d\.\d{2,}\b(?!e)", prose)}
     assert numbers - {"0.01", "0.02", "0.05", "2.13"} == said  # units, a start, torch

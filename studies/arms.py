@@ -91,4 +91,4 @@ rising_36 = _rising(1000, 1080, 4.5e-2, 4.5e-2)
 rising_71 = _rising(2000, 2160, 3.2e-2, 3.2e-2)
 rising_142 = _rising(4000, 4321, 2.26e-2, 2.26e-2)
 rising_142["scratch"] |= {"learning_rate": 3.2e-2}
-rising_284 = _rising(8000, 8642, 1.13e-2, 1.6e-2)
+rising_285 = _rising(8000, 8642, 1.13e-2, 1.6e-2)
