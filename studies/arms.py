@@ -86,9 +86,16 @@ def _rising(steps: int, flops_steps: int, idea_rate: float, small_rate: float) -
     return _three(idea | {"eval_every": 10000, "save_every": 500}, 96, small_rate, flops_steps)
 
 
+def _with_adamw(arms: dict) -> dict:
+    return {name: arm | {"optimizer": "adamw"} for name, arm in arms.items()}
+
+
 rising_18 = _rising(500, 540, 6.4e-2, 6.4e-2)
 rising_36 = _rising(1000, 1080, 4.5e-2, 4.5e-2)
 rising_71 = _rising(2000, 2160, 3.2e-2, 3.2e-2)
 rising_142 = _rising(4000, 4321, 2.26e-2, 2.26e-2)
 rising_142["scratch"] |= {"learning_rate": 3.2e-2}
 rising_285 = _rising(8000, 8642, 1.13e-2, 1.6e-2)
+
+# The same with AdamW, seeds 71 to 80: the slope over log2 of the tokens for each is above 0
+rising_142_adamw = _with_adamw(_rising(4000, 4321, 2.26e-2, 2.26e-2))
