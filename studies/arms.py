@@ -99,5 +99,6 @@ rising_285 = _rising(8000, 8642, 1.13e-2, 1.6e-2)
 
 # The same with AdamW, seeds 71 to 80: the slope over log2 of the tokens for each is above 0
 rising_18_adamw = _with_adamw(_rising(500, 540, 1.6e-2, 1.13e-2))
+rising_36_adamw = _with_adamw(_rising(1000, 1080, 2.26e-2, 2.26e-2))
 rising_71_adamw = _with_adamw(_rising(2000, 2160, 2.26e-2, 2.26e-2))
 rising_142_adamw = _with_adamw(_rising(4000, 4321, 2.26e-2, 2.26e-2))
