@@ -12,6 +12,7 @@ import csv
 import importlib
 import json
 import lzma
+import math
 import re
 import shlex
 import shutil
@@ -144,23 +145,36 @@ def test_the_page_of_evidence_quotes_the_numbers_of_its_runs_and_no_others():
     three = [*late, *spreads, *(mean(x.differences) for x in leads if x.low)]
     three += [x - first[0] for x in first[1:]]
     three += [4.303 * spreads[0] / 3**0.5, 2.262 * spreads[0] / 10**0.5]  # Student's t
-    two = [search("size/dictionary_36_250k", "idea", "3.2e-2", ".*adamw.*", ".*")]
+    two = [search("size/dictionary_36_250k", "idea", "3.2e-2", ".*adamw.*second", ".*")]
     two += [mean(losses("size/dictionary_36_250k_adamw", "idea"))]
     heaps = (losses("tokens/dictionary_1540", arm) for arm in ("idea", "scratch_flops"))
     two += [x[i] for x, which in zip(heaps, ([0, 1, 2, -1], [0, 2])) for i in which]
     four = [stdev(losses(f"window/{x}", "scratch")) for x in ("late", "when")]
     said = {f"{abs(x):.{n}f}" for n, of_n in ((2, two), (3, three), (4, four)) for x in of_n}
-    rising = [results.minus(runs[f"rising/rising_{n}"], "scratch_flops") for n in RISING]
-    assert "|".join(f"{mean(d):+.3f}" for d in rising) in page
-    assert "|".join(f"{sum(x > 0 for x in d)} of 10" for d in rising) in page
-    usual = [runs[x] for x in ("tokens/speeches_18", "restart/speeches_142")]
-    law = [
-        min(rising[-1]),
-        median(rising[-1]),
-        *(mean(results.minus(x, "scratch_flops")) for x in usual),
+    rises = [
+        [results.minus(runs[f"rising/rising_{n}{end}"], "scratch_flops") for n in RISING]
+        for end in ("", "_adamw")
     ]
-    slope = next(mean(d) for study, _, *(d,) in made if study == "rising")
-    said |= {f"{abs(x):.3f}" for x in (*law, slope)}
+    for rising in rises:
+        assert "|".join(f"{mean(d):+.3f}" for d in rising) in page
+        assert "|".join(f"{sum(x > 0 for x in d)} of 10" for d in rising) in page
+    assert "|".join(f"{median(d):+.3f}" for d in rising) in page
+    usual = [runs[x] for x in ("tokens/speeches_18", "restart/speeches_142")]
+    law = [min(rises[0][-1]), median(rises[0][-1])]
+    law += [mean(results.minus(x, "scratch_flops")) for x in usual]
+    law += [next(mean(d) for study, _, *(d,) in made if study == "rising")]
+    of_idea = (runs[f"rising/rising_{n}_adamw"]["idea"][71] for n in RISING[2:])
+    doublings = [math.log2(run["tokens"] / run["params"]) for run in of_idea]
+    late = results.slopes(doublings, rising[2:])
+    assert f"p = {t_test(late):.1f}" in page
+    long = [
+        ("rising/rising_18_adamw", arm, rate, ".*warmup=10%.*", ".*")
+        for arm, rate in (("idea", "3.2e-2"), ("scratch_flops", "1.6e-2"))
+    ]
+    said |= {f"{abs(x):.3f}" for x in (*law, mean(late))}
+    said |= {f"{search(*x):.3f}" for x in long}
+    two = [losses("rising/rising_18_adamw", "scratch_flops")[i] for i in (0, 3, 4, -1)]
+    said |= {f"{x:.2f}" for x in two}
     prose = "\n".join(line for line in page.splitlines() if line[:1] != "|")
     numbers = {*re.findall(r"(?<![\d.])\d\.\d{2,}\b(?!e)", prose)}
     assert numbers - {"0.01", "0.02", "0.05", "2.13"} == said  # units, a start, torch

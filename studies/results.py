@@ -23,6 +23,7 @@ from tools.compare import COLUMNS, Arms, paired, t_test
 
 # In no mean: the same seeds again, another method or width, a weak base
 OTHERS = "challenge course first_edition ideas teacher units/axes larger/share_25 larger/share_75"
+OTHERS += " rising/rising_18_adamw rising/rising_36_adamw"
 # Final parameters, tokens for each, optimizer, where they prune
 ROWS = [
     ("58k, 250k", range(16, 19), "Muon", "10-35"),
@@ -34,7 +35,8 @@ ROWS = [
     ("58k", range(100, 300), "Muon", "10-35"),
     ("58k", range(500, 600), "Muon", "10-35"),
     ("58k, 250k", range(500, 2000), "Muon", "25-50"),
-    ("58k", range(100, 150), "AdamW", "10-35"),
+    ("58k", range(60, 80), "AdamW", "10-35"),
+    ("58k", range(100, 300), "AdamW", "10-35"),
     ("263k", range(30, 50), "AdamW", "10-35"),
     ("58k", range(500, 600), "AdamW", "10-35"),
     ("58k", range(500, 600), "AdamW", "50-75"),
@@ -187,11 +189,12 @@ def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
     for n in (142, 568, 1540):
         arms = s[f"tokens/dictionary_{n}"]
         yield "tokens", f"{n:,}: {SMALL} IDEA, same FLOPs", minus(arms, "scratch_flops")
-    each = [s[f"rising/rising_{n}"] for n in (18, 36, 71, 142, 285)]
-    runs = [next(iter(arms["idea"].values())) for arms in each]
-    doublings = [math.log2(run["tokens"] / run["params"]) for run in runs]
-    rise = slopes(doublings, [minus(arms, "scratch_flops") for arms in each])
-    yield "rising", "Muon, same FLOPs: IDEA's lead rises with each doubling of tokens", rise
+    for optimizer, end in (("Muon", ""), ("AdamW", "_adamw")):
+        each = [s[f"rising/rising_{n}{end}"] for n in (18, 36, 71, 142, 285)]
+        runs = [next(iter(arms["idea"].values())) for arms in each]
+        doublings = [math.log2(run["tokens"] / run["params"]) for run in runs]
+        rise = slopes(doublings, [minus(arms, "scratch_flops") for arms in each])
+        yield "rising", f"{optimizer}, same FLOPs: IDEA's lead rises with each doubling", rise
     speeches = [s["restart/speeches_142"], s["larger/speeches_16_250k"]]
     others = s["limited/epochs_47_float32"], s["first_edition/main"], late
     yield "", "restart", *map(restarts, [*speeches, *others])
