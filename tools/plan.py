@@ -13,7 +13,6 @@ from model import GPTConfig
 from run import cost
 from run.config import CHOICES, Config, check_ranks, load_config, micro_batch
 from run.log import compact
-from run.optimizer import STACK
 from tools import load_plan, positive
 
 GPT2_VOCABULARY = 50_257
@@ -26,12 +25,12 @@ def step_seconds(c: Config, plan: cost.Plan, shape: GPTConfig, gpus: int, gpu: s
     """Of a compiled step in bfloat16: products take their FLOPs, and all takes its bytes."""
     peak, bandwidth, _ = cost.GPUS[gpu]
     tokens, micro_batches = plan.tokens_per_step / gpus, c.batch_size / gpus / micro_batch(c, gpus)
-    again, weights = c.recompute != "none", cost.block_weights(shape)
+    again = c.recompute != "none"
     passes = 3 + (c.recompute == "all")  # one forward, two backward
     flops = cost.flops_per_token(shape) + plan.teacher_flops
     flops = tokens * (flops + (passes - 3) * cost.block_flops(shape))
-    if c.optimizer == "muon":  # ranks share it out, in pieces of STACK numbers
-        flops += cost.muon_flops(shape) * max(1 / gpus, min(1, STACK / weights))
+    if c.optimizer == "muon":  # each rank computes all of it
+        flops += cost.muon_flops(shape)
     # Bytes of a token: operands of products; cross-entropy; SwiGLU, which reads two numbers and
     # writes one; norms, rotation and residual, 33 a channel
     sides = shape.n_layer * sum(n + m for n, m in cost.block_matrices(shape))
