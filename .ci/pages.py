@@ -173,7 +173,11 @@ def test_the_page_of_evidence_quotes_the_numbers_of_its_runs_and_no_others():
     ]
     said |= {f"{abs(x):.3f}" for x in (*law, mean(late))}
     said |= {f"{search(*x):.3f}" for x in long}
-    two = [losses("rising/rising_18_adamw", "scratch_flops")[i] for i in (0, 3, 4, -1)]
+    warm = runs["warm-up/warmup_10_250k"]
+    gains = [results.minus(warm, arm) for arm in ("idea_short", "scratch", "scratch_flops")]
+    said |= {f"{abs(mean(gain)):.3f}" for gain in gains}
+    two = [losses("warm-up/warmup_10_250k", "idea")[i] for i in (0, -1)]
+    two += [losses("rising/rising_18_adamw", "scratch_flops")[i] for i in (0, 3, 4, -1)]
     said |= {f"{x:.2f}" for x in two}
     prose = "\n".join(line for line in page.splitlines() if line[:1] != "|")
     numbers = {*re.findall(r"(?<![\d.])\d\.\d{2,}\b(?!e)", prose)}

@@ -48,8 +48,8 @@ dictionary_36_250k = _three(_idea, 192, 2.26e-2, 2638)
 _adamw = {"optimizer": "adamw", "learning_rate": 3.2e-2}
 dictionary_36_250k_adamw = _three(_idea | _adamw, 192, 1.6e-2, 2638)
 # The same with a warm-up of 10% of each run, from the start by width. Seeds 81 to 90 are for two
-# claims (README.md, "Claims whose runs are under way"): small model minus IDEA on the same tokens
-# is above 0; IDEA with a warm-up of 2.5% (`idea_short`) minus IDEA with 10% is above 0
+# claims: small model minus IDEA on the same tokens is above 0; IDEA with a warm-up of 2.5%
+# (`idea_short`) minus IDEA with 10% is above 0
 _warm = _idea | {"optimizer": "adamw", "learning_rate": 2.26e-2, "warmup_steps": 232}
 warmup_10_250k = _three(_warm, 192, 3.2e-2, 2638)
 warmup_10_250k["scratch_flops"] |= {"learning_rate": 2.26e-2, "warmup_steps": 264}

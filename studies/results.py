@@ -23,7 +23,7 @@ from tools.compare import COLUMNS, Arms, paired, t_test
 
 # In no mean: the same seeds again, another method or width, a weak base
 OTHERS = "challenge course first_edition ideas teacher units/axes larger/share_25 larger/share_75"
-OTHERS += " rising/rising_18_adamw rising/rising_36_adamw"
+OTHERS += " rising/rising_18_adamw rising/rising_36_adamw warm-up"
 # Final parameters, tokens for each, optimizer, where they prune
 ROWS = [
     ("58k, 250k", range(16, 19), "Muon", "10-35"),
@@ -195,6 +195,9 @@ def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
         doublings = [math.log2(run["tokens"] / run["params"]) for run in runs]
         rise = slopes(doublings, [minus(arms, "scratch_flops") for arms in each])
         yield "rising", f"{optimizer}, same FLOPs: IDEA's lead rises with each doubling", rise
+    warm = s["warm-up/warmup_10_250k"]
+    yield "warm-up", f"263k, AdamW: {SMALL} IDEA, same tokens", minus(warm)
+    yield "warm-up", "263k, AdamW: IDEA with 2.5% above 10%", minus(warm, "idea_short", "idea")
     speeches = [s["restart/speeches_142"], s["larger/speeches_16_250k"]]
     others = s["limited/epochs_47_float32"], s["first_edition/main"], late
     yield "", "restart", *map(restarts, [*speeches, *others])
@@ -205,6 +208,8 @@ def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
     yield "", "units", minus(s["units/axes"], "all"), minus(s["units/axes_70k"], "all")
     yield "", "limited", minus(s["limited/epochs_47"], "scratch_flops")
     yield "", "teacher", minus(s["teacher/speeches_142"], "scratch_taught", "idea_taught")
+    yield "", "warm-up, same FLOPs", minus(warm, "scratch_flops")
+    yield "", "warm-up, small model", minus(warm, "scratch_short", "scratch")
     yield "", "ideas", minus(s["ideas/dictionary_142"], "window_2_10")
 
 
