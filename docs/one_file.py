@@ -65,7 +65,7 @@ class Config:
     fresh_optimizer: int = 0  # 1: AdamW forgets its moments at each prune
 
 
-POSITIVE = (
+POSITIVE = (  # the knobs that must be greater than 0
     "n_layer",
     "d_model",
     "n_head",
