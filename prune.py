@@ -1,9 +1,12 @@
-"""How units are pruned: score them, choose the weakest, slice them out of weights and optimizer.
+"""How units are pruned: score them, choose the weakest, cut them out.
 
-A *unit* is what is removed as a whole: an FFN neuron, a KV head with the query heads that share it,
-a channel of the residual stream (these are slices of several weights), or a block, a whole layer.
-This file needs torch and nothing else of this project: copy it, and schedule.py, into a training
-loop of your own (docs/own-loop.md). Its code knows slices, and nothing of FFNs or heads.
+A *unit* is what is removed as a whole. An FFN neuron, a KV head with the query heads
+that share it, and a channel of the residual stream are slices of several weights. A
+block is a whole layer.
+
+This file needs torch and nothing else of this project. You can copy it, and
+schedule.py, into a training loop of your own (docs/own-loop.md). Its code knows slices,
+and nothing of FFNs or heads.
 """
 
 from typing import NamedTuple
@@ -12,13 +15,19 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-Optimizers = list[torch.optim.Optimizer]  # no two hold the same parameter
+Optimizers = list[torch.optim.Optimizer]  # no two of them hold the same parameter
+
+
+# What a unit is
 
 
 class Slice(NamedTuple):
-    """Where the units of a group lie in a weight or bias: along `dim`, one after the other, each of
-    the same length. A matrix of all queries, then all keys, then all values holds three such
-    sequences, one below another: parts=3."""
+    """Where a weight or a bias holds the units of a group.
+
+    They lie along `dim`, one after the other, and all have the same length. A matrix of
+    all queries, then all keys, then all values holds three such sequences, one below
+    another: parts=3.
+    """
 
     name: str  # of the parameter
     dim: int
@@ -26,199 +35,367 @@ class Slice(NamedTuple):
 
 
 class UnitGroup(NamedTuple):
-    """All units of one kind in one place, such as neurons of a layer. Their number is its width."""
+    """All units of one kind in one place, such as the neurons of a layer."""
 
     name: str  # such as "blocks.3.d_ff"
     kind: str  # the name of their width, such as "d_ff"
-    width: int  # how many units
-    slices: tuple[Slice, ...]  # () for layers: `name` is a ModuleList, each module of it a unit
+    width: int  # the number of units
+    # Empty for layers: then `name` is a ModuleList, and each of its modules is a unit
+    slices: tuple[Slice, ...]
 
 
 def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
-    """The groups in each layer of a model. blocks: the name of the ModuleList of its layers. units:
-    kind -> slices, by their names in a layer. A bias that is not there is left out. Widths are read
-    from model.config, which must change with each prune. Raises ValueError for a missing weight."""
-    groups, config = [], model.config  # read once: it may be computed
+    """Return the groups of all layers of a model.
+
+    blocks: the name of the ModuleList that holds the layers.
+    units: kind -> its slices, by the names that parameters have in a layer. A bias that
+    a layer does not have is left out.
+
+    Widths are read from model.config, which must change with each prune. Raises
+    ValueError if a layer does not have one of the weights.
+    """
+    config = model.config  # read once, because a model may compute it at each access
+    groups = []
     for i, block in enumerate(model.get_submodule(blocks)):
-        has = {name for name, _ in block.named_parameters(remove_duplicate=False)}
+        layer = f"{blocks}.{i}"
         for kind, slices in units.items():
-            slices = [s for s in slices if s.name in has or not s.name.endswith("bias")]
-            if missing := {s.name for s in slices} - has:
-                raise ValueError(f"{kind}: {blocks}.{i} has no parameter {', '.join(missing)}")
-            named = tuple(s._replace(name=f"{blocks}.{i}.{s.name}") for s in slices)
-            groups.append(UnitGroup(f"{blocks}.{i}.{kind}", kind, getattr(config, kind), named))
+            slices = slices_in_layer(block, layer, kind, slices)
+            width = getattr(config, kind)
+            groups.append(UnitGroup(f"{layer}.{kind}", kind, width, slices))
     return groups
 
 
-# Name of a criterion -> the importance of a weight, up to sign. Another is one more line here
+def slices_in_layer(
+    block: nn.Module, layer: str, kind: str, slices
+) -> tuple[Slice, ...]:
+    """Return the slices that this layer has, with their names in the model."""
+    parameters = dict(block.named_parameters(remove_duplicate=False))
+    found = []
+    missing = []
+    for where in slices:
+        if where.name in parameters:
+            found.append(where._replace(name=f"{layer}.{where.name}"))
+        elif not where.name.endswith("bias"):
+            missing.append(where.name)
+    if missing:
+        raise ValueError(f"{kind}: {layer} has no parameter {', '.join(missing)}")
+    return tuple(found)
+
+
+# Which units matter least
+
+# Name of a criterion -> how important a weight is, up to its sign.
+# To add a criterion, add a line.
 CRITERIA = {
-    "sensitivity": lambda weight, gradient: weight * gradient,  # of the loss (LoSparse 2306.11222)
+    # Estimates the effect of the weight on the loss, as in LoSparse (2306.11222)
+    "sensitivity": lambda weight, gradient: weight * gradient,
     "magnitude": lambda weight, gradient: weight,
-    "random": None,  # a number for each unit, drawn once: see Pruner.score
+    "random": None,  # Pruner.score draws one number for each unit, once
 }
 
 
-def gathered(x: Tensor) -> Tensor:
-    """All of x, where it is sharded over ranks (a DTensor of FSDP2)."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
-    """Sum x, of the shape of a parameter of the group, over the pieces of each unit: (width,)."""
-    others = [dim for dim in range(x.dim()) if dim != where.dim]
-    x = gathered(x.sum(others) if others else x)  # (x.shape[dim],); sum([]) would sum all
-    return x.view(where.parts, width, -1).sum((0, 2))
-
-
 def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
-    """(width,): for each unit the L2 norm of the importances of its weights (IDEA Prune, as the
-    reviews of 2503.05920 say). A weight without a gradient (frozen) has gradient 0.
+    """Return the score of each unit, (width,).
 
-    A criterion may score whole units instead: a name in CRITERIA, and three lines here, such as
+    A score is the L2 norm of the importances of all weights of the unit. This is the
+    score of IDEA Prune, as the reviews of 2503.05920 describe it. A frozen weight has
+    no gradient. It counts as if its gradient were 0.
 
-        if criterion == "output":  # how much a neuron writes: the norm of its column of `down`
+    A criterion can also score whole units. It needs a name in CRITERIA, and three lines
+    here:
+
+        if criterion == "output":  # the norm of what a neuron writes
             down = model.get_parameter(group.slices[-1].name)  # (d_model, width)
             return down.norm(dim=0)
     """
-
-    def squares(p: nn.Parameter) -> Tensor:
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        return CRITERIA[criterion](p.float(), gradient.float()).square()
-
     if not group.slices:
-        blocks = model.get_submodule(group.name)
-        sums = [sum(gathered(squares(p).sum()) for p in block.parameters()) for block in blocks]
-        return torch.stack(sums).sqrt()
-    sums = [per_unit(squares(model.get_parameter(s.name)), s, group.width) for s in group.slices]
+        return layer_scores(model.get_submodule(group.name), criterion)
+    sums = []
+    for where in group.slices:
+        squares = squared_importance(model.get_parameter(where.name), criterion)
+        sums.append(per_unit(squares, where, group.width))
     return torch.stack(sums).sum(0).sqrt()
 
 
+def layer_scores(blocks: nn.ModuleList, criterion: str) -> Tensor:
+    """Return the score of each layer, (n_layer,), over all of its weights."""
+    sums = []
+    for block in blocks:
+        total = 0
+        for parameter in block.parameters():
+            squares = squared_importance(parameter, criterion)
+            total = total + gathered(squares.sum())
+        sums.append(total)
+    return torch.stack(sums).sqrt()
+
+
+def squared_importance(parameter: nn.Parameter, criterion: str) -> Tensor:
+    """Return the squared importance of each weight, in the shape of the parameter."""
+    gradient = parameter.grad
+    if gradient is None:
+        gradient = torch.zeros_like(parameter)
+    importance = CRITERIA[criterion](parameter.float(), gradient.float())
+    return importance.square()
+
+
+def per_unit(x: Tensor, where: Slice, width: int) -> Tensor:
+    """Return the sum of x over each unit, (width,). x is shaped like the parameter."""
+    other_dims = [dim for dim in range(x.dim()) if dim != where.dim]
+    if other_dims:  # sum([]) would sum over all dims
+        x = x.sum(other_dims)
+    x = gathered(x)  # (parts * width * length of a piece,)
+    pieces = x.view(where.parts, width, -1)
+    return pieces.sum((0, 2))
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return all of x, even if x is a DTensor that FSDP2 shards over ranks."""
+    if hasattr(x, "full_tensor"):
+        return x.full_tensor()
+    return x
+
+
 def choose(scores: Tensor, n_keep: int) -> Tensor:
-    """A boolean mask of the `n_keep` units with the highest scores. Ties go to the lower index."""
-    best = torch.sort(scores, descending=True, stable=True).indices[:n_keep]
-    return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, best, True)
+    """Return a boolean mask of the `n_keep` units with the highest scores.
+
+    Of two equal scores, the one with the lower index wins.
+    """
+    order = torch.sort(scores, descending=True, stable=True).indices
+    none = torch.zeros_like(scores, dtype=torch.bool)
+    return none.index_fill(0, order[:n_keep], True)
+
+
+# How units are removed
 
 
 def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
-    """x, of the shape of a parameter of the group, without the units that go. Sharded as x is."""
-    length = x.shape[where.dim] // (where.parts * len(keep))  # of a piece; more than 1 for a head
-    index = keep.repeat_interleave(length).repeat(where.parts).nonzero().squeeze(1)
-    kept = x.index_select(where.dim, index)
-    return kept.redistribute(placements=x.placements) if hasattr(x, "placements") else kept
+    """Return the part of x that belongs to the units where `keep` is true.
+
+    x is shaped like the parameter, and keep is a boolean mask, (width,). If x is
+    sharded, the result is sharded in the same way.
+    """
+    pieces = where.parts * len(keep)
+    length = x.shape[where.dim] // pieces  # of one piece; a head has several rows
+    stays = keep.repeat_interleave(length).repeat(where.parts)  # (x.shape[where.dim],)
+    indices = stays.nonzero().squeeze(1)
+    kept = x.index_select(where.dim, indices)
+    if hasattr(x, "placements"):
+        return kept.redistribute(placements=x.placements)
+    return kept
 
 
 @torch.no_grad()
-def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
-    """Cut a group down to the units where `keep`, a (width,) boolean mask, is true. Gradients go.
-    A smaller parameter replaces the old one wherever the model and its optimizer hold it. Moments
-    are cut, too, so AdamW goes on as if nothing had been pruned (but Muon mixes all rows).
+def slice_group(
+    model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor
+) -> None:
+    """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
+
+    A smaller parameter replaces the old one everywhere in the model and in its
+    optimizer, and has no gradient. The moments are cut, too, so AdamW continues as if
+    nothing had been pruned. Muon does not, because it mixes all rows of a matrix.
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
-        # A new one, as a graph that still lives, of a loss that is kept, knows the old one's shape
+        # Replace the parameter instead of resizing it: the graph of a loss that someone
+        # still holds expects the old shape.
         new = nn.Parameter(keep_units(old, where, keep), old.requires_grad)
-        everywhere = model.named_parameters(remove_duplicate=False)
-        for name in [name for name, p in everywhere if p is old]:  # two, if it is tied
-            owner, _, attribute = name.rpartition(".")
-            module = model.get_submodule(owner)
-            setattr(module, attribute, new)
-            if isinstance(module, nn.Linear):  # so that print(model) is right
-                module.out_features, module.in_features = module.weight.shape
-            elif isinstance(module, nn.Embedding):
-                module.num_embeddings, module.embedding_dim = module.weight.shape
+        replace_in_model(model, old, new)
         for optimizer in optimizers:
-            for param_group in optimizer.param_groups:
-                param_group["params"] = [new if p is old else p for p in param_group["params"]]
-            if old in optimizer.state:  # a step count stays as it is
-                state = optimizer.state[new] = optimizer.state.pop(old)
-                moments = {k: x for k, x in state.items() if getattr(x, "shape", 0) == old.shape}
-                state |= {k: keep_units(x, where, keep) for k, x in moments.items()}
+            replace_in_optimizer(optimizer, old, new)
+            move_state(optimizer, old, new, where, keep)
+
+
+def replace_in_model(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put the new parameter everywhere the old one is: in two places if it is tied."""
+    everywhere = model.named_parameters(remove_duplicate=False)
+    names = [name for name, parameter in everywhere if parameter is old]
+    for name in names:
+        module_name, _, attribute = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        setattr(module, attribute, new)
+        update_sizes(module)
+
+
+def update_sizes(module: nn.Module) -> None:
+    """Set the sizes that print(model) shows."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def replace_in_optimizer(
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter
+) -> None:
+    """Put the new parameter in the place of the old one, in the same order."""
+    for param_group in optimizer.param_groups:
+        parameters = param_group["params"]
+        param_group["params"] = [new if p is old else p for p in parameters]
+
+
+def move_state(
+    optimizer: torch.optim.Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    where: Slice,
+    keep: Tensor,
+) -> None:
+    """Give the new parameter the state of the old one. Only moments are cut."""
+    if old not in optimizer.state:
+        return
+    state = optimizer.state.pop(old)
+    for key, value in state.items():
+        is_moment = torch.is_tensor(value) and value.shape == old.shape
+        if is_moment:
+            state[key] = keep_units(value, where, keep)
+    optimizer.state[new] = state
 
 
 def drop_blocks(
-    model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor, scores: dict
+    model: nn.Module,
+    optimizers: Optimizers,
+    group: UnitGroup,
+    keep: Tensor,
+    scores: dict,
 ) -> None:
-    """Remove whole layers from the model and its optimizer. The others move up in the list, and so
-    do the scores of their groups: without layer 4, "blocks.5.d_ff" becomes "blocks.4.d_ff"."""
-    blocks, kept, before = model.get_submodule(group.name), keep.tolist(), set(model.parameters())
-    for i in reversed([i for i, stays in enumerate(kept) if not stays]):
-        del blocks[i]
-    gone = before - set(model.parameters())  # not what a layer shares with one that stays
+    """Remove layers from the model and from its optimizer.
+
+    keep: a boolean mask, (n_layer,), false for the layers to remove.
+
+    The later layers move up in the list, and the scores of their groups move with them.
+    Without layer 4, the scores of "blocks.5.d_ff" belong to "blocks.4.d_ff".
+    """
+    blocks = model.get_submodule(group.name)
+    stays = keep.tolist()
+    parameters = set(model.parameters())
+    for i in reversed(range(len(stays))):  # from the end, because later layers move up
+        if not stays[i]:
+            del blocks[i]
+    # A parameter that a removed layer shares with a layer that stays is not removed
+    removed = parameters - set(model.parameters())
     for optimizer in optimizers:
-        for param_group in optimizer.param_groups:
-            param_group["params"] = [p for p in param_group["params"] if p not in gone]
-            param_group.pop("param_names", None)  # of named_parameters(): they are others now
-        for p in gone & set(optimizer.state):
-            del optimizer.state[p]
-    for i, stays in enumerate(kept):  # in ascending order: each place is free before it is taken
-        was, now = f"{group.name}.{i}.", f"{group.name}.{sum(kept[:i])}."
-        for name in [name for name in scores if name.startswith(was)]:
+        forget_parameters(optimizer, removed)
+    move_scores(scores, group.name, stays)
+
+
+def forget_parameters(optimizer: torch.optim.Optimizer, removed: set) -> None:
+    """Remove these parameters and their state from an optimizer."""
+    for param_group in optimizer.param_groups:
+        parameters = param_group["params"]
+        param_group["params"] = [p for p in parameters if p not in removed]
+        # If the optimizer knows names of parameters, they are wrong now
+        param_group.pop("param_names", None)
+    for parameter in removed:
+        optimizer.state.pop(parameter, None)
+
+
+def move_scores(scores: dict, blocks: str, stays: list[bool]) -> None:
+    """Rename the scores of the layers that stay, and drop the scores of the others."""
+    new_index = 0
+    for old_index, layer_stays in enumerate(stays):
+        old_prefix = f"{blocks}.{old_index}."
+        new_prefix = f"{blocks}.{new_index}."
+        names = [name for name in scores if name.startswith(old_prefix)]
+        for name in names:
             score = scores.pop(name)
-            if stays:
-                scores[now + name.removeprefix(was)] = score
+            if layer_stays:
+                scores[new_prefix + name.removeprefix(old_prefix)] = score
+        if layer_stays:
+            new_index += 1
+
+
+# Score at each step, prune when it is due
 
 
 class Pruner:
-    """Scores units of these kinds, and prunes by these scores, in a model that has groups().
-    from_rank_0(mask): the first rank's mask, on every rank. optimizers: for score() to check."""
+    """Scores the units of these kinds, and prunes by the scores.
+
+    The model must have a method groups(). from_rank_0(mask) returns the mask of rank 0
+    on every rank. score() checks that the state of these optimizers can be cut.
+    """
 
     def __init__(
-        self, criterion: str, beta: float, kinds, seed: int, from_rank_0=None, optimizers=()
+        self,
+        criterion: str,
+        beta: float,
+        kinds,
+        seed: int,
+        from_rank_0=None,
+        optimizers=(),
     ):
-        self.criterion, self.beta, self.kinds = criterion, beta, set(kinds)
-        self.from_rank_0, self.optimizers = from_rank_0 or (lambda mask: mask), optimizers
+        self.criterion = criterion
+        self.beta = beta
+        self.kinds = set(kinds)
+        self.from_rank_0 = from_rank_0 or (lambda mask: mask)
+        self.optimizers = optimizers
         self.generator = torch.Generator().manual_seed(seed)
-        self.scores: dict[str, Tensor] = {}  # group name -> (width,) float32
+        self.scores: dict[str, Tensor] = {}  # name of a group -> (width,), float32
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> None:
-        """Update the scores by this step's: S = beta S + (1 - beta) s. Raises ValueError
-        as check_prunable does.
+        """Update the running averages of the scores: S = beta S + (1 - beta) s.
 
-        Call it when gradients are those of the mean loss over all micro-batches and ranks, before
-        these are clipped, by a factor of each step's own. If any is not finite, no score changes.
+        Call it after gradients are averaged over micro-batches and ranks, and before
+        they are clipped. If any gradient is not finite, no score changes.
+
+        Raises ValueError if check_prunable does.
         """
         groups = [group for group in model.groups() if group.kind in self.kinds]
         check_prunable(model, self.optimizers, groups)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        finite = gathered(nn.utils.get_total_norm(gradients)).isfinite()  # the CPU need not wait
+        norm = gathered(nn.utils.get_total_norm(gradients))
+        # Stays on the GPU: reading it here would make the CPU wait
+        finite = norm.isfinite()
         for group in groups:
             if self.criterion != "random":
-                s = unit_scores(model, group, self.criterion)
-                # From 0, uncorrected: one factor for all scores of a group, so their order is right
-                old = self.scores.get(group.name, torch.zeros_like(s))
-                self.scores[group.name] = torch.where(finite, old.lerp(s, 1 - self.beta), old)
+                self.average(model, group, finite)
             elif group.name not in self.scores:
-                numbers = torch.rand(group.width, generator=self.generator)
-                self.scores[group.name] = numbers.to(next(model.parameters()).device)
+                self.draw(model, group)
+
+    def average(self, model: nn.Module, group: UnitGroup, finite: Tensor) -> None:
+        """Mix the scores of this step into the running average of a group."""
+        new = unit_scores(model, group, self.criterion)
+        # No bias correction: it would scale all scores of a group alike, and only their
+        # order matters.
+        old = self.scores.get(group.name, torch.zeros_like(new))
+        mixed = old.lerp(new, 1 - self.beta)
+        self.scores[group.name] = torch.where(finite, mixed, old)
+
+    def draw(self, model: nn.Module, group: UnitGroup) -> None:
+        """Draw a random score for each unit of a group."""
+        device = next(model.parameters()).device
+        numbers = torch.rand(group.width, generator=self.generator)
+        self.scores[group.name] = numbers.to(device)
 
     @torch.no_grad()
-    def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
-        """Keep the `new_width` best units in each group of this kind, the same ones on every rank.
-        Call it for each kind that is due; all are pruned by the scores from before the first cut.
-        All gradients go, as those of a cut weight do: half of a step's would mislead an optimizer.
+    def prune(
+        self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int
+    ) -> dict:
+        """Keep the `new_width` best units in each group of this kind.
 
-        Returns for the log, for each group: "removed", the old indices of the units that went, and
-        "scores", the quantiles of its scores at 0, 5, ... 100%. Raises ValueError before any cut.
+        All ranks keep the same units. Call it once for each kind that is due. All kinds
+        are pruned by the scores from before the first cut. Clears every gradient, so
+        that no optimizer steps with gradients of only some parameters.
+
+        Returns two lists for the log, with an entry for each group: "removed" has the
+        old indices of the removed units, and "scores" the quantiles of the scores at 0,
+        5, ... and 100%. Raises ValueError before anything is cut.
         """
         groups = [group for group in model.groups() if group.kind == kind]
         if not groups:
             raise ValueError(f"{kind}: the model has no units of this kind")
         check_prunable(model, optimizers, groups)
         for group in groups:
-            n, width = len(self.scores.get(group.name, ())), group.width
-            if n != width or not 0 < new_width <= width:
-                what = f"{group.name}: cannot keep {new_width} of {width} by {n} scores"
-                raise ValueError(f"{what}; is it as wide as planned, and did score() come first?")
-            if new_width < width and self.scores[group.name].unique().numel() == 1:
-                raise ValueError(f"{group.name}: all scores are equal; did no gradient reach it?")
+            self.check_scores(group, new_width)
         model.zero_grad()
         record: dict[str, list] = {"removed": [], "scores": []}
         for group in groups:
             scores = self.scores[group.name]
             keep = self.from_rank_0(choose(scores, new_width))
-            record["removed"].append((~keep).nonzero().squeeze(1).tolist())
-            record["scores"].append(scores.quantile(torch.linspace(0, 1, 21).to(scores)).tolist())
+            removed = (~keep).nonzero().squeeze(1)
+            quantiles = scores.quantile(torch.linspace(0, 1, 21).to(scores))
+            record["removed"].append(removed.tolist())
+            record["scores"].append(quantiles.tolist())
             self.scores[group.name] = scores[keep]
             if group.slices:
                 slice_group(model, optimizers, group, keep)
@@ -226,29 +403,104 @@ class Pruner:
                 drop_blocks(model, optimizers, group, keep, self.scores)
         return record
 
+    def check_scores(self, group: UnitGroup, new_width: int) -> None:
+        """Raise ValueError if the scores of a group cannot choose the units to keep."""
+        scores = self.scores.get(group.name, torch.empty(0))
+        width = group.width
+        if len(scores) != width or not 0 < new_width <= width:
+            problem = f"cannot keep {new_width} of {width} by {len(scores)} scores"
+            advice = "is it as wide as planned, and did score() come first?"
+            raise ValueError(f"{group.name}: {problem}; {advice}")
+        if new_width < width and scores.unique().numel() == 1:
+            problem = "all scores are equal; did no gradient reach it?"
+            raise ValueError(f"{group.name}: {problem}")
 
-def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
-    """Raises ValueError where slices do not fit or would cut twice, where layers stand in a second
-    list, where a weight has hooks or a sparse gradient, and where an optimizer keeps what cannot be
-    cut: a list (LBFGS), or a tensor of another shape than its weight (Adafactor)."""
-    names, cuts = {p: name for name, p in model.named_parameters()}, {}
-    if sparse := [name for p, name in names.items() if p.grad is not None and p.grad.is_sparse]:
-        raise ValueError(f"{sparse[0]}: its gradient is sparse; build its module with sparse=False")
-    for blocks in (model.get_submodule(group.name) for group in groups if not group.slices):
-        for name, m in model.named_modules():
-            if m is not blocks and {*m.children()} & {*blocks}:
-                raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
-    for kind, width, s in [(group.kind, group.width, s) for group in groups for s in group.slices]:
-        p = model.get_parameter(s.name)
-        if p.shape[s.dim] % (s.parts * width):
-            raise ValueError(f"{s.name}: dim {s.dim} does not hold {s.parts} times {width} units")
-        if (kind, s.dim) in cuts.setdefault(p, set()):
-            raise ValueError(f"{s.name}: {kind} would cut it twice; list a shared weight once")
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            raise ValueError(f"{s.name}: a cut would lose its hooks; do their work in your loop")
-        cuts[p].add((kind, s.dim))
-    kept = [(p, *entry) for o in optimizers for p in o.state for entry in o.state[p].items()]
-    for p, key, x in kept:
-        odd = p in cuts and torch.is_tensor(x) and x.numel() > 1 and x.shape != p.shape
-        if odd or isinstance(x, (list, tuple, dict)):
-            raise ValueError(f"{names.get(p)}: the optimizer's {key!r} cannot be cut; AdamW's can")
+
+# What cannot be pruned
+
+
+def check_prunable(
+    model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]
+) -> None:
+    """Raise ValueError if a prune of these groups would fail halfway or lose something.
+
+    Each of the checks below says what it asks for.
+    """
+    check_gradients(model)
+    for group in groups:
+        if not group.slices:
+            check_layers(model, group)
+    cuts: dict[nn.Parameter, set] = {}  # parameter -> the kind and the dim of each cut
+    for group in groups:
+        for where in group.slices:
+            parameter = model.get_parameter(where.name)
+            earlier_cuts = cuts.setdefault(parameter, set())
+            check_shape(parameter, where, group)
+            check_cut_once(earlier_cuts, where, group)
+            check_hooks(parameter, where)
+            earlier_cuts.add((group.kind, where.dim))
+    for optimizer in optimizers:
+        check_state(model, optimizer, cuts)
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Gradients must be dense, because a score needs an entry for each weight."""
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is not None and gradient.is_sparse:
+            raise ValueError(
+                f"{name}: its gradient is sparse; build its module with sparse=False"
+            )
+
+
+def check_layers(model: nn.Module, group: UnitGroup) -> None:
+    """Only one list may hold the layers: another would keep those that are removed."""
+    blocks = model.get_submodule(group.name)
+    layers = set(blocks)
+    for name, module in model.named_modules():
+        if module is not blocks and layers & set(module.children()):
+            raise ValueError(
+                f"{name}: holds layers to prune a second time; let one list do"
+            )
+
+
+def check_shape(parameter: nn.Parameter, where: Slice, group: UnitGroup) -> None:
+    """The dim must divide into equal pieces, one for each unit in each part."""
+    name, dim, parts = where
+    if parameter.shape[dim] % (parts * group.width):
+        raise ValueError(
+            f"{name}: dim {dim} does not hold {parts} times {group.width} units"
+        )
+
+
+def check_cut_once(earlier_cuts: set, where: Slice, group: UnitGroup) -> None:
+    """A weight that two layers share must be listed in one group only."""
+    if (group.kind, where.dim) in earlier_cuts:
+        raise ValueError(
+            f"{where.name}: {group.kind} would cut it twice; list a shared weight once"
+        )
+
+
+def check_hooks(parameter: nn.Parameter, where: Slice) -> None:
+    """A parameter must have no hooks, because its replacement would not have them."""
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        raise ValueError(
+            f"{where.name}: a cut would lose its hooks; do their work in your loop"
+        )
+
+
+def check_state(model: nn.Module, optimizer: torch.optim.Optimizer, cuts: dict) -> None:
+    """State must be numbers, and tensors with the shape of their weight.
+
+    LBFGS fails because it keeps lists, and Adafactor because its tensors have other
+    shapes.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            is_collection = isinstance(value, (list, tuple, dict))
+            has_many_numbers = torch.is_tensor(value) and value.numel() > 1
+            is_misshapen = has_many_numbers and value.shape != parameter.shape
+            if is_collection or (is_misshapen and parameter in cuts):
+                problem = f"the optimizer's {key!r} cannot be cut; AdamW's can"
+                raise ValueError(f"{names.get(parameter)}: {problem}")

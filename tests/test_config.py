@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import pytest
 
-from docs import one_file
 from run.config import Config, load_config
 from run.cost import Plan, flops_per_token
 from train import main
@@ -71,12 +70,3 @@ def test_help_lists_every_knob_with_its_default(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr", sys.stdout)  # as in a terminal
     assert main([]) == 2
     assert capsys.readouterr().out.splitlines()[-1].startswith("error: no CONFIG")
-
-
-WRONG = ["criterio=no", "criterion=no", "max_steps=ten", "d_ff_target=300"]
-
-
-@pytest.mark.parametrize("knob", WRONG)
-def test_the_one_file_refuses_what_makes_no_run(knob):
-    with pytest.raises(SystemExit, match=f"^error: {knob}: "):
-        one_file.main([knob])

@@ -155,7 +155,7 @@ def test_its_formulas_are_those_of_schedule_py(browser):
     names = ("idea", "idea_paper", "idea_attention", "scratch", "oneshot", "naive")
     knobs = [(name, f"--shorter={n}") for name in names for n in (1, 3, 7, 9)]
     schedules = [Schedule(load_config(f"configs/{name}.py", [knob])) for name, knob in knobs]
-    cases = json.dumps([asdict(s.c) | {"widths": s.widths} for s in schedules])
+    cases = json.dumps([asdict(s.config) | {"widths": s.widths} for s in schedules])
     script = PAGE[PAGE.index("const range =") : PAGE.index("// The runs.")]
     script += f"""
     const numbers = {cases}.map(c => {{
