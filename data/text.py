@@ -1,8 +1,8 @@
 """The texts in .txt, .jsonl and .parquet files.
 
 A reader function for each format takes a path, the unpacked stream of that file, and
-the key of the text. It yields items: the bytes of a text or of a part of it, and whether
-a document ends there. If a document has no text, its item has b"".
+the key of the text. It yields items: the bytes of a text or of a part of it, and
+whether a document ends there. The item of a document without text has b"".
 """
 
 import glob
