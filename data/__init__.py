@@ -1,1 +1,1 @@
-"""Text to tokens to batches: a corpus that ships with the project, and your own text."""
+"""Text to tokens to batches: the shipped corpus, and your own text."""

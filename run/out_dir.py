@@ -119,8 +119,7 @@ class OutDir:
         return self.log
 
     def save_checkpoint(self, step: int, model, optimizers, scores: dict) -> None:
-        """Save a checkpoint. Raises UserError where that fails, or the data has been replaced."""
-        self.data.check()
+        """Save a checkpoint. Raises UserError if that fails."""
         scale = self.machine.scaler.state_dict()  # {} but in float16
         others = self.digests | ({"scaler": scale} if scale else {})
         try:

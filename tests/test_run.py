@@ -189,24 +189,6 @@ def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, caps
     assert "NaN" not in (out / "log.jsonl").read_text() and not (out / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("seen", [10, 12])  # at a validation; at a save
-def test_a_run_does_not_go_on_with_data_that_was_replaced(seen, toy, tmp_path, monkeypatch, capsys):
-    data, out, write = tmp_path / "data", tmp_path / "run", Log.write
-    shutil.copytree(toy.parent / "data", data)
-    prepare([toy.parent / "text.jsonl"], "shipped", tmp_path / "new", val_fraction=0.1)
-
-    def write_and_replace(self, event, step, **values):
-        write(self, event, step, **values)
-        if (event, step) == ("step", seen - 1):
-            data.rename(tmp_path / "old")
-            (tmp_path / "new").rename(data)
-
-    monkeypatch.setattr(Log, "write", write_and_replace)
-    assert run(toy, out, f"--data_dir={data}", "--save_every=6") == 1
-    assert f"{data}: " in capsys.readouterr().err
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 6 < events(out, "step")[-1]["step"]
-
-
 def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
     knobs = ("--prune_schedule=oneshot", "--lr_restart", "--stop_after=15")
     assert run(toy, tmp_path, *knobs) == 0
