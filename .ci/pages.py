@@ -45,7 +45,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("[ds]*/*.md"), *ROOT.glob("docs/*.ipynb"
 KNOBS = ["--shorter=100", "--batch_size=2", "--eval_tokens=500"]
 SHORTER = {"train.py": KNOBS, "tools.compare": [*KNOBS, "--seeds=1"]}  # by a word of a command
 SHORTER |= {"configs/smollm2_taught.py": ["--d_ff_target=64", "--prune_start=0.5"]}
-SHORTER |= {"docs/one_file.py": ["max_steps=20"]}
+SHORTER |= {"docs/one_file.py": ["--max_steps=20"]}
 SPREADS = "optimizer/muon", "tokens/dictionary_142", "tokens/dictionary_1540"
 RISING = 18, 36, 71, 142, 285  # tokens for each parameter
 SMOLLM2 = (ROOT / "studies/smollm2/runs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -345,7 +345,7 @@ SMALL = {"max_steps": 24, "batch_size": 2, "context_length": 8, "warmup_steps": 
 def settings(**changes) -> SimpleNamespace:
     """Those of one_file.py, and what the schedule takes besides."""
     others = {"prune_schedule": "cubic", "lr_restart": False, "min_lr_fraction": 0.0}
-    return SimpleNamespace(**one_file.KNOBS | others | changes)
+    return SimpleNamespace(**vars(one_file.Config()) | others | changes)
 
 
 @pytest.mark.parametrize("changes", [{}, SMALL, {"prune_start": 0.3, "d_ff": 250}])

@@ -218,20 +218,14 @@ def test_a_bad_argument_leaves_nothing(tmp_path, monkeypatch, refused, argument)
     assert sorted(os.listdir()) == ["a.jsonl", "ranks"]
 
 
-@pytest.mark.parametrize(
-    "module, advice", [("matplotlib", "-extra.txt"), ("_lzma", "of Python")]
-)
-def test_the_error_for_a_missing_module_says_how_to_get_it(
-    module, advice, refused, monkeypatch
-):
+@pytest.mark.parametrize("module, advice", [("matplotlib", "-extra.txt"), ("_lzma", "of Python")])
+def test_the_error_for_a_missing_module_says_how_to_get_it(module, advice, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     refused(f"{advice}\n", main=command(lambda argv: __import__(module)))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
-def test_each_file_is_read_once_and_skipped_ones_are_named(
-    tmp_path, monkeypatch, capsys
-):
+def test_each_file_is_read_once_and_skipped_ones_are_named(tmp_path, monkeypatch, capsys):
     inside = tmp_path / "in"
     (inside / "locked").mkdir(parents=True)
     write_jsonl(inside / "a.jsonl", ["some text"] * 20)
