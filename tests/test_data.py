@@ -39,6 +39,7 @@ BAD_FILES = {
     "a.txt.gz": gzip.compress(random.Random(0).randbytes(9999))[:-999],
     "a.jsonl.xz": XZ + XZ[:25] + b"!" + XZ[26:],
     "a.jsonl.gz": b"",
+    "b.jsonl.xz": b"",
     "a.txt": b"short",
 }
 BAD_ARGUMENTS = {  # the argument -> a word of the error
@@ -48,6 +49,7 @@ BAD_ARGUMENTS = {  # the argument -> a word of the error
     "--out=ranks": "ranks: exists",
     "--val-fraction=nan": "fraction",
     "--val-fraction=0.02": "--val-fraction=0.05 would do",
+    "--val-fraction=0.98": "--val-fraction=0.05 would do",
 }
 
 
@@ -139,8 +141,11 @@ def test_a_split_holds_out_the_fraction_evenly(fraction):
         held_out = [i for i in range(items) if is_validation(i, fraction)]
         assert len(held_out) == int(items * fraction + 0.5)
         assert len(held_out) < 2 or np.ptp(np.diff(held_out)) <= 1
-    in_small_tasks = sum(is_validation(0, fraction, task) for task in range(1000))
-    assert abs(in_small_tasks - 1000 * fraction) < 5
+    for items in (1, 7):  # in each of many small tasks
+        held_out = 0
+        for task in range(1000):
+            held_out += sum(is_validation(i, fraction, task) for i in range(items))
+        assert abs(held_out - 1000 * items * fraction) < 5
 
 
 def test_documents_come_back_from_several_processes(tmp_path, monkeypatch, pairs):
@@ -164,7 +169,9 @@ def test_documents_come_back_from_several_processes(tmp_path, monkeypatch, pairs
     for split, tokens in expected.items():
         assert read_tokens(out, split) == tokens
         assert len(meta[split]["shards"]) == 2
+        assert meta[split]["documents"] == tokens.count(encoding.eot_token)
         dataset = TokenDataset(out, split, 4)
+        assert Path(dataset.tokenizer).parent == out  # a copy of its own
         mean = text_bytes[split] / len(tokens)
         assert dataset.bytes_per_target(len(tokens)) == mean
         targets = [t for t in tokens[1:21] if t != encoding.eot_token]
@@ -181,10 +188,15 @@ def test_text_is_kept_to_the_byte_and_split_at_line_ends(tmp_path, monkeypatch, 
     text = b"".join(lines)
     source = tmp_path / name
     source.write_bytes(pack(text[:999]) + pack(text[999:]))  # as several streams
-    prepare([source], "shipped", tmp_path / "out")
+    meta = prepare([source], "shipped", tmp_path / "out")
     train = ENCODING.decode_bytes(read_tokens(tmp_path / "out", "train"))
     val = ENCODING.decode_bytes(read_tokens(tmp_path / "out", "val"))
-    train = train.removesuffix(END_OF_TEXT.encode())
+    end = END_OF_TEXT.encode()
+    assert train.endswith(end)
+    assert (train + val).count(end) == 1
+    train = train.removesuffix(end)
+    assert meta["train"]["bytes"] == len(train)
+    assert meta["val"]["bytes"] == len(val)
     kept = train.splitlines(keepends=True) + val.splitlines(keepends=True)
     assert sorted(kept) == sorted(lines)
 
@@ -198,6 +210,10 @@ def test_text_without_line_ends_is_not_cut_inside_a_character(tmp_path, monkeypa
         parts = [part.decode() for part, _ in read_items(source, "text")]
         assert "".join(parts).encode() == text
         assert max(map(len, parts)) <= 13
+    source.write_bytes(b"\x80" * 500)  # no character begins here
+    parts = [part for part, _ in read_items(source, "text")]
+    assert b"".join(parts) == b"\x80" * 500
+    assert max(map(len, parts)) <= 13
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -206,6 +222,7 @@ def test_a_bad_file_leaves_nothing(tmp_path, monkeypatch, refused, name):
     Path(name).write_bytes(BAD_FILES[name])
     refused(name, "--tokenizer=shipped", "--out=out", "--input", name, main=main)
     assert os.listdir() == [name]
+    assert Path(name).read_bytes() == BAD_FILES[name]
 
 
 @pytest.mark.parametrize("argument", BAD_ARGUMENTS)
@@ -216,6 +233,8 @@ def test_a_bad_argument_leaves_nothing(tmp_path, monkeypatch, refused, argument)
     given = ("--input=a.jsonl", "--tokenizer=shipped", "--out=out", argument)
     refused(BAD_ARGUMENTS[argument], *given, main=main)
     assert sorted(os.listdir()) == ["a.jsonl", "ranks"]
+    assert Path("a.jsonl").read_bytes() == GOOD
+    assert Path("ranks").read_bytes() == b"eA== 0\n"
 
 
 @pytest.mark.parametrize("module, advice", [("matplotlib", "-extra.txt"), ("_lzma", "of Python")])
@@ -227,33 +246,43 @@ def test_the_error_for_a_missing_module_says_how_to_get_it(module, advice, refus
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
 def test_each_file_is_read_once_and_skipped_ones_are_named(tmp_path, monkeypatch, capsys):
     inside = tmp_path / "in"
+    outside = tmp_path / "else"
     (inside / "locked").mkdir(parents=True)
-    write_jsonl(inside / "a.jsonl", ["some text"] * 20)
+    outside.mkdir()
+    write_jsonl(inside / "a.jsonl", ["some text"] * 10)
+    write_jsonl(outside / "a.jsonl", ["some text"] * 10)
     write_jsonl(inside / "._a.jsonl", ["what macOS leaves"])
     (inside / "again.jsonl").symlink_to(inside / "a.jsonl")
-    (inside / "folder").symlink_to(tmp_path)
+    (inside / "other.jsonl").symlink_to(outside / "a.jsonl")
+    (inside / "folder").symlink_to(outside)
+    (inside / "missing.txt").symlink_to(tmp_path / "missing")
     (inside / "b.json").touch()
     os.mkfifo(inside / "pipe.txt")
     # Root may read every folder, so we pretend that this one is locked.
     monkeypatch.setattr("os.access", lambda path, _: path.name != "locked")
     meta = prepare([inside, inside / "a.jsonl"], "shipped", tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 20
-    names = ("b.json", "folder", "locked", "pipe.txt")
+    names = ("b.json", "folder", "locked", "missing.txt", "pipe.txt")
     skipped = ", ".join(str(inside / name) for name in names)
-    assert f"left out: 4 in {inside}, such as {skipped}\n" == capsys.readouterr().err
+    assert f"left out: 5 in {inside}, such as {skipped}\n" == capsys.readouterr().err
 
 
 def test_parquet_gives_the_bytes_of_jsonl(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [None if i % 9 == 0 else f"Text {i}. é " * 20 for i in range(2000)]
-    table = pyarrow.table({"id": range(2000), "body": texts})
-    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    folder = tmp_path / "in" / "deeper"
+    folder.mkdir(parents=True)
+    columns = {"id": range(1000), "body": texts[:1000], "words": [["a"]] * 1000}
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet", row_group_size=300)
+    lines = [json.dumps({"id": 1, "body": text}) + "\n" for text in texts[1000:]]
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
     expected = prepare([plain], "shipped", tmp_path / "plain")
-    source = [tmp_path / "a.parquet"]
-    assert prepare(source, "shipped", tmp_path / "out", key="body") == expected
-    for key, words in (("text", "column text; .*body"), ("id", "int64")):
+    assert prepare([tmp_path / "in"], "shipped", tmp_path / "out", key="body") == expected
+    source = [folder / "a.parquet"]
+    wrong_keys = {"text": "column text; .*body", "id": "int64", "words": "list"}
+    for key, words in wrong_keys.items():
         with pytest.raises(UserError, match=f"a.parquet: .*{words}"):
             prepare(source, "shipped", tmp_path / "other", key=key)
 
@@ -265,6 +294,16 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, step):
     with pytest.raises(UserError, match="out: .*No space"):
         prepare([source], "shipped", tmp_path / "out")
     assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_a_folder_that_exists_is_refused_and_stays(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 40)
+    prepare([source], "shipped", tmp_path / "out")
+    before = read_tokens(tmp_path / "out", "train")
+    with pytest.raises(UserError, match="out: exists"):
+        prepare([source], "shipped", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
+    assert read_tokens(tmp_path / "out", "train") == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
@@ -360,7 +399,7 @@ def test_in_order_predicts_every_token_but_a_shards_first_once(tmp_path):
         for x, y in dataset.in_order(rows):
             assert torch.equal(y, x + 1)
             assert len(x) <= rows
-            assert x.shape[1] == T or len(x) == 1
+            assert x.shape[1] == T or (len(x) == 1 and x.shape[1] < T)
             targets += y.flatten().tolist()
         assert targets == expected
     counts = {1: T, T: T, 4 * T + 3: 4 * T, 10**9: len(expected)}
