@@ -479,12 +479,12 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer, cuts: dict) 
     LBFGS fails because it keeps lists, and Adafactor because its tensors have other
     shapes.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             is_collection = isinstance(value, (list, tuple, dict))
             has_many_numbers = torch.is_tensor(value) and value.numel() > 1
             is_misshapen = has_many_numbers and value.shape != parameter.shape
             if is_collection or (is_misshapen and parameter in cuts):
+                names = {p: name for name, p in model.named_parameters()}
                 problem = f"the optimizer's {key!r} cannot be cut; AdamW's can"
                 raise ValueError(f"{names.get(parameter)}: {problem}")

@@ -16,12 +16,7 @@ from prune import Pruner, Slice, block_groups, keep_units, per_unit
 
 CONFIG = replace(SHAPES["tied"], n_kv_head=4)
 KINDS_IN_LAYERS = ("d_ff", "n_kv_head")
-SUBSETS = [
-    *combinations(KINDS, 1),
-    *combinations(KINDS, 2),
-    *combinations(KINDS, 3),
-    *combinations(KINDS, 4),
-]
+SUBSETS = [kinds for n in range(1, 5) for kinds in combinations(KINDS, n)]
 ADAMW = torch.optim.AdamW
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
