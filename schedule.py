@@ -12,6 +12,7 @@ prune_schedule="oneshot".
 import math
 import re
 from fractions import Fraction
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -143,6 +144,15 @@ class Schedule:
         every = self.config.prune_every
         due = [*range(opens + every, closes, every), closes]
         return [step for step in due if self.new_widths(step)]
+
+    def segments(self) -> list[tuple[int, dict[str, int]]]:
+        """The run in stretches of constant widths: (number of steps, kind -> width)."""
+        starts = [1, *self.prune_steps(), self.max_steps + 1]
+        segments = []
+        for start, end in pairwise(starts):
+            widths = {kind: self.width(start, kind) for kind in self.widths}
+            segments.append((end - start, widths))
+        return segments
 
     def phase(self, step: int) -> str:
         """Return "enlarged", "prune" or "recover", or "train" if the run never prunes.

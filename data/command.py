@@ -4,52 +4,110 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import MappingProxyType
+
+NO_ADVICE = MappingProxyType({})
 
 
 class UserError(Exception):
-    """One line for a person: what is wrong, where, what to do. `code` is the exit code: 2 for bad
-    input, found before anything was written; 1 for what went wrong later."""
+    """One line for a person: what is wrong, where, and what to do.
+
+    `code` is the exit code: 2 for bad input, found before anything was written; 1 for
+    what went wrong later.
+    """
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(message)
         self.code = code
 
 
+def describe_error(error: BaseException, advice=NO_ADVICE) -> tuple[str, int] | None:
+    """One line for a person and an exit code, or None if the error is a bug.
+
+    advice: type of exception -> a line to show instead of the error's own text.
+    """
+    for kind, line in advice.items():
+        if isinstance(error, kind):
+            return f"error: {line}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    if not isinstance(error, (UserError, OSError, ModuleNotFoundError)):
+        return None
+    line = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        package = str(error.name).partition(".")[0]
+        if package in sys.stdlib_module_names:
+            line += "; take another build of Python"
+        else:
+            line += "; pip install -r requirements-extra.txt"
+    return f"error: {line}", getattr(error, "code", 2)
+
+
 def command(main: Callable) -> Callable[..., int]:
-    """A `main(argv)` that returns its exit code. Its errors for people become one line, Ctrl-C is
-    130. What standard output cannot encode (in a pipe on Windows) is printed as \\xe9."""
+    """A `main(argv)` that returns its exit code and shows errors in one line."""
 
     def wrapped(argv: list[str] | None = None) -> int:
-        with suppress(AttributeError):  # None where it was closed; a notebook's encodes all
-            sys.stdout.reconfigure(errors="backslashreplace")
+        escape_characters()
         try:
             code = main(sys.argv[1:] if argv is None else argv) or 0
             print(end="", flush=True)
             return code
         except BrokenPipeError:  # `| head`
             return 0
-        except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return getattr(error, "code", 2)
-        except ModuleNotFoundError as error:  # of an extra; or this Python was built without it
-            own = str(error.name).partition(".")[0] in sys.stdlib_module_names
-            way = "take another build of Python" if own else "pip install -r requirements-extra.txt"
-            print(f"error: {error}; {way}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
-        finally:  # what waits in its buffer, such as --help, would show a traceback at Python's end
-            try:
-                print(end="", flush=True)
-            except OSError:
-                drop_output()
-        if argv is None:  # a program does not wait for its threads, which may compile a model
-            os._exit(130)
-        return 130
+        except (Exception, KeyboardInterrupt) as error:
+            described = describe_error(error)
+            if described is None:
+                raise
+            line, code = described
+            print(line, file=sys.stderr)
+        finally:
+            flush_output()
+        if code == 130 and argv is None:
+            os._exit(code)  # a program does not wait for threads that compile a model
+        return code
 
     return wrapped
 
 
+def one_line_errors(advice=NO_ADVICE) -> None:
+    """For a script without a main function: show its errors as describe_error does.
+
+    All ranks of a machine make the same mistake with bad input, and one of them tells.
+    """
+
+    def show(kind, error, traceback):
+        described = describe_error(error, advice)
+        if described is None:
+            sys.__excepthook__(kind, error, traceback)
+            return
+        line, code = described
+        rank = os.environ.get("RANK", "0")
+        if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":
+            prefix = f"rank {rank}: " if rank != "0" else ""
+            print(prefix + line, file=sys.stderr, flush=True)
+        flush_output()
+        if not sys.flags.interactive:
+            os._exit(code)  # Python itself would end with code 1
+
+    escape_characters()
+    sys.excepthook = show
+
+
+def escape_characters() -> None:
+    """Print what standard output cannot encode (a pipe on Windows) as \\xe9."""
+    with suppress(AttributeError):  # standard output is closed, or a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Print what waits in the buffer, or drop it if standard output leads nowhere."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        drop_output()
+
+
 def drop_output() -> None:
-    """Let standard output lead nowhere: what waits in its buffer would fail again at the end."""
+    """Let standard output lead nowhere, because its buffer would fail again at the
+    end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
