@@ -1,11 +1,13 @@
-"""What you do with a run. Each module here is a command: python -m tools.NAME --help. Here is what
-they share: types of arguments, what a run left, and what a run would do."""
+"""What you do with a run. Each module here is a command: python -m tools.NAME --help
+
+This file holds what the commands share: types of arguments, the log of a run, and the
+model that a run trained.
+"""
 
 import json
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +16,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch's import: see t
 import torch
 
 from data.command import UserError
-from data.loader import TokenDataset
-from data.tokenizer import Encoding, load_tokenizer
-from model import GPT
-from run.checkpoint import load_model, load_weights, tokenizer_of
-from run.config import Config, take_shape
-from run.cost import Plan
+from data.tokenizer import Encoding, load_tokenizer, tokenizer_digest
+from model import GPT, load_checkpoint
 
 
 def expanded(text: str) -> Path:
@@ -29,20 +27,17 @@ def expanded(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def name_of(out_dir: Path) -> str:
-    """What a picture calls a run: its folder, and that of the arm where it is a seed's."""
-    parts = out_dir.resolve().parts
-    return "/".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
-
-
-def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str], float]:
+def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable:
     """The type of an argument that is an int or a float from `least` to `most`."""
 
     def read(text: str) -> float:
-        with suppress(ValueError):
-            if least <= kind(text) <= most:
-                return kind(text)
-        raise ArgumentTypeError(f"{text!r} is not from {least} to {most}")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise ArgumentTypeError(f"{text!r} is not from {least} to {most}")
+        return value
 
     return read
 
@@ -50,41 +45,46 @@ def number(kind: type, least: float, most: float = 2**63 - 1) -> Callable[[str],
 positive = number(int, 1)
 
 
-def filled(frame: str, mark: str, data: object) -> str:
-    """The HTML of a frame of this folder, with data for its script in place of the mark."""
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no word ends a script
-    return (Path(__file__).parent / frame).read_text(encoding="utf-8").replace(mark, text)
+def run_name(out_dir: Path) -> str:
+    """The name of a run in a picture: its folder. A seed's folder also has its arm."""
+    parts = out_dir.resolve().parts
+    if parts[-1].isdigit():
+        return "/".join(parts[-2:])
+    return parts[-1]
+
+
+def read_log(out_dir: Path) -> list[dict]:
+    """The events of a run so far, in order; [] if there is no log.
+
+    A last line that a kill has cut is left out. Raises UserError if the log is damaged.
+    """
+    path = out_dir / "log.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from error
 
 
 @dataclass
 class Trained:
-    model: GPT  # in eval mode
+    model: GPT  # in eval mode, on the GPU if there is one
     tokenizer: Encoding
-    tokenizer_name: str  # as load_tokenizer takes it
+    tokenizer_name: str  # for load_tokenizer
 
 
 def load_trained(path: Path) -> Trained:
-    """The model of a run's folder, a checkpoint.pt or a Hugging Face folder; on the GPU if there is
-    one. Raises UserError, also where the data that it was trained on is gone or damaged."""
-    saved = load_weights(path)
-    name = tokenizer_of(saved, path)
-    tokenizer, known = load_tokenizer(name), saved["model_config"].vocab_size
-    if (ids := tokenizer.n_vocab) > known:
-        raise UserError(f"{path}: its tokenizer has {ids} ids, its model knows {known}")
+    """The model and the tokenizer of a run's folder or a checkpoint.pt.
+
+    Raises UserError if the checkpoint is missing or damaged, or its tokenizer changed.
+    """
+    checkpoint = load_checkpoint(path)
+    name = checkpoint["tokenizer"]
+    tokenizer = load_tokenizer(name)
+    if tokenizer_digest(name) != checkpoint["tokenizer_digest"]:
+        raise UserError(f"{path}: its tokenizer {name} is not the one it began with")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Trained(load_model(saved, torch.device(device)).eval(), tokenizer, name)
-
-
-def load_plan(c: Config, missing: int = 0) -> tuple[Config, Plan]:
-    """The config as train.py would run it, and its plan. missing: the vocabulary to assume where
-    the data is not there yet; with 0, that raises UserError, as an impossible config does."""
-    given = (load_weights(Path(p), only_shape=True) if p else {} for p in (c.init_from, c.teacher))
-    shape, teacher = (weights.get("model_config") for weights in given)
-    try:
-        vocab_size = TokenDataset(c.data_dir, "train", c.context_length).vocab_size
-    except UserError:
-        if not missing or (Path(c.data_dir) / "meta.json").exists():
-            raise
-        vocab_size = shape.vocab_size if shape else missing
-    c = take_shape(c, shape, vocab_size) if shape else c
-    return c, Plan(c, vocab_size, teacher)
+    model = GPT.from_checkpoint(checkpoint).to(device).eval()
+    return Trained(model, tokenizer, name)
