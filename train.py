@@ -410,7 +410,8 @@ def save_checkpoint():
     """Write all that the next step depends on. Nothing in it depends on the clock."""
     if master:
         states = {p: state for o in optimizers for p, state in o.state.items()}
-        knobs = asdict(config)
+        # Fresh strings, so that pickle writes the same bytes in a run that was resumed
+        knobs = json.loads(json.dumps(asdict(config)))
         for key in ("out_dir", "resume", "overwrite", "stop_after"):
             del knobs[key]
         checkpoint = {

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 # Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in child processes
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch is imported, here and in child processes
+)
 os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows bars where a fast one does not
 
-from helpers import ROOT, TOY, run, run_here  # noqa: E402
+from helpers import ROOT, TOY, run, run_code, train  # noqa: E402
 
-import train  # noqa: E402
 from data.prepare import prepare  # noqa: E402
 
 
@@ -32,7 +33,9 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def as_a_command_finds_it(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -40,11 +43,15 @@ def as_a_command_finds_it(checkout, monkeypatch):
 def refused(capsys):
     """Asserts that a command ends with code 2 and one line that has the word, such as a name."""
 
-    def refused(word: object, *arguments, main=train.main) -> None:
+    def refused(word: object, *arguments, main=None) -> None:
         capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
+        texts = [str(argument) for argument in arguments]
+        code = main(texts) if main else train(*texts)
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and str(word) in error, error
+        assert code == 2
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert str(word) in error, error
 
     return refused
 
@@ -52,33 +59,46 @@ def refused(capsys):
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
     """Runs Python code in a process for each dict of variables. Returns exit codes and errors."""
-    file = tmp_path_factory.mktemp("processes") / "stderr"
+    errors = tmp_path_factory.mktemp("processes") / "stderr"
     linux = sys.platform == "linux"  # a fork after such imports may abort on macOS
     context = multiprocessing.get_context("forkserver" if linux else "spawn")
-    if linux:
-        context.set_forkserver_preload(["train", "torch._dynamo"])  # torch takes seconds
+    if linux:  # torch takes seconds
+        modules = ["helpers", "configs", "model", "data.loader", "torch._dynamo"]
+        context.set_forkserver_preload(modules)
 
-    def run_code(code: str, *arguments, environments=({},)) -> tuple[list[int], str]:
-        file.write_text("")
-        given = [(code, [str(a) for a in arguments], e, file) for e in environments]
-        started = [context.Process(target=run_here, args=args) for args in given]
-        for process in started:
+    def run_processes(
+        code: str, *arguments, environments=({},)
+    ) -> tuple[list[int], str]:
+        errors.write_text("")
+        texts = [str(argument) for argument in arguments]
+        started = []
+        for environment in environments:
+            process = context.Process(
+                target=run_code, args=(code, texts, environment, errors)
+            )
             process.start()
+            started.append(process)
         for process in started:
             process.join()
-        return [process.exitcode for process in started], file.read_text()
+        return [process.exitcode for process in started], errors.read_text()
 
-    return run_code
+    return run_processes
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Path:
     """A config file with its data: sentences that a small model can learn."""
     folder = tmp_path_factory.mktemp("toy")
-    texts = (f"The sum of {a} and {b} is {a + b}. " * 3 for a in range(20) for b in range(20))
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    prepare([folder / "text.jsonl"], "shipped", folder / "data")
-    knobs, config = TOY | {"data_dir": str(folder / "data")}, folder / "toy.py"
+    lines = []
+    for a in range(20):
+        for b in range(20):
+            text = f"The sum of {a} and {b} is {a + b}. " * 3
+            lines.append(json.dumps({"text": text}) + "\n")
+    source = folder / "text.jsonl"
+    source.write_text("".join(lines))
+    prepare([source], "shipped", folder / "data")
+    knobs = TOY | {"data_dir": str(folder / "data")}
+    config = folder / "toy.py"
     config.write_text("".join(f"{key} = {value!r}\n" for key, value in knobs.items()))
     return config
 
