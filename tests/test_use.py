@@ -15,12 +15,12 @@ from configs import compact
 from data.tokenizer import encode_to_numpy
 from tools import Trained, evaluate, load_trained, plot, sample
 
-PICTURES = [
-    ([], "a.png"),
-    (["--flops"], "a.svg"),
-    (["--units"], "a.png"),
-    (["--animate"], "a.gif"),
+SHARES = [
+    (0.5, 0, [4 / 86, 64 / 86, 1 / 86, 16 / 86, 1 / 86]),  # squares, normalized
+    (1e-320, 0, [0, 1, 0, 0, 0]),
+    (1.0, 2, [0, 2 / 3, 0, 1 / 3, 0]),
 ]
+PICTURES = [("", "png"), ("--flops", "svg"), ("--units", "png"), ("--animate", "gif")]
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,8 @@ def trained(undisturbed) -> Trained:
     return trained
 
 
-@pytest.mark.parametrize(
-    "temperature, top_k, expected",
-    [
-        (0.5, 0, [4 / 86, 64 / 86, 1 / 86, 16 / 86, 1 / 86]),  # squares, normalized
-        (1e-320, 0, [0, 1, 0, 0, 0]),
-        (1.0, 2, [0, 2 / 3, 0, 1 / 3, 0]),
-    ],
-)
-def test_temperature_and_top_k_decide_the_shares_of_tokens(
-    temperature, top_k, expected
-):
+@pytest.mark.parametrize("temperature, top_k, expected", SHARES)
+def test_temperature_and_top_k_decide_shares(temperature, top_k, expected):
     logits = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625]).log() + 3
     draw = torch.Generator().manual_seed(0)
     counts = [0] * 5
@@ -75,35 +66,23 @@ def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
     assert max(generated(padded, [1], 15, temperature=50.0)) < 5
 
 
-@pytest.mark.parametrize("times", [1, 8, 17])  # no full window, no rest, and both
-def test_each_byte_of_a_text_is_predicted_once(trained, times):
+# No full window; no rest; both; and windows shorter than the model's
+@pytest.mark.parametrize("times, T", [(1, 16), (8, 16), (17, 16), (8, 5)])
+def test_each_byte_of_a_text_is_predicted_once(trained, times, T):
     text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
     tokens = encode_to_numpy(trained.tokenizer, text).tolist()
     n = len(tokens)
     tokens = [trained.tokenizer.eot_token, *tokens]
     nats = 0.0
     for t in range(1, n + 1):  # each token alone
-        start = min((t - 1) // 16 * 16, max(0, n - 16))
+        start = min((t - 1) // T * T, max(0, n - T))
         logits = trained.model(torch.tensor([tokens[start:t]])).detach()
         nats -= logits[0, -1].double().log_softmax(-1)[tokens[t]].item()
-    metrics = evaluate.judge_text(trained, text, 16)
+    metrics = evaluate.judge_text(trained, text, T)
     bits_per_byte = nats / math.log(2) / len(text)
     assert metrics["bits per byte"] == pytest.approx(bits_per_byte, rel=1e-5)
     perplexity = math.exp(nats / n)
     assert metrics["perplexity per token"] == pytest.approx(perplexity, rel=1e-4)
-
-
-def test_a_text_is_judged_in_windows_of_the_given_length(undisturbed, capsys, refused):
-    arguments = [str(undisturbed), f"--text={__file__}"]
-    results = set()
-    for length in (16, 4):
-        assert evaluate.main([*arguments, f"--context_length={length}"]) == 0
-        results.add(capsys.readouterr().out.split()[-2])
-    assert len(results) == 2
-    too_long = "--context_length=17"
-    refused("context_length 17", *arguments, too_long, main=evaluate.main)
-    for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces or packed bytes
-        refused(f"{name}: give", undisturbed, f"--text={name}", main=evaluate.main)
 
 
 def test_a_model_that_cannot_be_used_is_refused(undisturbed, tmp_path, capsys, refused):
@@ -113,33 +92,35 @@ def test_a_model_that_cannot_be_used_is_refused(undisturbed, tmp_path, capsys, r
     judge = [str(path), f"--text={text}"]
     checkpoint = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
     refused("no such checkpoint", path, main=sample.main)
+    own_digest = checkpoint["tokenizer_digest"]
     norm = checkpoint["model"]["norm.weight"]
-    torch.save(checkpoint, path)
     norm.fill_(1e6)
     torch.save(checkpoint, path)
     assert evaluate.main(judge) == 0
     assert "| perplexity per token | inf |" in capsys.readouterr().out
     norm.fill_(math.nan)
-    other_tokenizer = {"tokenizer_digest": "of other files"}
-    for change, word in (({}, "not finite"), (other_tokenizer, "its tokenizer")):
-        torch.save(checkpoint | change, path)
+    for digest, word in (("other files", "its tokenizer"), (own_digest, "not finite")):
+        torch.save(checkpoint | {"tokenizer_digest": digest}, path)
         refused(word, path, main=sample.main)
         refused(word, *judge, main=evaluate.main)
+    refused("length 17", *judge, "--context_length=17", main=evaluate.main)
+    for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces or packed bytes
+        refused(f"{name}: give", path, f"--text={name}", main=evaluate.main)
 
 
-@pytest.mark.parametrize("flags, name", PICTURES)
-def test_a_run_is_drawn(flags, name, undisturbed, tmp_path, capsys, refused):
+@pytest.mark.parametrize("flag, kind", PICTURES)
+def test_a_run_is_drawn(flag, kind, undisturbed, tmp_path, refused):
     pytest.importorskip("matplotlib")
     lines = (undisturbed / "log.jsonl").read_text().splitlines(keepends=True)
     few = "".join(line for line in lines if re.search('"step": 1[07]?,', line))
     log = tmp_path / "log.jsonl"
     log.write_text(few)  # few frames, because a film takes long
     shutil.copy(undisturbed / "config.json", tmp_path)
-    to = tmp_path / name
+    flags = [flag] if flag else []
+    to = tmp_path / f"a.{kind}"
     assert plot.main([str(tmp_path), str(undisturbed), *flags, f"--to={to}"]) == 0
-    assert capsys.readouterr().out == f"{to}\n"
-    magic = {"png": b"\x89PNG", "svg": b"<?xml", "gif": b"GIF89a"}[name[2:]]
-    assert to.read_bytes().startswith(magic)
+    magic = {"png": b"\x89PNG", "svg": b"<?xml", "gif": b"GIF89a"}
+    assert to.read_bytes().startswith(magic[kind])
     for damaged in ("", few.replace('"kind": ', '"group": ')):
         log.write_text(damaged)
         refused(tmp_path, tmp_path, *flags, main=plot.main)
@@ -155,10 +136,9 @@ def test_curves_hold_prunes_warm_ups_and_differences(undisturbed, tmp_path):
     (tmp_path / "log.jsonl").write_text(lines)
     shutil.copy(undisturbed / "config.json", tmp_path)
     loss, minus, *_, rate = plot.draw([undisturbed, tmp_path]).axes
-    bars = []
-    for prune in log.prunes:
-        bars.append([prune["loss_before"], prune["loss_after"]])
-    assert [bar[:, 1].tolist() for bar in loss.collections[0].get_segments()] == bars
+    bars = [bar[:, 1] for bar in loss.collections[0].get_segments()]
+    assert [bar[0] for bar in bars] == plot.along(log.prunes, "loss_before")
+    assert [bar[1] - bar[0] for bar in bars] == plot.rises(log.prunes)
     difference = minus.lines[0]
     assert list(difference.get_xdata()) == plot.along(evals[1:])
     assert difference.get_ydata() == pytest.approx([0.01] * len(evals[1:]))
@@ -173,13 +153,11 @@ def test_a_film_shows_after_each_prune_what_is_left(undisturbed):
     caption, *_, loss = axes[:, 0]
     log.steps = [event for event in log.steps if event["step"] in (1, 30)]
     last_of_step = {prune["step"]: prune for prune in log.prunes}
-    for step, prune in last_of_step.items():
+    captions = ["Weak parts go"] * (len(last_of_step) - 1) + ["It recovers"]
+    for (step, prune), text in zip(last_of_step.items(), captions):
         plot.draw_moment(axes[:, 0], log, step + 1, other=log)
-        size = f"{compact(prune['params'])} parameters"
-        assert caption.get_title("right") == size
-        is_last = step == log.prunes[-1]["step"]
-        expected = "It recovers" if is_last else "Weak parts go"
-        assert caption.get_title("left") == expected
+        assert caption.get_title("left") == text
+        assert caption.get_title("right") == f"{compact(prune['params'])} parameters"
         mine, theirs = (line.get_xydata() for line in loss.lines[1::2])
         assert mine.tolist() == theirs.tolist()
         assert len(mine) == step // 10  # validations
