@@ -52,9 +52,12 @@ def generated(trained: Trained, prompt: list, n: int, temperature: float = 0) ->
 
 def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
     prompt = trained.tokenizer.encode_ordinary("The sum of")
+    inputs = []
+    hook = trained.model.register_forward_hook(lambda _, args, out: inputs.extend(args))
     new = generated(trained, prompt, 20)
+    hook.remove()
+    assert max(len(x[0]) for x in inputs) == trained.model.config.context_length == 16
     tokens = list(prompt)
-    assert len(prompt) + len(new) > trained.model.config.context_length == 16
     for token in new:
         logits = trained.model(torch.tensor([tokens[-16:]]))[0, -1]
         assert logits[: trained.tokenizer.n_vocab].argmax() == token
