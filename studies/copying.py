@@ -21,7 +21,7 @@ from tools import load_trained
 
 
 def is_repeated(tokens: Tensor, targets: Tensor) -> Tensor:
-    """(B, T), boolean: whether this token and target also stand earlier, side by side."""
+    """(B, T), boolean: whether this token and target also stood together earlier."""
     same_token = tokens[:, :, None] == tokens[:, None]  # (B, T, T)
     same_target = targets[:, :, None] == targets[:, None]
     same = same_token & same_target
