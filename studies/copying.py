@@ -29,7 +29,7 @@ def is_repeated(tokens: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def losses(folder: Path) -> tuple[float, float, float]:
+def copy_losses(folder: Path) -> tuple[float, float, float]:
     """Nats per token where a copy is right, and elsewhere; the share of the first."""
     config, _ = load_config(str(folder))
     model = load_trained(folder).model.cpu().float()
@@ -52,7 +52,7 @@ def losses(folder: Path) -> tuple[float, float, float]:
 def main(argv: list[str]) -> None:
     print("repeated,others,share of repeated,run")
     for folder in argv:
-        numbers = [f"{x:.3f}" for x in losses(Path(folder))]
+        numbers = [f"{x:.3f}" for x in copy_losses(Path(folder))]
         print(",".join([*numbers, folder]))
 
 
