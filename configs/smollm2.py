@@ -1,5 +1,7 @@
-# A model that others trained, its FFN pruned to half in three steps, with a short recovery.
-# docs/hugging-face.md says how its weights and its data come to be.
+# A model that others trained, its FFN pruned to half in three steps, with a short
+# recovery. The model comes from a Hugging Face folder:
+# python -m tools.import_hf FOLDER --to out/smollm2-135m
+# docs/hugging-face.md says how to get the folder and the data.
 
 init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
 data_dir = "data/sotu-smollm2"

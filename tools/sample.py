@@ -1,7 +1,8 @@
-"""Continue a prompt with a trained model: python -m tools.sample OUT_DIR --prompt "My fellow"
+"""Continue a text: python -m tools.sample OUT_DIR --prompt "My fellow citizens"
 
-OUT_DIR: of a run, or a Hugging Face one. A sample ends at <|endoftext|> or after --tokens. Each
-token is one forward pass over the last context_length tokens."""
+The continuation ends at <|endoftext|> or after --tokens. Each token takes one forward
+pass over the last context_length tokens.
+"""
 
 import codecs
 import os
@@ -17,49 +18,77 @@ from data.tokenizer import encode_to_numpy
 from tools import Trained, expanded, load_trained, number
 
 
-def draw_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    """logits: (vocab_size,). temperature 0 takes the likeliest; top_k 0 draws from all."""
+def draw_token(
+    logits: Tensor, temperature: float, top_k: int, generator: torch.Generator
+) -> int:
+    """The id of a token, drawn from softmax(logits / temperature).
+
+    logits: (vocab_size,). temperature 0 takes the likeliest token. top_k: draw from so
+    many of the likeliest tokens; 0: from all.
+    """
     if temperature == 0:
         return int(logits.argmax())
-    values, tokens = logits.topk(min(top_k or len(logits), len(logits)))
-    p = torch.softmax((values.double() - values[0]) / temperature, dim=-1)
-    return int(tokens[torch.multinomial(p, 1, generator=generator)])
+    candidates = min(top_k or len(logits), len(logits))
+    values, tokens = logits.topk(candidates)
+    scaled = (values.double() - values[0]) / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return int(tokens[drawn])
 
 
 @torch.no_grad()
-def generate(trained: Trained, tokens: list[int], n: int, *choice) -> Iterator[int]:
-    """Up to n tokens after `tokens`; ends before <|endoftext|>. choice: for `draw_token`. Raises
-    UserError where the logits are not finite."""
-    device, T = trained.model.embed.weight.device, trained.model.config.context_length
-    for _ in range(n):
-        logits = trained.model(torch.tensor([tokens[-T:]], device=device))  # (1, T, vocab_size)
+def generate(
+    trained: Trained,
+    tokens: list[int],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Up to max_tokens tokens that continue `tokens`. Ends before <|endoftext|>.
+
+    For temperature, top_k and generator, see draw_token. Raises UserError if the logits
+    are not finite.
+    """
+    device = trained.model.embed.weight.device
+    context_length = trained.model.config.context_length
+    tokens = list(tokens)
+    for _ in range(max_tokens):
+        context = torch.tensor([tokens[-context_length:]], device=device)
+        logits = trained.model(context)  # (1, T, vocab_size)
+        # The model may have padding after the tokens of its tokenizer.
         logits = logits[0, -1, : trained.tokenizer.n_vocab].cpu()
         if not logits.isfinite().all():
-            raise UserError("the logits of the model are not finite: has its training diverged?")
-        token = draw_token(logits, *choice)
+            question = "has its training diverged?"
+            raise UserError(f"the logits of the model are not finite: {question}")
+        token = draw_token(logits, temperature, top_k, generator)
         if token == trained.tokenizer.eot_token:
             return
         yield token
-        tokens = [*tokens, token]
+        tokens.append(token)
 
 
 @command
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("out_dir", type=expanded)
-    parser.add_argument("--prompt", default="Fellow citizens of the Senate")
-    parser.add_argument("--tokens", type=number(int, 0), default=200, help="at most")
-    parser.add_argument("--temperature", type=number(float, 0), default=0.8, help="0: likeliest")
-    parser.add_argument("--top_k", type=number(int, 0), default=50, help="0: all tokens")
-    parser.add_argument("--seed", type=number(int, 0), default=1)
+    add = parser.add_argument
+    add("out_dir", type=expanded)
+    add("--prompt", default="Fellow citizens of the Senate")
+    add("--tokens", type=number(int, 0), default=200, help="at most")
+    add("--temperature", type=number(float, 0), default=0.8, help="0: likeliest")
+    add("--top_k", type=number(int, 0), default=50, help="0: all tokens")
+    add("--seed", type=number(int, 0), default=1)
     args = parser.parse_args(argv)
     trained = load_trained(args.out_dir)
-    prompt = os.fsencode(args.prompt)
-    tokens = encode_to_numpy(trained.tokenizer, prompt).tolist() or [trained.tokenizer.eot_token]
+    tokenizer = trained.tokenizer
+    prompt = os.fsencode(args.prompt)  # the bytes of the command line, in any locale
+    tokens = encode_to_numpy(tokenizer, prompt).tolist() or [tokenizer.eot_token]
     generator = torch.Generator().manual_seed(args.seed)
-    new = generate(trained, tokens, args.tokens, args.temperature, args.top_k, generator)
-    pieces = map(trained.tokenizer.decode_single_token_bytes, new)
-    # A token may end within a character, which then waits for its rest
+    new_tokens = generate(
+        trained, tokens, args.tokens, args.temperature, args.top_k, generator
+    )
+    pieces = map(tokenizer.decode_single_token_bytes, new_tokens)
+    # A token may end inside a character. The decoder keeps that part for the next one.
     for text in codecs.iterdecode(chain([prompt], pieces), "utf-8", errors="replace"):
         print(text, end="", flush=True)
     print()

