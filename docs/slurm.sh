@@ -6,8 +6,12 @@
 # the last line does.
 #SBATCH --nodes=8 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
 #SBATCH --requeue --open-mode=append --signal=TERM@300
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280  # seconds to save after a signal; torchrun allows 30 by default
-export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True  # else memory is lost in gaps, because a prune changes sizes
+
+# Seconds to save after a signal. By default, torchrun allows 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
+# A prune changes sizes. Without this setting, memory would be lost in gaps.
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpus-per-task=64 torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 \
     --rdzv_backend=c10d --rdzv_endpoint="$first:29500" --rdzv_id="$SLURM_JOB_ID" \
