@@ -1,5 +1,5 @@
-# Prune SmolLM2, a model that others trained: half of its FFN goes in three prunes. A short
-# recovery follows.
+# Prune SmolLM2, a model that others trained. Three prunes remove half of its FFN, and a
+# short recovery follows.
 #
 # docs/hugging-face.md says how you get its weights and make its data.
 
