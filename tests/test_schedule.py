@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from run.config import Config
+from configs import Config
 from schedule import Schedule, Widths, knobs
 
 CONFIG = Config(
