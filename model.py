@@ -8,7 +8,10 @@ prune.py defines units, groups and widths. All layers have the same widths: sche
 checkpoints and the export rely on it.
 """
 
+import ctypes
 import logging
+import os
+import platform
 import zipfile
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -374,7 +377,32 @@ def peak_flops(device: torch.device) -> float:
     return 0.0
 
 
+def soft_targets(logits: Tensor, targets: Tensor, weight: float) -> Tensor:
+    """Distributions to learn from a teacher (1503.02531), (B, T, vocab_size).
+
+    They are the mean of the teacher's distribution, which counts `weight`, and the token
+    that came. logits: the teacher's. targets: (B, T).
+    """
+    mixed = logits.float().softmax(-1) * weight
+    rest = torch.full(targets.shape, 1 - weight, device=logits.device)
+    return mixed.scatter_add_(-1, targets[..., None], rest[..., None])
+
+
 # What follows changes the speed or the memory of training, not what the model computes.
+
+
+def tune_cpu(step_flops: float) -> None:
+    """Settings of a process that trains on a CPU. step_flops: of a step."""
+    if platform.libc_ver()[0] == "glibc":
+        # glibc returns each large tensor to the system and gets it back page by page,
+        # which costs a third of a step. Let it keep what is freed (`man mallopt`).
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD
+    # A tiny step runs as fast on one thread, and other programs do not slow it down.
+    chosen_by_user = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
+    if step_flops < 4e9 and not chosen_by_user:
+        torch.set_num_threads(1)
 
 
 def recompute_blocks(model: GPT, mode: str) -> None:

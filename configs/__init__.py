@@ -15,6 +15,7 @@ import types
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.command import UserError
@@ -271,6 +272,50 @@ def take_shape(config: Config, shape: GPTConfig) -> None:
     for key in ("n_head", "head_dim", "tie_embeddings", *KINDS):
         setattr(config, key, getattr(shape, key))
     make_schedule(config)
+
+
+def read_log(out_dir: Path) -> list[dict]:
+    """The events of a run so far, in order; [] if there is no log.
+
+    A last line that a kill has cut is left out. Raises UserError if the log is damaged.
+    """
+    path = out_dir / "log.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+
+
+def open_folder(config: Config) -> FileLock:
+    """Make out_dir, and hold it for this process as long as the lock lives.
+
+    Raises UserError if out_dir holds a run that the knobs do not name, or something
+    else, or another process.
+    """
+    out_dir = Path(config.out_dir)
+    held = []
+    for name in ("config.json", "log.jsonl", "checkpoint.pt"):
+        if (out_dir / name).exists():
+            held.append(out_dir / name)
+    if held and not (config.resume or config.overwrite):
+        remedy = "--resume continues it, --overwrite replaces it"
+        raise UserError(f"out_dir={out_dir}: holds a run; {remedy}")
+    if held:
+        read_file(config.out_dir)  # refuses what other programs wrote
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out_dir / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        problem = "another process is running there"
+        raise UserError(f"out_dir={out_dir}: {problem}") from None
+    except OSError as error:
+        problem = f"cannot write there: {error}"
+        raise UserError(f"out_dir={out_dir}: {problem}") from error
+    return lock
 
 
 def split_batch(config: Config, world_size: int) -> tuple[int, int]:

@@ -1,10 +1,14 @@
-"""How a command ends: an error for a person is one line."""
+"""What a command prints and writes. An error for a person is one line."""
 
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
+
+from tqdm import tqdm
 
 NO_ADVICE = MappingProxyType({})
 
@@ -111,3 +115,43 @@ def drop_output() -> None:
     """Let standard output lead nowhere, because its buffer would fail again at the
     end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print a line on rank 0, above its progress bar.
+
+    If nobody reads standard output any more, the run goes on in silence.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except OSError:
+            drop_output()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file at once. Raises UserError."""
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}", code=1) from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Fill a file by write(file). Raises UserError.
+
+    Atomic: after a crash you have either the old file or the new one.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError
+        temporary.unlink(missing_ok=True)
+        message = f"cannot write {path}: {error}; what was there before is whole"
+        raise UserError(message, code=1) from error

@@ -4,7 +4,6 @@ This file holds what the commands share: types of arguments, the log of a run, a
 model that a run trained.
 """
 
-import json
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -15,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch's import: see t
 
 import torch
 
+from configs import read_log as read_log  # the commands share it, too
 from data.command import UserError
 from data.tokenizer import Encoding, load_tokenizer, tokenizer_digest
 from model import GPT, load_checkpoint
@@ -51,21 +51,6 @@ def run_name(out_dir: Path) -> str:
     if parts[-1].isdigit():
         return "/".join(parts[-2:])
     return parts[-1]
-
-
-def read_log(out_dir: Path) -> list[dict]:
-    """The events of a run so far, in order; [] if there is no log.
-
-    A last line that a kill has cut is left out. Raises UserError if the log is damaged.
-    """
-    path = out_dir / "log.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}") from error
 
 
 @dataclass
