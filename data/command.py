@@ -123,7 +123,8 @@ def say(text: str) -> None:
 
     If nobody reads standard output any more, the run goes on in silence.
     """
-    if os.environ.get("RANK", "0") == "0":
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    if is_first_rank and sys.stdout:  # None, if it is closed
         try:
             tqdm.write(text)
             sys.stdout.flush()
