@@ -65,7 +65,9 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     return groups
 
 
-def slices_in_layer(block: nn.Module, layer: str, kind: str, slices) -> tuple[Slice, ...]:
+def slices_in_layer(
+    block: nn.Module, layer: str, kind: str, slices
+) -> tuple[Slice, ...]:
     """Return the slices that this layer has, with their names in the model."""
     parameters = dict(block.named_parameters(remove_duplicate=False))
     found = []
@@ -183,7 +185,9 @@ def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
+def slice_group(
+    model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor
+) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one everywhere in the model and in its
@@ -364,7 +368,9 @@ class Pruner:
         self.scores[group.name] = numbers.to(device)
 
     @torch.no_grad()
-    def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
+    def prune(
+        self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int
+    ) -> dict:
         """Keep the `new_width` best units in each group of this kind.
 
         All ranks keep the same units. Call it once for each kind that is due. All kinds
@@ -413,7 +419,9 @@ class Pruner:
 # What cannot be pruned
 
 
-def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
+def check_prunable(
+    model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]
+) -> None:
     """Raise ValueError if a prune of these groups would fail halfway or lose something.
 
     Each of the checks below says what it asks for.
@@ -440,7 +448,9 @@ def check_gradients(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         if gradient is not None and gradient.is_sparse:
-            raise ValueError(f"{name}: its gradient is sparse; build its module with sparse=False")
+            raise ValueError(
+                f"{name}: its gradient is sparse; build its module with sparse=False"
+            )
 
 
 def check_layers(model: nn.Module, group: UnitGroup) -> None:
@@ -449,14 +459,18 @@ def check_layers(model: nn.Module, group: UnitGroup) -> None:
     layers = set(blocks)
     for name, module in model.named_modules():
         if module is not blocks and layers & set(module.children()):
-            raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
+            raise ValueError(
+                f"{name}: holds layers to prune a second time; let one list do"
+            )
 
 
 def check_shape(parameter: nn.Parameter, where: Slice, group: UnitGroup) -> None:
     """The dim must divide into equal pieces, one for each unit in each part."""
     name, dim, parts = where
     if parameter.shape[dim] % (parts * group.width):
-        raise ValueError(f"{name}: dim {dim} does not hold {parts} times {group.width} units")
+        raise ValueError(
+            f"{name}: dim {dim} does not hold {parts} times {group.width} units"
+        )
 
 
 def check_cut_once(earlier_cuts: set, where: Slice, group: UnitGroup) -> None:
@@ -470,7 +484,9 @@ def check_cut_once(earlier_cuts: set, where: Slice, group: UnitGroup) -> None:
 def check_hooks(parameter: nn.Parameter, where: Slice) -> None:
     """A parameter must have no hooks, because its replacement would not have them."""
     if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-        raise ValueError(f"{where.name}: a cut would lose its hooks; do their work in your loop")
+        raise ValueError(
+            f"{where.name}: a cut would lose its hooks; do their work in your loop"
+        )
 
 
 def check_state(model: nn.Module, optimizer: torch.optim.Optimizer, cuts: dict) -> None:

@@ -311,7 +311,10 @@ step = first_step - 1  # the last step that is done
 log_path = out_dir / "log.jsonl"
 wandb = None
 if config.wandb_project and master:
-    import wandb
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb_project: first pip install wandb") from None
 seconds_before = 0.0  # of a resumed run, before it was stopped
 speed_step = step  # the speed is measured from this step and time
 speed_time = time.perf_counter()

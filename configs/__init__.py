@@ -354,12 +354,12 @@ def describe_run(
     steps = f"{config.max_steps} steps of {config.batch_size} x {config.context_length}"
     sizes = f"{shape.n_layer} layers, d_model {shape.d_model}, d_ff {shape.d_ff}"
     heads = f"{shape.n_head} heads over {shape.n_kv_head} KV heads"
-    epochs = tokens / data_tokens
-    per_parameter = tokens / final.n_params()
+    epochs = f"{tokens / data_tokens:.3g}"
+    ratio = f"{tokens / final.n_params():.3g}"
     lines = [
-        f"data       {config.data_dir}: {compact(data_tokens)} tokens, {epochs:.3g} epochs",
+        f"data       {config.data_dir}: {compact(data_tokens)} tokens, {epochs} epochs",
         f"model      {compact(shape.n_params())} parameters: {sizes}, {heads}",
-        f"run        {steps}: {compact(tokens)} tokens, {per_parameter:.3g} per final parameter",
+        f"run        {steps}: {compact(tokens)} tokens, {ratio} per final parameter",
     ]
     compute = f"compute    {flops:.3g} training FLOPs"
     prunes = schedule.prune_steps()
