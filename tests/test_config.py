@@ -36,6 +36,7 @@ BAD_KNOBS = {
     "--teacher=out/none": "out/none: no such checkpoint",
     "--stop_after=30": "stop_after=30: must come before max_steps=30",
     "--shorter=0": "shorter=0: must be 1, 2, 3",
+    "--out_dir=configs/idea.py": "out_dir=configs/idea.py: cannot write there",
     "--resume --overwrite": "overwrite=True: contradicts resume",
 }
 BAD_FILES = {

@@ -76,13 +76,6 @@ def test_auto_is_bfloat16_where_the_cpu_has_it(supported, dtype, compute, monkey
     assert compute("--device=auto", "--dtype=auto") == f"cpu, {dtype}, eager"
 
 
-def test_a_rank_without_a_gpu_of_its_own_takes_the_cpu(compute, refused, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert compute("--device=auto") == "cpu, float32, eager"
-
-
 def test_mps_takes_one_process_in_float32(toy, compute, refused, monkeypatch):
     """In bfloat16, attention on MPS sees later tokens."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -94,17 +87,11 @@ def test_mps_takes_one_process_in_float32(toy, compute, refused, monkeypatch):
     refused("device=mps", toy, "--device=mps")
 
 
-def test_wandb_gets_every_event_if_it_is_installed(toy, tmp_path, refused, monkeypatch):
-    knobs = (toy, f"--out_dir={tmp_path}", "--wandb_project=ours")
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    refused("wandb", *knobs)
-    assert not list(tmp_path.glob("*"))
+def test_wandb_gets_every_event(toy, tmp_path, monkeypatch):
     wandb = Mock()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     assert run(toy, tmp_path, "--wandb_project=ours", "--stop_after=15") == 0
     assert wandb.init.call_args.kwargs["project"] == "ours"
-    sent = [call.args[0] for call in wandb.log.call_args_list]
-    names = [next(iter(values)).partition("/")[0] for values in sent]
-    for name in ("start", "step", "eval", "prune", "save"):
-        assert names.count(name) == len(events(tmp_path, name)) > 0
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert wandb.log.call_count == len(lines)
     wandb.finish.assert_called_once()

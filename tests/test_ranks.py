@@ -40,6 +40,25 @@ def run_ranks(
     return errors
 
 
+def at_step(step: int, rank: int, action: str) -> str:
+    """Code that lets a rank do something in the middle of a step."""
+    return f"""
+import signal
+from schedule import Schedule
+learning_rate = Schedule.learning_rate
+def act(self, step):
+    if (step, os.environ["RANK"]) == ({step}, "{rank}"):
+        {action}
+    return learning_rate(self, step)
+Schedule.learning_rate = act
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, to see that nothing was written."""
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
+
+
 def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     """The checkpoints of two runs are equal up to rounding."""
     a = load_checkpoint(one)
@@ -59,14 +78,14 @@ def upside_down(self, model):
         self.scores = {name: -s for name, s in self.scores.items()}
 Pruner.score = upside_down
 """
-# torchrun ends every rank when the first one ends, so none ends before rank 0 has saved
-SLOW_DISK = """
+# torchrun ends every rank when the first one ends, so none may before rank 0 has saved
+SLOW_SAVE = """
 import time
 fsync = os.fsync
-def slow_fsync(file):
-    time.sleep(0.5)
-    fsync(file)
-os.fsync = slow_fsync
+os.fsync = lambda file: time.sleep(0.5) or fsync(file)
+"""
+SAVED = """
+assert os.path.exists(sys.argv[2].removeprefix("--out_dir=") + "/checkpoint.pt")
 """
 
 
@@ -74,8 +93,9 @@ def test_two_ranks_train_validate_and_prune_like_one(processes, toy, tmp_path):
     alone = tmp_path / "1"
     both = tmp_path / "2"
     assert run(toy, alone, "--recompute=all") == 0
-    knobs = ("--recompute=all", "--micro_batch_size=2")
-    run_ranks(processes, toy, both, *knobs, before=UPSIDE_DOWN)
+    knobs = ("--recompute=all", "--micro_batch_size=2", "--save_every=30")
+    code = {"before": UPSIDE_DOWN + SLOW_SAVE, "after": SAVED}
+    run_ranks(processes, toy, both, *knobs, **code)
     assert_close(alone, both)
     for kind, value in (("step", "loss"), ("step", "grad_norm"), ("eval", "val_loss")):
         expected = [e[value] for e in events(alone, kind)]
@@ -99,17 +119,6 @@ SEVERAL = """
 sizes = ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"]
 assert len(sizes.split(",")) >= 4
 """
-# Only this rank gets the signal, in the middle of step 7
-STOP_RANK_2 = """
-import signal
-from schedule import Schedule
-learning_rate = Schedule.learning_rate
-def stop_at_7(self, step):
-    if step == 7 and os.environ["RANK"] == "2":
-        signal.raise_signal(signal.SIGTERM)
-    return learning_rate(self, step)
-Schedule.learning_rate = stop_at_7
-"""
 
 
 def test_three_ranks_stopped_amid_prunes_end_in_the_same_bytes(
@@ -122,9 +131,10 @@ def test_three_ranks_stopped_amid_prunes_end_in_the_same_bytes(
     cut = tmp_path / "cut"
     one = tmp_path / "one"
     code = {"ranks": 3, "before": SMALL_BUCKETS, "after": SEVERAL}
-    signaled = {"before": SMALL_BUCKETS + STOP_RANK_2, "codes": [143] * 3}
+    stop = at_step(7, rank=2, action="signal.raise_signal(signal.SIGTERM)")
+    stopped = {"before": SMALL_BUCKETS + stop, "codes": [143] * 3}
     run_ranks(processes, toy, whole, *knobs, **code)
-    run_ranks(processes, toy, cut, *knobs, **code | signaled)
+    run_ranks(processes, toy, cut, *knobs, **code | stopped)
     assert load_checkpoint(cut)["step"] == 7
     shutil.copytree(cut, one)
     run_ranks(processes, toy, cut, *knobs, "--resume", **code)
@@ -136,23 +146,9 @@ def test_three_ranks_stopped_amid_prunes_end_in_the_same_bytes(
 
 # Ranks that fail
 
-DEATH = """
-from schedule import Schedule
-learning_rate = Schedule.learning_rate
-def die_at_7(self, step):
-    if step == 7 and os.environ["RANK"] == "1":
-        os._exit(9)
-    return learning_rate(self, step)
-Schedule.learning_rate = die_at_7
-"""
-APART = """
-if os.environ["RANK"] == "1":
-    sys.argv[2] += "_elsewhere"
-"""
-
 
 def test_a_rank_that_dies_ends_the_others(processes, toy, undisturbed, tmp_path):
-    code = {"before": DEATH, "codes": [1, 9]}
+    code = {"before": at_step(7, rank=1, action="os._exit(9)"), "codes": [1, 9]}
     error = run_ranks(processes, toy, tmp_path, **code)
     assert "peer" in error or "another rank is gone" in error
     assert load_checkpoint(tmp_path)["step"] == 5
@@ -160,36 +156,24 @@ def test_a_rank_that_dies_ends_the_others(processes, toy, undisturbed, tmp_path)
     assert_close(tmp_path, undisturbed)
 
 
-def test_ranks_that_would_go_on_from_different_steps_are_refused(
-    processes, toy, tmp_path
-):
-    assert run(toy, tmp_path, "--stop_after=1") == 0
-    code = {"before": APART, "codes": [2, 2]}
-    error = run_ranks(processes, toy, tmp_path, "--resume", **code)
-    assert error.count("error: ") == 1  # once on each machine
-    assert "the ranks continue from steps [1, 0]" in error
-    assert events(tmp_path, "start")[1:] == []
+APART = """
+if os.environ["RANK"] == "1":
+    sys.argv[2] += "_elsewhere"
+"""
 
 
-def test_what_rank_0_refuses_ends_all_ranks(processes, toy, tmp_path):
+def test_what_a_rank_refuses_is_one_line_on_each_machine(processes, toy, tmp_path):
     assert run(toy, tmp_path, "--stop_after=1") == 0
-    error = run_ranks(processes, toy, tmp_path, codes=[2, 1])
-    assert f"error: out_dir={tmp_path}: holds a run" in error
+    before = contents(tmp_path)
+    apart = {"before": APART, "codes": [2, 2]}
+    error = run_ranks(processes, toy, tmp_path, "--resume", **apart)
+    assert error.startswith("error: the ranks continue from steps [1, 0]")
+    assert error.count("error: ") == 1
     error = run_ranks(processes, toy, tmp_path, "--batch_size=7", codes=[2, 2])
     assert error == "error: batch_size=7: must divide by the 2 ranks\n"
-
-
-def test_ranks_start_where_the_shipped_corpus_is_not_made_yet(processes, toy, tmp_path):
-    data = tmp_path / "data"
-    out = tmp_path / "run"
-    before = f"""{SLOW_DISK}
-import data.prepare as prepare
-prepare.SHIPPED_FOLDER = {str(data)!r}
-"""
-    saved = f"assert os.path.exists({str(out / 'checkpoint.pt')!r})"
-    knobs = (f"--data_dir={data}", "--stop_after=1")
-    run_ranks(processes, toy, out, *knobs, before=before, after=saved)
-    assert load_checkpoint(out)["step"] == 1
+    error = run_ranks(processes, toy, tmp_path, codes=[2, 1])
+    assert f"error: out_dir={tmp_path}: holds a run" in error
+    assert contents(tmp_path) == before
 
 
 # Memory
@@ -209,10 +193,7 @@ print(max(accumulate(e.nbytes() for e in changes)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
-def test_a_step_with_a_prune_takes_no_more_memory_than_any_other(
-    launcher, processes, toy, tmp_path
-):
+def test_a_step_with_a_prune_takes_no_more_memory(processes, toy, tmp_path):
     """So neither DDP's buckets nor the old weights and gradients outlive a prune."""
     knobs = ["--d_model=128", "--d_ff=1024", "--d_ff_target=256", "--batch_size=1"]
     knobs += [f"--{kind}_target=0" for kind in ("d_model", "n_layer", "n_kv_head")]
@@ -221,11 +202,9 @@ def test_a_step_with_a_prune_takes_no_more_memory_than_any_other(
     peaks = []
     for last in (5, 9):  # before the first prune, and after four
         out = tmp_path / str(last)
-        given = (toy, f"--out_dir={out}", *knobs, f"--stop_after={last}")
-        environments = addresses(1) if launcher == "torchrun" else [{}]
-        code = PROFILE + COMMAND + PEAK
-        ended, errors = processes(code, *given, environments=environments)
-        assert ended == [0], errors
+        code = {"ranks": 1, "before": PROFILE, "after": PEAK}
+        stop = f"--stop_after={last}"
+        errors = run_ranks(processes, toy, out, *knobs, stop, **code)
         peaks.append(int(errors.split()[-1]))
     assert [e["step"] for e in events(out, "prune")] == [6, 7, 8, 9]
     assert 20e6 < peaks[1] <= 1.1 * peaks[0]
