@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, events, run, same_end, train
+from helpers import events, run, same_end, train
 from test_ranks import COMMAND, contents
 from test_run import at_steps
 
@@ -202,10 +202,3 @@ def test_whatever_its_standard_output_is_a_run_does_its_work(
     given = (toy, f"--out_dir={out}", "--stop_after=2")
     assert processes(code, *given) == ([0], "")
     assert load_checkpoint(out)["step"] == 2
-
-
-def test_an_error_of_the_command_is_one_line_with_its_code(processes, tmp_path):
-    codes, error = processes(COMMAND, ROOT / "configs/idea.py", "--d_ff_targt=3")
-    assert codes == [2]
-    assert error.startswith("error: command line: unknown key 'd_ff_targt'")
-    assert error.count("\n") == 1

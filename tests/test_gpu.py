@@ -37,16 +37,15 @@ def test_the_default_run_in_bfloat16_ends_near_the_loss_of_the_readme(device, tm
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-@pytest.mark.parametrize("recompute", ["none", "cheap"])
 def test_a_compiled_run_has_one_graph_for_all_widths_and_ends_like_an_eager_one(
-    recompute, device, full_float32, toy, tmp_path, monkeypatch
+    device, full_float32, toy, tmp_path, monkeypatch
 ):
     if device == "cpu":  # no C++ compiler is needed
         eager_backend = functools.partial(torch.compile, backend="eager")
         monkeypatch.setattr(torch, "compile", eager_backend)
     eager = tmp_path / "eager"
     compiled = tmp_path / "compiled"
-    knobs = ["--shorter=3", "--n_kv_head_target=2", f"--recompute={recompute}"]
+    knobs = ["--shorter=3", "--n_kv_head_target=2", "--recompute=cheap"]
     assert run(toy, eager, *knobs) == 0
     torch._dynamo.reset()  # what another process would know
     torch._dynamo.utils.counters.clear()

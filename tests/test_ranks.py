@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers import ROOT, events, run, same_end
 
 from model import KINDS, load_checkpoint
+from prune import Pruner
 
 # What `python train.py` does with an error, in a process that the fixture started
 COMMAND = f"""
@@ -92,8 +94,8 @@ assert os.path.exists(sys.argv[2].removeprefix("--out_dir=") + "/checkpoint.pt")
 def test_two_ranks_train_validate_and_prune_like_one(processes, toy, tmp_path):
     alone = tmp_path / "1"
     both = tmp_path / "2"
-    assert run(toy, alone, "--recompute=all") == 0
-    knobs = ("--recompute=all", "--micro_batch_size=2", "--save_every=30")
+    assert run(toy, alone, "--shorter=2", "--log_every=1") == 0
+    knobs = ("--shorter=2", "--log_every=1", "--micro_batch_size=2", "--save_every=15")
     code = {"before": UPSIDE_DOWN + SLOW_SAVE, "after": SAVED}
     run_ranks(processes, toy, both, *knobs, **code)
     assert_close(alone, both)
@@ -126,7 +128,7 @@ def test_three_ranks_stopped_amid_prunes_end_in_the_same_bytes(
 ):
     """With two, the order of a sum cannot differ. One rank alone can go on, too."""
     knobs = ["--shorter=3", "--batch_size=12", "--micro_batch_size=2"]
-    knobs += ["--recompute=all", "--optimizer=muon", f"--teacher={undisturbed}"]
+    knobs += ["--optimizer=muon", f"--teacher={undisturbed}"]
     whole = tmp_path / "whole"
     cut = tmp_path / "cut"
     one = tmp_path / "one"
@@ -178,33 +180,27 @@ def test_what_a_rank_refuses_is_one_line_on_each_machine(processes, toy, tmp_pat
 
 # Memory
 
-PROFILE = """
-import torch
-profile = torch.profiler.profile(profile_memory=True)
-profile.start()
-"""
-PEAK = """
-from itertools import accumulate
-profile.stop()
-events = profile.profiler.kineto_results.events()
-changes = [e for e in events if e.name() == "[memory]"]
-changes.sort(key=lambda e: e.start_ns())
-print(max(accumulate(e.nbytes() for e in changes)), file=sys.stderr)
-"""
 
+@pytest.mark.parametrize("ranks", [0, 1])
+def test_nothing_keeps_the_weights_that_a_prune_replaces(
+    ranks, toy, tmp_path, monkeypatch
+):
+    """Neither the graph of the last step nor, under torchrun, DDP's buckets."""
+    for address in addresses(ranks):
+        for name, value in address.items():
+            monkeypatch.setenv(name, value)
+    prune = Pruner.prune
+    prunes = []
 
-def test_a_step_with_a_prune_takes_no_more_memory(processes, toy, tmp_path):
-    """So neither DDP's buckets nor the old weights and gradients outlive a prune."""
-    knobs = ["--d_model=128", "--d_ff=1024", "--d_ff_target=256", "--batch_size=1"]
-    knobs += [f"--{kind}_target=0" for kind in ("d_model", "n_layer", "n_kv_head")]
-    knobs += ["--max_steps=400", "--prune_start=0.01", "--prune_every=1"]
-    knobs += ["--eval_tokens=16"]
-    peaks = []
-    for last in (5, 9):  # before the first prune, and after four
-        out = tmp_path / str(last)
-        code = {"ranks": 1, "before": PROFILE, "after": PEAK}
-        stop = f"--stop_after={last}"
-        errors = run_ranks(processes, toy, out, *knobs, stop, **code)
-        peaks.append(int(errors.split()[-1]))
-    assert [e["step"] for e in events(out, "prune")] == [6, 7, 8, 9]
-    assert 20e6 < peaks[1] <= 1.1 * peaks[0]
+    def watched_prune(self, model, *others):
+        before = [weakref.ref(p) for p in model.parameters()]
+        record = prune(self, model, *others)
+        alive = [weight() for weight in before if weight() is not None]
+        assert set(alive) <= set(model.parameters())
+        prunes.append(len(before) - len(alive))
+        return record
+
+    monkeypatch.setattr(Pruner, "prune", watched_prune)
+    assert run(toy, tmp_path, "--shorter=3", "--micro_batch_size=4") == 0
+    assert min(prunes) > 0
+    assert len(prunes) == len(events(tmp_path, "prune"))
