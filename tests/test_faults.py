@@ -58,9 +58,7 @@ KILLS = (
 )
 
 
-def test_killed_again_and_again_a_run_ends_in_the_same_bytes(
-    processes, toy, undisturbed, tmp_path
-):
+def test_killed_anywhere_a_run_ends_the_same(processes, toy, undisturbed, tmp_path):
     for place, nth, last in KILLS:
         given = (place, nth, toy, f"--out_dir={tmp_path}", "--resume")
         assert processes(DYING, *given) == ([9], "")
@@ -145,24 +143,19 @@ class Malicious:
 
 WRONG = {
     "code": {"config": Malicious()},
-    "no shape": {"model_config": {}},
-    "a huge shape": {"model_config": {"d_ff": 10**12}},  # no weight of it is made
+    "another shape": {"model_config": {"d_ff": 10**12}},
     "another weight": {"model": {"other.weight": torch.zeros(3)}},
     "another width": {"model": {"embed.weight": torch.zeros(3)}},
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_checkpoint_of_other_code_is_refused(
-    wrong, toy, undisturbed, tmp_path, refused
-):
+def test_a_checkpoint_of_other_code_is_refused(wrong, undisturbed, tmp_path, refused):
     out = shutil.copytree(undisturbed, tmp_path / "run")
     path = out / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     for part, value in wrong.items():
-        if isinstance(value, dict) and value:
-            value = state[part] | value
-        state[part] = value
+        state[part] = state[part] | value if isinstance(value, dict) else value
     torch.save(state, path)
     refused(f"{path}: damaged, or no checkpoint", out, "--resume")
 
@@ -194,9 +187,7 @@ OUTPUT = {
 
 
 @pytest.mark.parametrize("output", OUTPUT.values(), ids=OUTPUT)
-def test_whatever_its_standard_output_is_a_run_does_its_work(
-    output, processes, toy, tmp_path
-):
+def test_a_run_goes_on_whatever_its_output_is(output, processes, toy, tmp_path):
     out = tmp_path / os.fsdecode("größe".encode())  # as a shell gives it, in any locale
     code = f"{output}\n{COMMAND}"
     given = (toy, f"--out_dir={out}", "--stop_after=2")

@@ -159,7 +159,6 @@ def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path):
 
 # Stop and resume
 
-
 STOPS = {7: signal.SIGTERM, 11: signal.SIGINT, 18: signal.SIGTERM, 28: signal.SIGINT}
 
 
@@ -188,23 +187,17 @@ def test_a_signal_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkey
 
 
 VARIANTS = {
-    "muon, micro-batches": ["--optimizer=muon", "--micro_batch_size=2"],
-    "naive": ["--prune_schedule=oneshot", "--lr_restart", "--warmup_steps=1"],
-    "random, bfloat16, untied": [
-        "--criterion=random",
-        "--dtype=bfloat16",
-        "--tie_embeddings=false",
-    ],
-    "teacher": ["--teacher=undisturbed", "--optimizer=muon"],
+    "muon, micro-batches": "--optimizer=muon --micro_batch_size=2",
+    "naive": "--prune_schedule=oneshot --lr_restart --warmup_steps=1",
+    "random, untied": "--criterion=random --dtype=bfloat16 --tie_embeddings=false",
+    "teacher": "--teacher=undisturbed --optimizer=muon",
 }
 
 
 @pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
-def test_a_run_in_parts_ends_in_the_bytes_of_one_that_was_not_stopped(
-    knobs, toy, undisturbed, tmp_path
-):
+def test_a_run_in_parts_ends_in_the_same_bytes(knobs, toy, undisturbed, tmp_path):
     """Stopped before, between and after the prunes. The folder alone continues it."""
-    knobs = [knob.replace("undisturbed", str(undisturbed)) for knob in knobs]
+    knobs = knobs.replace("undisturbed", str(undisturbed)).split()
     whole = tmp_path / "whole"
     parts = tmp_path / "parts"
     assert run(toy, whole, SHORT, *knobs) == 0
@@ -221,9 +214,7 @@ def test_a_run_in_parts_ends_in_the_bytes_of_one_that_was_not_stopped(
             assert a == {"tokens_per_second": None} | b
 
 
-def test_float16_skips_steps_that_overflow_and_resumes_exactly(
-    toy, tmp_path, monkeypatch, capsys
-):
+def test_float16_skips_overflows_and_resumes(toy, tmp_path, monkeypatch, capsys):
     """Its loss is scaled up so far that some do. If all do, the run has diverged."""
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**26)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
@@ -267,15 +258,13 @@ def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys)
     assert len(events(out, "done")) == 1
 
 
-def test_resume_takes_the_config_of_the_checkpoint_and_the_command_line_wins(
-    toy, tmp_path, capsys
-):
+def test_the_command_line_wins_over_the_checkpoint(toy, tmp_path, capsys):
+    """Which wins over the config file and the config.json of the folder."""
     assert run(toy, tmp_path, "--seed=2", "--resume", "--stop_after=10") == 0
     assert events(tmp_path, "start")[0]["resumed"] is False  # no checkpoint yet
-    text = toy.read_text().replace("weight_decay", "")
     other = tmp_path / "other.py"
-    other.write_text(f"{text}seed = 3\nlearning_rate = 1.0\nd_ff = 64\n")
-    (tmp_path / "config.json").write_text('{"max_steps": 9}')  # the checkpoint counts
+    other.write_text("seed = 3\nlearning_rate = 1.0\nd_ff = 64\n")
+    (tmp_path / "config.json").write_text('{"max_steps": 9}')
     capsys.readouterr()
     knobs = ("--learning_rate=4e-3", "--resume", "--stop_after=20")
     assert run(other, tmp_path, *knobs) == 0
@@ -286,8 +275,8 @@ def test_resume_takes_the_config_of_the_checkpoint_and_the_command_line_wins(
     assert [e["changes"] for e in events(tmp_path, "start")] == [[], [change], []]
     config = load_checkpoint(tmp_path)["config"]
     assert (config["seed"], config["learning_rate"]) == (2, 4e-3)
-    floor = [e["lr"] for e in events(tmp_path, "step")][-1]
-    assert floor == pytest.approx(4e-4)
+    last_step = events(tmp_path, "step")[-1]
+    assert last_step["lr"] == pytest.approx(4e-4)
 
 
 def test_resume_refuses_another_shape_and_other_data(toy, tmp_path, refused):
@@ -339,9 +328,7 @@ def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
     assert first["loss"] == pytest.approx(loss, abs=0.3)
 
 
-def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(
-    toy, undisturbed, tmp_path
-):
+def test_a_run_learns_from_tokens_and_a_teacher(toy, undisturbed, tmp_path):
     weight = 0.3
     knobs = (SHORT, f"--teacher={undisturbed}", f"--teacher_weight={weight}")
     assert run(toy, tmp_path, *knobs, "--micro_batch_size=4") == 0
