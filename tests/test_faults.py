@@ -70,9 +70,6 @@ def test_killed_anywhere_a_run_ends_the_same(processes, toy, undisturbed, tmp_pa
     assert len(events(tmp_path, "done")) == 1
 
 
-# A full disk
-
-
 def no_space(*arguments, **others):
     raise OSError(28, "No space left on device")
 
@@ -108,9 +105,6 @@ def test_a_full_disk_ends_a_run_in_one_line_and_resume_goes_on(
     assert same_end(tmp_path, undisturbed)
 
 
-# What is in the folder
-
-
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
 def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, refused):
     theirs = b'{"model_type": "llama"}'  # as in a Hugging Face folder
@@ -131,9 +125,6 @@ def test_a_second_run_in_a_folder_is_refused(toy, tmp_path, monkeypatch, refused
     at_steps(monkeypatch, {3: start_another})
     assert run(toy, tmp_path, "--stop_after=3") == 0
     assert train(tmp_path, "--resume", "--stop_after=4") == 0  # the lock is free again
-
-
-# Checkpoints that are none
 
 
 class Malicious:
@@ -176,8 +167,6 @@ def test_a_damaged_checkpoint_is_refused(toy, undisturbed, tmp_path, refused):
             refused(f"{path}: damaged", toy, new, f"--{key}={path}")
         assert contents(out) == before
 
-
-# Standard output
 
 OUTPUT = {
     "| head": "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",

@@ -125,9 +125,6 @@ def test_three_ranks_resume_to_the_same_bytes(processes, toy, undisturbed, tmp_p
     assert same_end(cut, whole)
 
 
-# Ranks that fail
-
-
 def test_a_rank_that_dies_ends_the_others(processes, toy, undisturbed, tmp_path):
     code = {"before": at_step(7, rank=1, action="os._exit(9)"), "codes": [1, 9]}
     error = run_ranks(processes, toy, tmp_path, **code)
@@ -155,9 +152,6 @@ def test_what_a_rank_refuses_is_one_line_on_each_machine(processes, toy, tmp_pat
     error = run_ranks(processes, toy, tmp_path, codes=[2, 1])
     assert f"error: out_dir={tmp_path}: holds a run" in error
     assert contents(tmp_path) == before
-
-
-# Memory
 
 
 @pytest.mark.parametrize("ranks", [0, 1])
