@@ -443,9 +443,9 @@ if master:
             if event["step"] <= step and event["event"] != "done":
                 earlier.append(json.dumps(event).encode() + b"\n")
                 seconds_before = event["seconds"]
-    write_whole(log_path, lambda file: file.writelines(earlier))
     knobs = json.dumps(asdict(config), indent=1)
     write_whole(out_dir / "config.json", lambda file: file.write(knobs.encode()))
+    write_whole(log_path, lambda file: file.writelines(earlier))
     if wandb:
         wandb.init(project=config.wandb_project, name=out_dir.name, config=vars(config))
 

@@ -385,13 +385,16 @@ def resumed_config(
     saved: the config in its checkpoint. given: the knobs of the command line, which
     win. Raises UserError.
     """
-    result = Config(**saved)
+    result = Config()
+    for key, value in saved.items():
+        set_knob(result, "checkpoint", key, value)
     changes = []
     for key in ONE_CALL:
         setattr(result, key, getattr(config, key))
     for key, value in given.items():
-        if key not in ONE_CALL and value != saved[key]:
-            changes.append(f"{key} {saved[key]} -> {value}")
+        before = getattr(result, key)
+        if key not in ONE_CALL and value != before:
+            changes.append(f"{key} {before} -> {value}")
             setattr(result, key, value)
     check_config(result)
     if result.init_from:
