@@ -1,4 +1,4 @@
-"""What one does with a run: sample from its model, judge a text by it, draw it."""
+"""What you do with a run: sample from its model, judge a text by it, draw it."""
 
 import json
 import math
@@ -11,143 +11,153 @@ import pytest
 import torch
 from test_model import large
 
+from configs import compact
 from data.tokenizer import encode_to_numpy
-from run.log import compact
 from tools import Trained, evaluate, load_trained, plot, sample
 
-PICTURES = [([], "a.png"), (["--flops"], "a.svg"), (["--units"], "a.png"), (["--animate"], "a.gif")]
+SHARES = [
+    (0.5, 0, [4 / 86, 64 / 86, 1 / 86, 16 / 86, 1 / 86]),  # squares, normalized
+    (1e-320, 0, [0, 1, 0, 0, 0]),
+    (1.0, 2, [0, 2 / 3, 0, 1 / 3, 0]),
+]
+PICTURES = [("", "png"), ("--flops", "svg"), ("--units", "png"), ("--animate", "gif")]
 
 
 @pytest.fixture(scope="module")
 def trained(undisturbed) -> Trained:
-    """A toy's run, its weights large and random: what it learnt is one token, again and again."""
+    """A run whose weights are large and random, so that its tokens differ."""
     trained = load_trained(undisturbed)
-    model = trained.model.cpu()  # where the tokens are
+    model = trained.model.cpu()
     model.unembed.weight = torch.nn.Parameter(model.embed.weight.detach().clone())
     large(model)
     return trained
 
 
-def test_tokens_come_as_often_as_temperature_and_top_k_say():
+@pytest.mark.parametrize("temperature, top_k, expected", SHARES)
+def test_temperature_and_top_k_decide_shares(temperature, top_k, expected):
     logits = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625]).log() + 3
-    for temperature, top_k, expected in (
-        (0.5, 0, [x / 86 for x in (4, 64, 1, 16, 1)]),  # squares, up to a factor
-        (1e-320, 0, [0, 1, 0, 0, 0]),
-        (1.0, 2, [0, 2 / 3, 0, 1 / 3, 0]),
-    ):
-        draw = torch.Generator().manual_seed(0)
-        tokens = [sample.draw_token(logits, temperature, top_k, draw) for _ in range(1000)]
-        seen = [tokens.count(i) / 1000 for i in range(5)]
-        assert seen == pytest.approx(expected, abs=0.05)
-        assert [s == 0 for s in seen] == [e == 0 for e in expected]
+    draw = torch.Generator().manual_seed(0)
+    counts = [0] * 5
+    for _ in range(1000):
+        counts[sample.draw_token(logits, temperature, top_k, draw)] += 1
+    shares = [count / 1000 for count in counts]
+    assert shares == pytest.approx(expected, abs=0.05)
+    assert [x == 0 for x in shares] == [x == 0 for x in expected]
+
+
+def generated(trained: Trained, prompt: list, n: int, temperature: float = 0) -> list:
+    generator = torch.Generator().manual_seed(1)
+    return list(sample.generate(trained, prompt, n, temperature, 0, generator))
 
 
 def test_each_token_is_the_likeliest_after_its_context_until_the_end(trained):
-    def generate(trained: Trained, prompt: list[int], n: int, temperature: float = 0) -> list[int]:
-        generator = torch.Generator().manual_seed(1)
-        return list(sample.generate(trained, prompt, n, temperature, 0, generator))
-
     prompt = trained.tokenizer.encode_ordinary("The sum of")
-    new, tokens = generate(trained, prompt, 20), list(prompt)
+    new = generated(trained, prompt, 20)
+    tokens = list(prompt)
     assert len(prompt) + len(new) > trained.model.config.context_length == 16
     for token in new:
-        logits = trained.model(torch.tensor([tokens[-16:]]))[0, -1, : trained.tokenizer.n_vocab]
-        assert logits.argmax() == token
+        logits = trained.model(torch.tensor([tokens[-16:]]))[0, -1]
+        assert logits[: trained.tokenizer.n_vocab].argmax() == token
         tokens.append(token)
-    stop = next(token for token in new if token != new[0])
-    ends = replace(trained, tokenizer=SimpleNamespace(n_vocab=1024, eot_token=stop))
-    assert generate(ends, prompt, 20) == new[: new.index(stop)]
-    few = replace(trained, tokenizer=SimpleNamespace(n_vocab=5, eot_token=-1))  # the rest only pads
-    assert max(generate(few, [1], 15, temperature=50.0)) < 5
+    end = next(token for token in new if token != new[0])
+    with_end = replace(trained, tokenizer=SimpleNamespace(n_vocab=1024, eot_token=end))
+    assert generated(with_end, prompt, 20) == new[: new.index(end)]
+    padded = replace(trained, tokenizer=SimpleNamespace(n_vocab=5, eot_token=-1))
+    assert max(generated(padded, [1], 15, temperature=50.0)) < 5
 
 
-@pytest.mark.parametrize("times", [1, 8, 17], ids="{} times".format)
-def test_each_byte_of_a_text_is_predicted_once(trained, times):
-    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times  # 1: no whole window; 8: no rest
-    tokens = [trained.tokenizer.eot_token, *encode_to_numpy(trained.tokenizer, text).tolist()]
-    n, nats = len(tokens) - 1, 0.0
-    for t in range(1, n + 1):  # each token alone; the last window is full, too
-        start = min((t - 1) // 16 * 16, max(0, n - 16))
+# No full window; no rest; both; and windows shorter than the model's
+@pytest.mark.parametrize("times, T", [(1, 16), (8, 16), (17, 16), (8, 5)])
+def test_each_byte_of_a_text_is_predicted_once(trained, times, T):
+    text = b"The sum of \xff\xfe is \xf0\x9f\x99\x82." * times
+    tokens = encode_to_numpy(trained.tokenizer, text).tolist()
+    n = len(tokens)
+    tokens = [trained.tokenizer.eot_token, *tokens]
+    nats = 0.0
+    for t in range(1, n + 1):  # each token alone
+        start = min((t - 1) // T * T, max(0, n - T))
         logits = trained.model(torch.tensor([tokens[start:t]])).detach()
-        p = torch.softmax(logits[0, -1].double(), -1)
-        nats -= math.log(p[tokens[t]])
-    got = evaluate.judge_text(trained, text, 16)
-    assert got["bits per byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
-    assert got["perplexity per token"] == pytest.approx(math.exp(nats / n), rel=1e-4)
+        nats -= logits[0, -1].double().log_softmax(-1)[tokens[t]].item()
+    metrics = evaluate.judge_text(trained, text, T)
+    bits_per_byte = nats / math.log(2) / len(text)
+    assert metrics["bits per byte"] == pytest.approx(bits_per_byte, rel=1e-5)
+    perplexity = math.exp(nats / n)
+    assert metrics["perplexity per token"] == pytest.approx(perplexity, rel=1e-4)
 
 
-def test_a_text_is_judged_in_windows_of_a_length_that_one_gives(undisturbed, capsys, refused):
-    call, bits = [str(undisturbed), f"--text={__file__}"], []
-    for T in (16, 4):
-        assert evaluate.main([*call, f"--context_length={T}"]) == 0
-        bits += capsys.readouterr().out.split()[-2:-1]
-    assert bits[0] != bits[1]  # this model sees more of the text, or less
-    refused("context_length 17", *call, "--context_length=17", main=evaluate.main)
-    for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces, or what is packed
-        refused(f"{name}: give", call[0], f"--text={name}", main=evaluate.main)
-
-
-def test_a_model_that_diverged_or_lacks_its_data_is_told(undisturbed, tmp_path, capsys, refused):
+def test_a_model_that_cannot_be_used_is_refused(undisturbed, tmp_path, capsys, refused):
     path = tmp_path / "checkpoint.pt"
-    (text := tmp_path / "text").write_text("The sum")
-    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
-    refused("there is run", undisturbed.with_name("ru"), main=sample.main)
-    state["model"]["norm.weight"].fill_(1e6)  # its perplexity is past the largest float
-    torch.save(state, path)
-    assert evaluate.main([str(path), f"--text={text}"]) == 0
+    text = tmp_path / "text"
+    text.write_text("The sum")
+    judge = [str(path), f"--text={text}"]
+    checkpoint = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
+    refused("no such checkpoint", path, main=sample.main)
+    own_digest = checkpoint["tokenizer_digest"]
+    norm = checkpoint["model"]["norm.weight"]
+    norm.fill_(1e6)
+    torch.save(checkpoint, path)
+    assert evaluate.main(judge) == 0
     assert "| perplexity per token | inf |" in capsys.readouterr().out
-    state["model"]["norm.weight"].fill_(math.nan)
-    of_others = {"data": "of another text", "tokenizer": "of other files"}
-    for change, word in (({}, "not finite"), (of_others, "data that ")):
-        torch.save(state | change, path)
+    norm.fill_(math.nan)
+    for digest, word in (("other files", "its tokenizer"), (own_digest, "not finite")):
+        torch.save(checkpoint | {"tokenizer_digest": digest}, path)
         refused(word, path, main=sample.main)
-        refused(word, path, f"--text={text}", main=evaluate.main)
+        refused(word, *judge, main=evaluate.main)
+    refused("length 17", *judge, "--context_length=17", main=evaluate.main)
+    for name in ("a.jsonl", "a.txt.gz"):  # it would judge braces or packed bytes
+        refused(f"{name}: give", path, f"--text={name}", main=evaluate.main)
 
 
-def test_a_film_says_after_each_prune_what_is_left(undisturbed):
+@pytest.mark.parametrize("flag, kind", PICTURES)
+def test_a_run_is_drawn(flag, kind, undisturbed, tmp_path, refused):
     pytest.importorskip("matplotlib")
-    log = plot.by_name(undisturbed, pruned=True)
-    _, axes = plot.open_figure(2 + len({e["kind"] for e in log["prune"]}), 1)
-    log["step"] = [e for e in log["step"] if e["step"] in (1, 30)]  # as if it had logged no other
-    other = [e | {"run": "b"} for e in log["eval"]]
-    for now, later in zip(log["prune"], [*log["prune"][1:], {"step": 31}]):
-        if now["step"] < later["step"]:  # the last one of its step
-            plot.draw_moment(axes[:, 0], log, now["step"] + 1, other)
-            assert axes[0, 0].get_title("right") == f"{compact(now['params'])} parameters"
-            caption = "It recovers" if later["step"] > 30 else "Weak parts go"
-            assert axes[0, 0].get_title("left") == caption
-            mine, theirs = (line.get_xydata() for line in axes[-1, 0].lines[1::2])
-            assert mine.tolist() == theirs.tolist() and len(mine) == now["step"] // 10
-
-
-@pytest.mark.parametrize("flags, name", PICTURES)
-def test_a_run_is_drawn(flags, name, undisturbed, tmp_path, capsys, refused):
-    pytest.importorskip("matplotlib")
-    log = (undisturbed / "log.jsonl").read_text().splitlines(keepends=True)
-    few = "".join(x for x in log if re.search('"step": 1[07]?,', x))  # a film takes long
-    (tmp_path / "log.jsonl").write_text(few)
+    lines = (undisturbed / "log.jsonl").read_text().splitlines(keepends=True)
+    few = "".join(line for line in lines if re.search('"step": 1[07]?,', line))
+    log = tmp_path / "log.jsonl"
+    log.write_text(few)  # few frames, because a film takes long
     shutil.copy(undisturbed / "config.json", tmp_path)
-    assert plot.main([str(tmp_path), str(undisturbed), *flags, f"--to={tmp_path / name}"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / name}\n"
-    magic = {"png": b"\x89PNG", "svg": b"<?xml", "gif": b"GIF89a"}[name[2:]]
-    assert (tmp_path / name).read_bytes().startswith(magic)
+    flags = [flag] if flag else []
+    to = tmp_path / f"a.{kind}"
+    assert plot.main([str(tmp_path), str(undisturbed), *flags, f"--to={to}"]) == 0
+    magic = {"png": b"\x89PNG", "svg": b"<?xml", "gif": b"GIF89a"}
+    assert to.read_bytes().startswith(magic[kind])
     for damaged in ("", few.replace('"kind": ', '"group": ')):
-        (tmp_path / "log.jsonl").write_text(damaged)
+        log.write_text(damaged)
         refused(tmp_path, tmp_path, *flags, main=plot.main)
 
 
-def test_prunes_are_bars_runs_meet_where_both_have_one_and_warm_ups_show(undisturbed, tmp_path):
+def test_curves_hold_prunes_warm_ups_and_differences(undisturbed, tmp_path):
     pytest.importorskip("matplotlib")
-    log = plot.by_name(undisturbed)
-    other = [e | {"val_loss": e["val_loss"] + 0.01} for e in log["eval"][1:]]
-    other[0]["tokens"] -= 1  # where the first run has none
-    lines = "".join(json.dumps(e) + "\n" for e in log["step"][9:] + log["prune"] + other)
+    log = plot.load_log(undisturbed)
+    evals = [e | {"val_loss": e["val_loss"] + 0.01} for e in log.evals[1:]]
+    evals[0]["tokens"] -= 1  # where the first run was not validated
+    kept = log.steps[9:] + log.prunes + evals
+    lines = "".join(json.dumps(event) + "\n" for event in kept)
     (tmp_path / "log.jsonl").write_text(lines)
     shutil.copy(undisturbed / "config.json", tmp_path)
     loss, minus, *_, rate = plot.draw([undisturbed, tmp_path]).axes
-    jumps = [e[key] for e in log["prune"] for key in ("loss_before", "loss_after")]
-    assert [end for bar in loss.collections[0].get_segments() for end in bar[:, 1]] == jumps
-    assert [*minus.lines[0].get_xdata()] == plot.along(other[1:])
-    assert minus.lines[0].get_ydata() == pytest.approx([0.01] * len(other[1:]))
+    bars = [bar[:, 1] for bar in loss.collections[0].get_segments()]
+    assert [bar[0] for bar in bars] == plot.along(log.prunes, "loss_before")
+    assert [bar[1] - bar[0] for bar in bars] == plot.rises(log.prunes)
+    difference = minus.lines[0]
+    assert list(difference.get_xdata()) == plot.along(evals[1:])
+    assert difference.get_ydata() == pytest.approx([0.01] * len(evals[1:]))
     whole, begins_late = (line.get_xydata() for line in rate.lines[:2])
     assert begins_late == pytest.approx(whole)
+
+
+def test_a_film_shows_after_each_prune_what_is_left(undisturbed):
+    pytest.importorskip("matplotlib")
+    log = plot.load_log(undisturbed)
+    _, axes = plot.open_figure(2 + len(log.kinds()), 1)
+    caption, *_, loss = axes[:, 0]
+    log.steps = [event for event in log.steps if event["step"] in (1, 30)]
+    last_of_step = {prune["step"]: prune for prune in log.prunes}
+    captions = ["Weak parts go"] * (len(last_of_step) - 1) + ["It recovers"]
+    for (step, prune), text in zip(last_of_step.items(), captions):
+        plot.draw_moment(axes[:, 0], log, step + 1, other=log)
+        assert caption.get_title("left") == text
+        assert caption.get_title("right") == f"{compact(prune['params'])} parameters"
+        mine, theirs = (line.get_xydata() for line in loss.lines[1::2])
+        assert mine.tolist() == theirs.tolist()
+        assert len(mine) == step // 10  # validations

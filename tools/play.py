@@ -68,8 +68,8 @@ def cut_in_half(model: GPT, scores: dict[str, Tensor]) -> GPT:
     half = deepcopy(model)
     for group in model.groups():
         if group.kind == "d_ff":
-            n_cut = math.ceil(group.width / 2)
-            slice_group(half, [], group, choose(scores[group.name], n_cut))
+            n_keep = math.ceil(group.width / 2)
+            slice_group(half, [], group, choose(scores[group.name], n_keep))
     return half
 
 
