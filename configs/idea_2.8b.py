@@ -27,4 +27,3 @@ prune_every = 1000
 eval_every = 5000
 eval_tokens = 10_000_000
 save_every = 5000
-keep = 3
