@@ -1,5 +1,6 @@
 """Knobs: what could not be a run is refused in one line, before anything is written."""
 
+import zipfile
 from dataclasses import fields
 
 import pytest
@@ -59,11 +60,14 @@ def test_a_bad_file_ends_in_one_line_that_names_it(text, tmp_path, refused):
     assert not out.exists()
 
 
-def test_what_is_no_config_is_refused(undisturbed, tmp_path, refused):
+def test_what_is_no_config_is_refused(tmp_path, refused):
     refused("no config given")
-    for path in (tmp_path, tmp_path / "none.py", undisturbed / "checkpoint.pt"):
-        refused(path, path, f"--out_dir={tmp_path / 'run'}")
-    assert not list(tmp_path.iterdir())
+    checkpoint = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        archive.writestr("__main__.py", "1 / 0")  # Python would run it
+    for path in (tmp_path, tmp_path / "none.py", checkpoint):
+        refused(f"{path}: no config", path, f"--out_dir={tmp_path / 'run'}")
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_a_config_may_start_from_another_and_keep_names_of_its_own(tmp_path):
