@@ -1,6 +1,6 @@
 """Tests of the code in docs/own-loop.md, which pages.py collects.
 
-The models are those of transformers, and a GPT-2 that has only two files of this project.
+The models are those of transformers, and a GPT-2 with only two files of this project.
 """
 
 import os

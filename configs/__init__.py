@@ -237,6 +237,12 @@ def check_config(config: Config) -> None:
         "overwrite",
         "contradicts resume",
     )
+    own_files = (Path(config.out_dir), Path(config.out_dir, "checkpoint.pt"))
+    for key in ("init_from", "teacher"):
+        is_own = Path(getattr(config, key)) in own_files
+        require(
+            not is_own, config, key, "this run would overwrite it: it is in out_dir"
+        )
     remedy = f"must come before max_steps={config.max_steps}"
     require(config.stop_after < config.max_steps, config, "stop_after", remedy)
     if not config.init_from:  # else the widths are those of other weights

@@ -1,5 +1,6 @@
 """Around every test: one thread for torch, and signals as a command finds them. And fixtures."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -19,6 +20,9 @@ os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows bars where a fast one d
 from helpers import ROOT, TOY, run, run_code, train  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
+
+# gc.collect() after each run then looks only at what is new: 0.3 seconds less
+gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""With this folder in PYTHONPATH, torch gives the wrong answer about this CPU's bfloat16.
+"""With this folder in PYTHONPATH, torch answers wrongly whether the CPU has bfloat16.
 
 Python imports the file by its name, in child processes, too. It does not import torch,
 because the tests set variables before that.
