@@ -88,7 +88,7 @@ def one_line_errors(advice=NO_ADVICE) -> None:
         rank = os.environ.get("RANK", "0")
         if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":
             prefix = f"rank {rank}: " if rank != "0" else ""
-            # torch.distributed lets sys.stderr collect the text, which os._exit would lose
+            # torch.distributed replaces sys.stderr, and os._exit would lose its text
             print(prefix + line, file=sys.__stderr__, flush=True)
         flush_output()
         if not sys.flags.interactive:

@@ -1,4 +1,4 @@
-"""Fixtures. Every test has one thread for torch, and signals as a command finds them."""
+"""Fixtures. Every test has one thread, and finds signals as a command does."""
 
 import gc
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-# Toy models gain nothing from threads, and several processes that spin on two cores lose
-# a lot. Set before torch is imported, here and in child processes.
+# Toy models gain nothing from threads, and processes that spin on two cores lose a lot.
+# Set before torch is imported, here and in child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows bars where a fast one does not
 
