@@ -380,8 +380,8 @@ def peak_flops(device: torch.device) -> float:
 def soft_targets(logits: Tensor, targets: Tensor, weight: float) -> Tensor:
     """Distributions to learn from a teacher (1503.02531), (B, T, vocab_size).
 
-    They are the mean of the teacher's distribution, which counts `weight`, and the token
-    that came. logits: the teacher's. targets: (B, T).
+    They are the mean of the teacher's distribution, which counts `weight`, and the
+    token that came. logits: the teacher's. targets: (B, T).
     """
     mixed = logits.float().softmax(-1) * weight
     rest = torch.full(targets.shape, 1 - weight, device=logits.device)

@@ -24,9 +24,8 @@ Optimizers = list[torch.optim.Optimizer]  # no two of them hold the same paramet
 class Slice(NamedTuple):
     """Where a weight or a bias holds the units of a group.
 
-    They lie along `dim`, one after the other, and all have the same length. A matrix of
-    all queries, then all keys, then all values holds three such sequences, one below
-    another: parts=3.
+    They lie along `dim`, one after the other, and all have the same length. A fused
+    matrix stacks the units of several matrices. For all gates, then all ups: parts=2.
     """
 
     name: str  # of the parameter
@@ -51,21 +50,23 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     units: kind -> its slices, by the names that parameters have in a layer. A bias that
     a layer does not have is left out.
 
-    Widths are read from model.config, which must change with each prune. Raises
-    ValueError if a layer does not have one of the weights.
+    model.config must have the current widths, so your loop must update it after each
+    prune. Raises ValueError if a layer does not have one of the weights.
     """
     config = model.config  # read once, because a model may compute it at each access
     groups = []
     for i, block in enumerate(model.get_submodule(blocks)):
         layer = f"{blocks}.{i}"
         for kind, slices in units.items():
-            slices = slices_in_layer(block, layer, kind, slices)
+            found = slices_in_layer(block, layer, kind, slices)
             width = getattr(config, kind)
-            groups.append(UnitGroup(f"{layer}.{kind}", kind, width, slices))
+            groups.append(UnitGroup(f"{layer}.{kind}", kind, width, found))
     return groups
 
 
-def slices_in_layer(block: nn.Module, layer: str, kind: str, slices) -> tuple[Slice, ...]:
+def slices_in_layer(
+    block: nn.Module, layer: str, kind: str, slices
+) -> tuple[Slice, ...]:
     """Return the slices that this layer has, with their names in the model."""
     parameters = dict(block.named_parameters(remove_duplicate=False))
     found = []
@@ -82,8 +83,8 @@ def slices_in_layer(block: nn.Module, layer: str, kind: str, slices) -> tuple[Sl
 
 # Which units matter least
 
-# Name of a criterion -> how important a weight is, up to its sign.
-# To add a criterion, add a line.
+# Name of a criterion -> the importance of each weight. Its sign does not matter,
+# because the scores square it. To add a criterion for weights, add a line.
 CRITERIA = {
     # Estimates the effect of the weight on the loss, as in LoSparse (2306.11222)
     "sensitivity": lambda weight, gradient: weight * gradient,
@@ -99,8 +100,8 @@ def unit_scores(model: nn.Module, group: UnitGroup, criterion: str) -> Tensor:
     score of IDEA Prune, as the reviews of 2503.05920 describe it. A frozen weight has
     no gradient. It counts as if its gradient were 0.
 
-    A criterion can also score whole units. It needs a name in CRITERIA, and three lines
-    here:
+    A criterion can also score neurons as a whole. It needs a name in CRITERIA, and
+    three lines before the loop:
 
         if criterion == "output":  # the norm of what a neuron writes
             down = model.get_parameter(group.slices[-1].name)  # (d_model, width)
@@ -183,17 +184,20 @@ def keep_units(x: Tensor, where: Slice, keep: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def slice_group(model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor) -> None:
+def slice_group(
+    model: nn.Module, optimizers: Optimizers, group: UnitGroup, keep: Tensor
+) -> None:
     """Cut a group down to the units where `keep`, a (width,) boolean mask, is true.
 
     A smaller parameter replaces the old one everywhere in the model and in its
-    optimizer, and has no gradient. The moments are cut, too, so AdamW continues as if
-    nothing had been pruned. Muon does not, because it mixes all rows of a matrix.
+    optimizer, and has no gradient. The moments are cut, too. So AdamW's next update of
+    a weight that stays is the same as without the prune. Muon's momentum is cut as
+    well, but its update changes, because it mixes all rows of a matrix.
     """
     for where in group.slices:
         old = model.get_parameter(where.name)
-        # Replace the parameter instead of resizing it: the graph of a loss that someone
-        # still holds expects the old shape.
+        # Replace the parameter instead of resizing it: if someone still holds a loss,
+        # its backward pass expects the old shape.
         new = nn.Parameter(keep_units(old, where, keep), old.requires_grad)
         replace_in_model(model, old, new)
         for optimizer in optimizers:
@@ -259,7 +263,8 @@ def drop_blocks(
     keep: a boolean mask, (n_layer,), false for the layers to remove.
 
     The later layers move up in the list, and the scores of their groups move with them.
-    Without layer 4, the scores of "blocks.5.d_ff" belong to "blocks.4.d_ff".
+    If layer 4 is removed, layer 5 becomes layer 4: the scores of "blocks.5.d_ff" are
+    now those for "blocks.4.d_ff".
     """
     blocks = model.get_submodule(group.name)
     stays = keep.tolist()
@@ -307,7 +312,8 @@ class Pruner:
     """Scores the units of these kinds, and prunes by the scores.
 
     The model must have a method groups(). from_rank_0(mask) returns the mask of rank 0
-    on every rank. score() checks that the state of these optimizers can be cut.
+    on every rank. If you give optimizers, score() also checks that a prune can cut
+    their state, so that a run fails at its start and not at its first prune.
     """
 
     def __init__(
@@ -364,12 +370,14 @@ class Pruner:
         self.scores[group.name] = numbers.to(device)
 
     @torch.no_grad()
-    def prune(self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int) -> dict:
+    def prune(
+        self, model: nn.Module, optimizers: Optimizers, kind: str, new_width: int
+    ) -> dict:
         """Keep the `new_width` best units in each group of this kind.
 
-        All ranks keep the same units. Call it once for each kind that is due. All kinds
-        are pruned by the scores from before the first cut. Clears every gradient, so
-        that no optimizer steps with gradients of only some parameters.
+        All ranks keep the same units. Call it once for each kind that is due. Nothing
+        is scored again between two kinds. A cut parameter has no gradient, so the
+        gradients of all others are cleared, too.
 
         Returns two lists for the log, with an entry for each group: "removed" has the
         old indices of the removed units, and "scores" the quantiles of the scores at 0,
@@ -413,7 +421,9 @@ class Pruner:
 # What cannot be pruned
 
 
-def check_prunable(model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]) -> None:
+def check_prunable(
+    model: nn.Module, optimizers: Optimizers, groups: list[UnitGroup]
+) -> None:
     """Raise ValueError if a prune of these groups would fail halfway or lose something.
 
     Each of the checks below says what it asks for.
@@ -440,7 +450,9 @@ def check_gradients(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         if gradient is not None and gradient.is_sparse:
-            raise ValueError(f"{name}: its gradient is sparse; build its module with sparse=False")
+            raise ValueError(
+                f"{name}: its gradient is sparse; build its module with sparse=False"
+            )
 
 
 def check_layers(model: nn.Module, group: UnitGroup) -> None:
@@ -449,18 +461,22 @@ def check_layers(model: nn.Module, group: UnitGroup) -> None:
     layers = set(blocks)
     for name, module in model.named_modules():
         if module is not blocks and layers & set(module.children()):
-            raise ValueError(f"{name}: holds layers to prune a second time; let one list do")
+            raise ValueError(
+                f"{name}: holds layers to prune a second time; let one list do"
+            )
 
 
 def check_shape(parameter: nn.Parameter, where: Slice, group: UnitGroup) -> None:
     """The dim must divide into equal pieces, one for each unit in each part."""
     name, dim, parts = where
     if parameter.shape[dim] % (parts * group.width):
-        raise ValueError(f"{name}: dim {dim} does not hold {parts} times {group.width} units")
+        raise ValueError(
+            f"{name}: dim {dim} does not hold {parts} times {group.width} units"
+        )
 
 
 def check_cut_once(earlier_cuts: set, where: Slice, group: UnitGroup) -> None:
-    """A weight that two layers share must be listed in one group only."""
+    """A weight that two groups share would be cut twice, so only one may list it."""
     if (group.kind, where.dim) in earlier_cuts:
         raise ValueError(
             f"{where.name}: {group.kind} would cut it twice; list a shared weight once"
@@ -470,13 +486,15 @@ def check_cut_once(earlier_cuts: set, where: Slice, group: UnitGroup) -> None:
 def check_hooks(parameter: nn.Parameter, where: Slice) -> None:
     """A parameter must have no hooks, because its replacement would not have them."""
     if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-        raise ValueError(f"{where.name}: a cut would lose its hooks; do their work in your loop")
+        raise ValueError(
+            f"{where.name}: a cut would lose its hooks; do their work in your loop"
+        )
 
 
 def check_state(model: nn.Module, optimizer: torch.optim.Optimizer, cuts: dict) -> None:
-    """State must be numbers, and tensors with the shape of their weight.
+    """Each entry of the state must be a number, or a tensor shaped like its weight.
 
-    LBFGS fails because it keeps lists, and Adafactor because its tensors have other
+    LBFGS fails because it keeps lists. Adafactor fails because its tensors have other
     shapes.
     """
     for parameter, state in optimizer.state.items():

@@ -7,8 +7,13 @@ An eighth as long:   python train.py configs/idea.py --shorter=8
 Continue a run:      python train.py out/idea --resume
 On eight GPUs:       torchrun --nproc_per_node=8 train.py configs/idea_gpt2.py
 
-A run owns its out_dir: config.json, log.jsonl and checkpoint.pt. Ctrl-C saves, then
-stops.
+The run has three phases. The enlarged model trains, and at the end of that phase every
+step also scores its units: neurons, for example. Then a few prunes slice the weakest
+units out of the weights and out of the optimizer's moments. Then the small model
+recovers. schedule.py says when, and prune.py says which and how.
+
+A run owns its out_dir: config.json, checkpoint.pt, and log.jsonl with its events
+(start, step, eval, prune, save, skip and done). Ctrl-C saves, then stops.
 """
 
 import inspect
@@ -23,7 +28,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
-# Set before torch is imported. Idle threads give up their core sooner, which makes
+# Set before torch is imported. Threads that wait give up their core sooner, which makes
 # steps 3 to 4 times faster when other programs are running.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
@@ -61,7 +66,8 @@ one_line_errors(
 )
 
 # --------------------------------------------------------------------------------------
-# 1. Config: a file, then the command line. A resumed run takes its checkpoint's config
+# 1. Config: a file or a run's folder, then the command line. --resume takes the config
+# of the checkpoint
 
 if "--help" in sys.argv or "-h" in sys.argv:
     print(f"{__doc__}\nEvery knob, with its default:\n")
@@ -120,14 +126,16 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
 micro_batch_size, n_micro_batches = configs.split_batch(config, world_size)
 if distributed:
     backend = "nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))  # saves take long
+    timeout = timedelta(minutes=30)  # the other ranks wait while rank 0 saves
+    dist.init_process_group(backend, timeout=timeout)
 
 # --------------------------------------------------------------------------------------
-# 3. Data. A batch follows from the step and the seed, so a checkpoint needs no position
+# 3. Data. The step and the seed determine a batch, so a checkpoint stores no position
 
 train_data = TokenDataset(config.data_dir, "train", config.context_length)
 val_data = TokenDataset(config.data_dir, "val", config.context_length)
 tokens_per_step = config.batch_size * config.context_length
+# A loss of one bit per byte of text is a loss of so many nats per token.
 nats_per_bpb = math.log(2) * val_data.bytes_per_target(config.eval_tokens)
 if checkpoint and checkpoint["data"] != train_data.digest:
     raise UserError(f"data_dir={config.data_dir}: not the data that {out_dir} has seen")
@@ -158,7 +166,7 @@ def load_other(knob):
     vocab_size = other["model_config"].vocab_size
     if vocab_size != enlarged.vocab_size:
         problem = f"has {vocab_size} tokens, the data {enlarged.vocab_size}"
-        raise UserError(f"{knob}={path}: {problem}; --round_vocab_to pads the data's")
+        raise UserError(f"{knob}={path}: {problem}; --round_vocab_to adds to these")
     return GPT.from_checkpoint(other, config.context_length).to(device)
 
 
@@ -168,8 +176,12 @@ if checkpoint:
     model = GPT.from_checkpoint(checkpoint).to(device)
     flops = checkpoint["flops"]
     first_step = checkpoint["step"] + 1
-    theirs = {"rope_theta": model.config.rope_theta, "norm_eps": model.config.norm_eps}
-    enlarged = replace(enlarged, **theirs)
+    # No knobs. They differ if the run began with init_from.
+    imported = {
+        "rope_theta": model.config.rope_theta,
+        "norm_eps": model.config.norm_eps,
+    }
+    enlarged = replace(enlarged, **imported)
 elif config.init_from:
     model = load_other("init_from")
     configs.take_shape(config, model.config)
@@ -181,22 +193,25 @@ teacher = None
 teacher_flops = 0  # per token
 if config.teacher:
     teacher = load_other("teacher").eval()
-    teacher.requires_grad_(False)  # else autocast would keep a copy of each weight
+    teacher.requires_grad_(False)  # so autocast does not keep copies of its weights
     teacher_flops = teacher.config.flops_per_token() // 3  # no backward pass
 
 # The plan: how wide is the model in each part of the run, and what will that cost?
 schedule = configs.make_schedule(config)
 planned_flops = 0
 for n_steps, widths in schedule.segments():
-    final = replace(enlarged, **widths)
-    segment_flops = final.flops_per_token() + teacher_flops
+    shape = replace(enlarged, **widths)
+    segment_flops = shape.flops_per_token() + teacher_flops
     planned_flops += n_steps * tokens_per_step * segment_flops
+final = shape
 if checkpoint:
     widths = {
         kind: schedule.width(checkpoint["step"], kind) for kind in schedule.widths
     }
     if model.config != replace(enlarged, **widths):
-        raise UserError(f"{checkpoint_path}: these knobs ask for another shape")
+        raise UserError(
+            f"{checkpoint_path}: has another shape than the config asks for"
+        )
 
 if device_type == "cpu":
     step_flops = (enlarged.flops_per_token() + teacher_flops) * tokens_per_step
@@ -240,23 +255,36 @@ def from_rank_0(mask):
     return mask
 
 
+def optimizer_states():
+    """Name of a parameter -> its moments, from the optimizer that trains it."""
+    states = {}
+    for optimizer in optimizers:
+        states |= optimizer.state
+    named = model.named_parameters()
+    return {name: states[parameter] for name, parameter in named if parameter in states}
+
+
+def load_optimizer_states(states):
+    """The reverse: give each optimizer the moments of its parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = states.get(names[parameter], {})
+                for key, value in state.items():
+                    # Interned, so that pickle writes what a run without a stop writes
+                    key = sys.intern(key)
+                    optimizer.state[parameter][key] = value.to(device)
+
+
 optimizers = make_optimizers()
 kinds = schedule.widths  # the kinds of unit that this run prunes
 pruner = Pruner(config.criterion, config.score_beta, kinds, config.seed, from_rank_0)
 if checkpoint:
-    optimizer_of = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            optimizer_of |= dict.fromkeys(group["params"], optimizer)
-    for name, parameter in model.named_parameters():
-        state = {}
-        for key, value in checkpoint["optimizer"].get(name, {}).items():
-            # Interned: pickle writes a key once, as in a run that was not stopped.
-            state[sys.intern(key)] = value.to(device)
-        optimizer_of[parameter].state[parameter] = state
+    load_optimizer_states(checkpoint["optimizer"])
     for name, score in checkpoint["scores"].items():
         pruner.scores[name] = score.to(device)
-    if scaler.is_enabled():
+    if scaler.is_enabled() and checkpoint["scaler"]:
         scaler.load_state_dict(checkpoint["scaler"])
 checkpoint = None  # free it: it is as large as the model and its moments
 
@@ -265,7 +293,7 @@ checkpoint = None  # free it: it is as large as the model and its moments
 
 
 def empty_pass(model):
-    """A loss of 0, forward and backward, for what torch does in its first passes."""
+    """A dummy forward and backward pass, in which torch compiles and DDP sets up."""
     tokens = torch.zeros(micro_batch_size, config.context_length, dtype=torch.long)
     tokens = tokens.to(device)
     with autocast:
@@ -311,7 +339,10 @@ step = first_step - 1  # the last step that is done
 log_path = out_dir / "log.jsonl"
 wandb = None
 if config.wandb_project and master:
-    import wandb
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb_project: first pip install wandb") from None
 seconds_before = 0.0  # of a resumed run, before it was stopped
 speed_step = step  # the speed is measured from this step and time
 speed_time = time.perf_counter()
@@ -356,7 +387,7 @@ def log_step():
     log("step", **values)
 
     bar.set_postfix_str(f"loss {loss:.4f}, {phase}", refresh=False)
-    if bar.disable:  # there is no terminal for the bar
+    if bar.disable:  # no terminal shows the bar
         seconds = (planned_flops - flops) / (flops_per_token * tokens_per_second)
         text = (
             f"step {step:6}/{config.max_steps}  loss {loss:.4f}  lr {lr:.1e}  {phase}"
@@ -369,7 +400,7 @@ def log_step():
 @torch.no_grad()
 def validate(max_tokens):
     """The mean loss over the first tokens of the val split, in nats per token."""
-    model.eval()  # compiled blocks are for the shapes of training
+    model.eval()  # not compiled: the shapes are not those of training
     nats = 0.0
     n_tokens = 0
     for i, batch in enumerate(val_data.in_order(micro_batch_size, max_tokens)):
@@ -390,19 +421,12 @@ def validate(max_tokens):
 
 
 def save_checkpoint():
-    """Write all that the next step depends on. Nothing in it depends on the clock."""
+    """Write all that the next step depends on. The same run writes the same bytes."""
     if master:
         # Fresh strings, so that pickle writes the same bytes in a run that was resumed
         knobs = json.loads(json.dumps(asdict(config)))
         for key in configs.ONE_CALL:  # out_dir, resume, ...
             del knobs[key]
-        states = {}
-        for optimizer in optimizers:
-            states |= optimizer.state
-        named_states = {}
-        for name, parameter in model.named_parameters():
-            if parameter in states:
-                named_states[name] = states[parameter]
         checkpoint = {
             "step": step,
             "flops": flops,
@@ -412,7 +436,7 @@ def save_checkpoint():
             "tokenizer": train_data.tokenizer,
             "tokenizer_digest": train_data.tokenizer_digest,
             "model": dict(model.state_dict()),
-            "optimizer": named_states,  # name of a parameter -> its moments
+            "optimizer": optimizer_states(),
             "scores": pruner.scores,
             "scaler": scaler.state_dict(),
         }
@@ -421,7 +445,7 @@ def save_checkpoint():
 
 
 # --------------------------------------------------------------------------------------
-# 8. Start: all checks have passed, and nothing has been written so far
+# 8. Start: the first writes to disk
 
 if distributed:  # also waits until every rank has passed its checks
     steps = [None] * world_size
@@ -430,7 +454,7 @@ if distributed:  # also waits until every rank has passed its checks
         problem = f"the ranks continue from steps {steps}"
         raise UserError(f"{problem}; let all of them see the same {out_dir}")
 if master:
-    lock = configs.open_folder(config)
+    lock = configs.open_folder(config)  # held until the process ends
     earlier = []
     if step == 0:
         checkpoint_path.unlink(missing_ok=True)
@@ -440,9 +464,9 @@ if master:
             if event["step"] <= step and event["event"] != "done":
                 earlier.append(json.dumps(event).encode() + b"\n")
                 seconds_before = event["seconds"]
-    write_whole(log_path, lambda file: file.writelines(earlier))
     knobs = json.dumps(asdict(config), indent=1)
     write_whole(out_dir / "config.json", lambda file: file.write(knobs.encode()))
+    write_whole(log_path, lambda file: file.writelines(earlier))
     if wandb:
         wandb.init(project=config.wandb_project, name=out_dir.name, config=vars(config))
 
@@ -457,7 +481,7 @@ def request_stop(number, frame):
     if not stop_signal:
         stop_signal = number
         stop_time = now
-    elif now > stop_time + 0.5:  # a terminal and torchrun may both send the first one
+    elif now > stop_time + 0.5:  # under torchrun, one Ctrl-C can arrive twice
         os._exit(128 + number)
 
 
@@ -487,16 +511,20 @@ log(
 # --------------------------------------------------------------------------------------
 # 9. The training loop. Steps count from 1
 
-last_step = config.stop_after or config.max_steps
+stop_at = config.stop_after or config.max_steps
 val_loss = None
 stopping = False
 inputs, targets = get_batch(first_step)
-hidden = None if master else True  # None shows the bar on a terminal only
-bar = tqdm(total=config.max_steps, initial=step, unit="step", disable=hidden)
-for step in range(first_step, last_step + 1):
+bar = tqdm(
+    total=config.max_steps,
+    initial=step,
+    unit="step",
+    disable=None if master else True,  # None shows the bar on a terminal only
+)
+for step in range(first_step, stop_at + 1):
     # Schedule: one cosine over the whole run
     lr = schedule.learning_rate(step)
-    if schedule.restarts(step):  # the naive arm only: fresh moments, a second cosine
+    if schedule.restarts(step):  # only with lr_restart, the usual pipeline
         optimizers = make_optimizers()
     for optimizer in optimizers:
         for param_group in optimizer.param_groups:
@@ -537,12 +565,13 @@ for step in range(first_step, last_step + 1):
         loss += micro_loss.detach()
     del micro_loss, micro_targets  # the graph would keep weights alive across a prune
     for optimizer in optimizers:
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # in place of scaler.step, because we score and clip
     scaler.update()  # the next step's scale: smaller if a gradient overflowed
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     inputs, targets = get_batch(step + 1)  # while the GPU computes
 
-    # Check: only finite gradients reach the weights. Here the CPU waits for the GPU
+    # Check: means over the ranks. The CPU waits for the GPU here. Gradients that are
+    # not finite never reach the weights
     stop = torch.tensor(float(stop_signal > 0), device=device)
     means = torch.stack([loss, norm, stop])
     if distributed:
@@ -555,7 +584,7 @@ for step in range(first_step, last_step + 1):
         problem = f"loss {loss:.3g}, gradient norm {grad_norm:.3g}: not finite"
         raise UserError(f"step {step}: {problem}; {DIVERGED}", code=1)
 
-    # Score: how much does each unit matter? Before the gradients are clipped
+    # Score: how much does each unit matter? Before clipping. An overflow is ignored
     if schedule.scoring(step):
         pruner.score(model)
 
@@ -571,21 +600,21 @@ for step in range(first_step, last_step + 1):
 
     # Log, validate, save, stop
     bar.update()
-    is_last = step == config.max_steps
+    is_final_step = step == config.max_steps
     if overflow:
         log("skip", scale=scaler.get_scale())
         say(f"skip       step {step}: a gradient overflows float16")
         if scaler.get_scale() < 1:
             raise UserError(f"step {step}: overflows at any scale; {DIVERGED}", code=1)
-    elif step % config.log_every == 0 or is_last:
+    elif step % config.log_every == 0 or is_final_step:
         log_step()
-    if step % config.eval_every == 0 or is_last:
+    if step % config.eval_every == 0 or is_final_step:
         val_loss = validate(config.eval_tokens)
         val_bpb = val_loss / nats_per_bpb
         log("eval", val_loss=val_loss, val_bpb=val_bpb)
         losses = f"{val_loss:.4f} nats per token, {val_bpb:.4f} bits per byte"
         say(f"eval       step {step}: {losses}")
-    if step % config.save_every == 0 or step == last_step or stopping:
+    if step % config.save_every == 0 or step == stop_at or stopping:
         save_checkpoint()
     if stopping:
         break
@@ -610,7 +639,7 @@ else:
 if wandb:
     wandb.finish()
 if distributed:
-    dist.barrier()  # wait for rank 0 to save: torchrun ends all ranks with the first
+    dist.barrier()  # wait for rank 0 to save: torchrun ends all if one rank exits
     dist.destroy_process_group()
 if stopping:
     sys.exit(128 + (stop_signal or signal.SIGTERM))

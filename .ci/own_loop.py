@@ -1,5 +1,7 @@
-"""The lines of docs/own-loop.md, in models of transformers and in somebody's GPT-2, which needs two
-files of this project. pages.py collects these tests."""
+"""Tests of the code in docs/own-loop.md, which pages.py collects.
+
+The models are those of transformers, and a GPT-2 with only two files of this project.
+"""
 
 import os
 import re
@@ -22,17 +24,30 @@ from schedule import Schedule, knobs
 OWN_LOOP = (ROOT / "docs/own-loop.md").read_text(encoding="utf-8")
 LOOP, CHECK, TRAINER, FSDP = re.findall("```python\n(.*?)```", OWN_LOOP, re.S)
 TRAINER = LOOP.partition("schedule = ")[0] + TRAINER  # as its first comment says
-SHAPE = {"vocab_size": 64, "hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
 SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 256, "pad_token_id": 0}
-MLP = Slice("mlp.c_fc.weight", 0), Slice("mlp.c_fc.bias", 0), Slice("mlp.c_proj.weight", 1)
+MLP = (
+    Slice("mlp.c_fc.weight", 0),
+    Slice("mlp.c_fc.bias", 0),
+    Slice("mlp.c_proj.weight", 1),
+)
 
 
 class Block(Module):
     def __init__(self, c):
         super().__init__()
-        self.mlp = ModuleDict({"c_fc": Linear(16, c.d_ff), "c_proj": Linear(c.d_ff, 16)})
+        self.mlp = ModuleDict(
+            {"c_fc": Linear(16, c.d_ff), "c_proj": Linear(c.d_ff, 16)}
+        )
 
-    def forward(self, x):  # (B, T, 16), as attention does not matter here: a mean of what came
+    def forward(
+        self, x
+    ):  # (B, T, 16), as attention does not matter here: a mean of what came
         x = x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
         return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](x)))
 
@@ -76,7 +91,9 @@ def train(how="alone", prune_sharded=None) -> Module:
                 continue
             pruner.prune(model, [optimizer], kind, width)
             model.config.d_ff, outer = width, wrap(model)
-        tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(step))[share]
+        tokens = torch.randint(
+            50, (4, 9), generator=torch.Generator().manual_seed(step)
+        )[share]
         logits = outer(tokens[:, :-1]).flatten(0, 1)
         F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
         pruner.score(model)
@@ -85,12 +102,16 @@ def train(how="alone", prune_sharded=None) -> Module:
     assert model.config.d_ff == 64
     if how == "FSDP":
         moments = [(p, state["exp_avg"]) for p, state in optimizer.state.items()]
-        assert all(p.placements == moment.placements for p, moment in moments)  # none is whole
+        assert all(
+            p.placements == moment.placements for p, moment in moments
+        )  # none is whole
     return model
 
 
 @pytest.mark.parametrize("name, piece", [("qwen2", LOOP), ("llama", TRAINER)])
-def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path, monkeypatch):
+def test_a_hugging_face_model_is_saved_loaded_and_resumed(
+    name, piece, tmp_path, monkeypatch
+):
     """It has the same weights, where the training went on from amid the prunes."""
     transformers = pytest.importorskip("transformers")
     trainer = piece == TRAINER and pytest.importorskip("accelerate")
@@ -105,7 +126,13 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
     def run(model, checkpoint=None):
         args = trainer and transformers.TrainingArguments("out", use_cpu=True, **how)
         data = [{key: x[0] for key, x in get_batch(i).items()} for i in range(100, 200)]
-        names = {"get_batch": get_batch, "steps": 60, "save_every": 8, "args": args, "data": data}
+        names = {
+            "get_batch": get_batch,
+            "steps": 60,
+            "save_every": 8,
+            "args": args,
+            "data": data,
+        }
         exec(piece, names | {"model": model, "checkpoint": checkpoint})
 
     torch.manual_seed(0)
@@ -120,12 +147,22 @@ def test_a_hugging_face_model_is_saved_loaded_and_resumed(name, piece, tmp_path,
 
 def test_the_check_passes_right_parts_and_no_wrong_ones():
     transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model("phi3", **SHAPE))
-    names = {"torch": torch, "model": model, "follow": lambda *_: None, "kind": "intermediate_size"}
+    model = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model("phi3", **SHAPE)
+    )
+    names = {
+        "torch": torch,
+        "model": model,
+        "follow": lambda *_: None,
+        "kind": "intermediate_size",
+    }
     names["logits"] = lambda model: model(torch.arange(24)[None]).last_hidden_state
 
     def check(parts):
-        slices = [Slice("mlp.gate_up_proj.weight", 0, parts), Slice("mlp.down_proj.weight", 1)]
+        slices = [
+            Slice("mlp.gate_up_proj.weight", 0, parts),
+            Slice("mlp.down_proj.weight", 1),
+        ]
         model.groups = lambda: block_groups(model, "layers", {names["kind"]: slices})
         exec(CHECK, names)
 
@@ -142,11 +179,15 @@ def two_ranks() -> None:
     exec(FSDP, names := {"build": sharded, "torch": torch})
     for how in ("DDP", "FSDP"):
         for name, p in train(how, names["prune_sharded"]).named_parameters():
-            torch.testing.assert_close(gathered(p), alone.get_parameter(name), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                gathered(p), alone.get_parameter(name), rtol=0, atol=1e-6
+            )
     dist.destroy_process_group()
 
 
 def test_two_ranks_train_like_one_with_ddp_and_by_the_lines_for_fsdp2(processes):
-    code = f"sys.path.append({str(ROOT / '.ci')!r}); import own_loop; own_loop.two_ranks()"
+    code = (
+        f"sys.path.append({str(ROOT / '.ci')!r}); import own_loop; own_loop.two_ranks()"
+    )
     ended, error = processes(code, environments=addresses(2))
     assert ended == [0, 0], error

@@ -237,6 +237,12 @@ def check_config(config: Config) -> None:
         "overwrite",
         "contradicts resume",
     )
+    own_files = (Path(config.out_dir), Path(config.out_dir, "checkpoint.pt"))
+    for key in ("init_from", "teacher"):
+        is_own = Path(getattr(config, key)) in own_files
+        require(
+            not is_own, config, key, "this run would overwrite it: it is in out_dir"
+        )
     remedy = f"must come before max_steps={config.max_steps}"
     require(config.stop_after < config.max_steps, config, "stop_after", remedy)
     if not config.init_from:  # else the widths are those of other weights
@@ -354,12 +360,12 @@ def describe_run(
     steps = f"{config.max_steps} steps of {config.batch_size} x {config.context_length}"
     sizes = f"{shape.n_layer} layers, d_model {shape.d_model}, d_ff {shape.d_ff}"
     heads = f"{shape.n_head} heads over {shape.n_kv_head} KV heads"
-    epochs = tokens / data_tokens
-    per_parameter = tokens / final.n_params()
+    epochs = f"{tokens / data_tokens:.3g}"
+    ratio = f"{tokens / final.n_params():.3g}"
     lines = [
-        f"data       {config.data_dir}: {compact(data_tokens)} tokens, {epochs:.3g} epochs",
+        f"data       {config.data_dir}: {compact(data_tokens)} tokens, {epochs} epochs",
         f"model      {compact(shape.n_params())} parameters: {sizes}, {heads}",
-        f"run        {steps}: {compact(tokens)} tokens, {per_parameter:.3g} per final parameter",
+        f"run        {steps}: {compact(tokens)} tokens, {ratio} per final parameter",
     ]
     compute = f"compute    {flops:.3g} training FLOPs"
     prunes = schedule.prune_steps()
@@ -385,13 +391,16 @@ def resumed_config(
     saved: the config in its checkpoint. given: the knobs of the command line, which
     win. Raises UserError.
     """
-    result = Config(**saved)
+    result = Config()
+    for key, value in saved.items():
+        set_knob(result, "checkpoint", key, value)
     changes = []
     for key in ONE_CALL:
         setattr(result, key, getattr(config, key))
     for key, value in given.items():
-        if key not in ONE_CALL and value != saved[key]:
-            changes.append(f"{key} {saved[key]} -> {value}")
+        before = getattr(result, key)
+        if key not in ONE_CALL and value != before:
+            changes.append(f"{key} {before} -> {value}")
             setattr(result, key, value)
     check_config(result)
     if result.init_from:

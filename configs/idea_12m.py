@@ -1,4 +1,6 @@
-# A 12M-parameter model cut to a third of its FFN: large enough to show what hardware can do.
+# A model of 12M parameters that keeps a third of its FFN. It is large enough to measure
+# speed:
+#
 # python -m tools.bench configs/idea_12m.py
 
 n_layer = 6

@@ -1,8 +1,11 @@
-# A target of GPT-2's size, 124M parameters, from an FFN 2.6 times as wide: 10B tokens of web text,
-# on one GPU or, under torchrun, on eight. Each of the eight repeats all products of Muon, the
-# default optimizer of the layers' matrices: about 3% of its FLOPs in a step (computed).
+# A model that ends with GPT-2's size, 124M parameters. Its FFN starts 2.6 times as
+# wide. It trains on 10B tokens of web text, on one GPU, or on eight with torchrun.
+#
+# Every GPU computes all of Muon's products. By our count, these are about 3% of a GPU's
+# FLOPs in a step, if there are eight GPUs.
 
-data_dir = "data/fineweb"  # yours: python -m data.prepare --tokenizer gpt2 --input ... --out ...
+# Make it: python -m data.prepare --tokenizer gpt2 --input ... --out data/fineweb
+data_dir = "data/fineweb"
 round_vocab_to = 128  # 50,257 -> 50,304
 
 n_layer = 12

@@ -1,6 +1,8 @@
-# What is known of the paper: the window opens after half of the tokens, and the optimizer is Adam.
-# The shape, of 250k final parameters, is ours. The rate is the best of four (studies/sweeps.csv);
-# with the next higher one, a run of two went astray. No small model was searched beside it.
+# What is known of the paper: the prune window opens after half of the tokens, and the
+# optimizer is Adam. The shape, with 250k final parameters, is ours.
+#
+# The learning rate is the best of four (studies/sweeps.csv). With the next higher rate,
+# one of two runs went astray. We searched no learning rate for a small model beside it.
 
 n_layer = 4
 d_model = 64

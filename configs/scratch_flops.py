@@ -1,4 +1,5 @@
-# The final shape from the start, with the FLOPs of IDEA: more steps.
+# The final shape, trained from scratch with the same FLOPs as configs/idea.py. So it
+# has more steps.
 from configs.scratch import *
 
-max_steps = 4321  # as many FLOPs as configs/idea.py, to one step
+max_steps = 4321  # the same FLOPs, to within one step

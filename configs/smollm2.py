@@ -1,13 +1,13 @@
-# A model that others trained, its FFN pruned to half in three steps, with a short
-# recovery. The model comes from a Hugging Face folder:
-# python -m tools.import_hf FOLDER --to out/smollm2-135m
-# docs/hugging-face.md says how to get the folder and the data.
+# Prune SmolLM2, a model that others trained. Three prunes remove half of its FFN, and a
+# short recovery follows.
+#
+# docs/hugging-face.md says how you get its weights and make its data.
 
 init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
 data_dir = "data/sotu-smollm2"
 d_ff_target = 768
 
-max_steps = 24  # a taste: 24,576 tokens
+max_steps = 24  # a short try: 24,576 tokens
 batch_size = 4
 context_length = 256
 optimizer = "adamw"
@@ -21,6 +21,6 @@ prune_every = 3
 round_to = 64
 
 eval_every = 24
-eval_tokens = 1024  # those on which every prune is measured
+eval_tokens = 1024  # as many as measure the loss before and after a prune
 save_every = 24
 log_every = 2

@@ -88,7 +88,8 @@ def one_line_errors(advice=NO_ADVICE) -> None:
         rank = os.environ.get("RANK", "0")
         if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":
             prefix = f"rank {rank}: " if rank != "0" else ""
-            print(prefix + line, file=sys.stderr, flush=True)
+            # torch.distributed replaces sys.stderr, and os._exit would lose its text
+            print(prefix + line, file=sys.__stderr__, flush=True)
         flush_output()
         if not sys.flags.interactive:
             os._exit(code)  # Python itself would end with code 1
@@ -122,7 +123,8 @@ def say(text: str) -> None:
 
     If nobody reads standard output any more, the run goes on in silence.
     """
-    if os.environ.get("RANK", "0") == "0":
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    if is_first_rank and sys.stdout:  # None, if it is closed
         try:
             tqdm.write(text)
             sys.stdout.flush()

@@ -20,7 +20,9 @@ from data.tokenizer import digest_of_files
 # The sha256 of a larger split is not checked, because that would take too long.
 VERIFY_BYTES = 2**30
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, both int64 (rows, T)
+Batch = tuple[
+    torch.Tensor, torch.Tensor
+]  # inputs and next tokens, both int64 (rows, T)
 
 
 class TokenDataset:
@@ -92,7 +94,9 @@ class TokenDataset:
         item_bytes = self._dtype.itemsize
         for path, tokens in zip(self._paths, self._sizes):
             if path.stat().st_size != tokens * item_bytes:
-                raise ValueError(f"{path.name} should have {tokens * item_bytes:,} bytes")
+                raise ValueError(
+                    f"{path.name} should have {tokens * item_bytes:,} bytes"
+                )
 
         sha256 = dict(self._files)
         if self.tokens * item_bytes <= VERIFY_BYTES:
@@ -134,7 +138,9 @@ class TokenDataset:
         assert 0 <= rank < world_size
         rows = batch_size // world_size
         first_row = (step - 1) * batch_size + rank * rows
-        row = np.arange(first_row, first_row + rows)  # counted from the start of the run
+        row = np.arange(
+            first_row, first_row + rows
+        )  # counted from the start of the run
         epoch, position = np.divmod(row, self.windows_per_epoch)
 
         key = _mix(np.full(rows, seed % 2**64, np.uint64))

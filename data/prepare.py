@@ -132,7 +132,9 @@ def cut_into_tasks(inputs: list[Path]) -> list[list[Path]]:
     return tasks
 
 
-def fill(folder: Path, tasks: list[list[Path]], tokenizer: str, fraction: float, key: str) -> dict:
+def fill(
+    folder: Path, tasks: list[list[Path]], tokenizer: str, fraction: float, key: str
+) -> dict:
     """Writes all files of a prepared folder, and returns what its meta.json says."""
     encoding = load_tokenizer(tokenizer)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 2**16 else "<u4")

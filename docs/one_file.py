@@ -113,7 +113,9 @@ class Block(nn.Module):
         d_ff = config.d_ff
         self.attention_norm = nn.RMSNorm(d_model)
         self.ffn_norm = nn.RMSNorm(d_model)
-        self.attention = nn.MultiheadAttention(d_model, config.n_head, bias=False, batch_first=True)
+        self.attention = nn.MultiheadAttention(
+            d_model, config.n_head, bias=False, batch_first=True
+        )
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)

@@ -1,60 +1,86 @@
-"""The evidence: python -m studies.results (needs requirements-extra.txt)
+"""The tables of README.md, from runs.csv: python -m studies.results
 
-It prints the tables of README.md, all from runs.csv, and draws docs/results.png. A comparison is
-what a study has of a text, a shape, a number of tokens, an optimizer and a window. In a mean over
-several, all weigh the same. Its 95% interval comes from how seeds spread within comparisons
-(Satterthwaite's degrees of freedom), or of three or more, from Student's t over their means, if
-that is wider. To add runs of tools.compare, put study, setting, text, optimizer and window before
-each line of its runs.csv.
+It needs requirements-extra.txt. A comparison is what a study has of one text, shape,
+number of tokens, optimizer and window. To add runs of tools.compare, put study,
+setting, text, optimizer and window before each line of its runs.csv.
 """
 
 import csv
 import math
 import sys
 from collections.abc import Iterator
-from itertools import accumulate, product
 from pathlib import Path
-from statistics import linear_regression, mean, variance
+from statistics import linear_regression, mean, median, variance
 from typing import NamedTuple
 
 from data.command import command
-from docs.pictures import law, save
 from tools.compare import COLUMNS, Arms, paired, t_test
 
-# In no mean: the same seeds again, another method or width, a weak base
-OTHERS = "challenge course first_edition ideas teacher units/axes larger/share_25 larger/share_75"
-OTHERS += " rising/rising_18_adamw rising/rising_36_adamw warm-up"
-# Final parameters, tokens for each, optimizer, where they prune
-ROWS = [
-    ("58k, 250k", range(16, 19), "Muon", "10-35"),
-    ("58k", range(30, 50), "Muon", "10-35"),
-    ("263k, 467k", range(30, 50), "Muon", "10-35"),
-    ("70k, another shape", range(50, 60), "Muon", "10-35"),
-    ("250k", range(60, 150), "Muon", "10-35"),
-    ("58k", range(60, 80), "Muon", "10-35"),
-    ("58k", range(100, 300), "Muon", "10-35"),
-    ("58k", range(500, 600), "Muon", "10-35"),
-    ("58k, 250k", range(500, 2000), "Muon", "25-50"),
-    ("58k", range(60, 80), "AdamW", "10-35"),
-    ("58k", range(100, 300), "AdamW", "10-35"),
-    ("263k", range(30, 50), "AdamW", "10-35"),
-    ("58k", range(500, 600), "AdamW", "10-35"),
-    ("58k", range(500, 600), "AdamW", "50-75"),
-]
-SMALL, EQUAL = "small model above", "differ by less than 0.004"  # a claim by two one-sided tests
+# No row of the main table counts these: they repeat seeds, change the method or its
+# widths, or have a weak base
+LEFT_OUT = {
+    "challenge",
+    "course",
+    "first_edition",
+    "ideas",
+    "teacher",
+    "warm-up",
+    "larger/share_25",
+    "larger/share_75",
+    "rising/rising_18_adamw",
+    "rising/rising_36_adamw",
+    "units/axes",
+}
+
+
+class Row(NamedTuple):
+    """A row of the main table: the comparisons that it averages."""
+
+    sizes: str
+    tokens: range  # for each final parameter
+    optimizer: str
+    window: str
+
+
+ROWS = (
+    Row("58k, 250k", range(16, 19), "Muon", "10-35"),
+    Row("58k", range(30, 50), "Muon", "10-35"),
+    Row("263k, 467k", range(30, 50), "Muon", "10-35"),
+    Row("70k, another shape", range(50, 60), "Muon", "10-35"),
+    Row("250k", range(60, 150), "Muon", "10-35"),
+    Row("58k", range(60, 80), "Muon", "10-35"),
+    Row("58k", range(100, 300), "Muon", "10-35"),
+    Row("58k", range(500, 600), "Muon", "10-35"),
+    Row("58k, 250k", range(500, 2000), "Muon", "25-50"),
+    Row("58k", range(60, 80), "AdamW", "10-35"),
+    Row("58k", range(100, 300), "AdamW", "10-35"),
+    Row("263k", range(30, 50), "AdamW", "10-35"),
+    Row("58k", range(500, 600), "AdamW", "10-35"),
+    Row("58k", range(500, 600), "AdamW", "50-75"),
+)
+SMALL = "small model above"
+EQUAL = "differ by less than 0.004"  # such a claim takes two one-sided tests
+MARGIN = 0.004
+
+# The settings rising_18, rising_36, ... of runs.csv, and what their names end with
+RISING = (18, 36, 71, 142, 285)  # tokens for each final parameter
+SERIES = {"Muon": "", "AdamW": "_adamw", "AdamW, warm-up 10%": "_adamw_warm"}
+
+Comparison = tuple  # study, claim, and for each comparison the differences by seed
 
 
 class Effect(NamedTuple):
-    """Of two things compared, the second's loss minus the first's, in nats per token."""
+    """The loss of the second of two things minus the first's, in nats per token."""
 
-    tests: tuple[list[float], ...]  # by seed
+    tests: tuple[list[float], ...]  # of each comparison, by seed
     pairs: str  # above 0
     mean: float
     low: float  # of the 95% interval
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f}), {self.pairs}"
+        interval = f"({self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.mean:+.3f} {interval}, {self.pairs}"
 
 
 class Lead(NamedTuple):
@@ -70,79 +96,154 @@ class Lead(NamedTuple):
 
 
 def effect(*tests: list[float]) -> Effect:
+    """The mean over comparisons, which all weigh the same, with its interval.
+
+    The interval comes from how seeds spread within comparisons, with Satterthwaite's
+    degrees of freedom. With three or more comparisons, it comes from Student's t over
+    their means, if that is wider.
+    """
     from scipy.stats import t
 
-    means, k = [mean(d) for d in tests], len(tests)
-    v = [variance(d) / len(d) for d in tests]
-    freedom = sum(v) ** 2 / sum(x**2 / (len(d) - 1) for x, d in zip(v, tests))
-    ways = [(math.sqrt(sum(v)) / k, freedom)]  # a standard error, its degrees of freedom
-    if k > 2:
-        ways.append((math.sqrt(variance(means) / k), k - 1))
-    half = max(error * t.ppf(0.975, df) for error, df in ways)
-    pairs = f"{sum(x > 0 for d in tests for x in d)} of {sum(map(len, tests))}"
-    return Effect(tests, pairs, mean(means), mean(means) - half, mean(means) + half)
+    means = [mean(d) for d in tests]
+    variances = [variance(d) / len(d) for d in tests]
+    freedom = [len(d) - 1 for d in tests]
+    spread = sum(x**2 / df for x, df in zip(variances, freedom))
+    of_seeds = sum(variances) ** 2 / spread
+    error = math.sqrt(sum(variances)) / len(tests)
+    half = error * t.ppf(0.975, of_seeds)
+    if len(tests) > 2:
+        error = math.sqrt(variance(means) / len(tests))
+        half = max(half, error * t.ppf(0.975, len(tests) - 1))
+    above = sum(count_above(d) for d in tests)
+    pairs = f"{above} of {sum(map(len, tests))}"
+    center = mean(means)
+    return Effect(tests, pairs, center, center - half, center + half)
+
+
+def count_above(differences: list[float]) -> int:
+    return sum(x > 0 for x in differences)
 
 
 def read() -> dict[str, Arms]:
     """STUDY/SETTING -> its arms."""
     settings: dict[str, Arms] = {}
-    with open(Path(__file__).parent / "runs.csv", encoding="utf-8") as file:
+    path = Path(__file__).parent / "runs.csv"
+    with open(path, encoding="utf-8") as file:
         for line in csv.DictReader(file):
+            numbers = {key: kind(line[key] or 0) for key, kind in COLUMNS.items()}
+            row = line | numbers
             arms = settings.setdefault(f"{line['study']}/{line['setting']}", {})
-            row = line | {key: kind(line[key] or 0) for key, kind in COLUMNS.items()}
             arms.setdefault(row["arm"], {})[row["seed"]] = row
     return settings
 
 
-def leads(settings: dict[str, Arms]) -> Iterator[Lead]:
-    """All comparisons of IDEA with a small model on its tokens, or its FLOPs."""
-    for name, arms in settings.items():
-        if {name, name.partition("/")[0]} & {*OTHERS.split()}:
-            continue
-        for (idea, runs), (small, others) in product(arms.items(), arms.items()):
-            one, other = (next(iter(x.values())) for x in (runs, others))
-            part = "same tokens" if one["tokens"] == other["tokens"] else "same FLOPs"
-            even = part == "same tokens" or math.isclose(one["flops"], other["flops"], rel_tol=2e-3)
-            if idea.startswith("idea") and small.startswith("scratch") and even:
-                each, size = round(one["tokens"] / one["params"]), f"{one['params'] / 1000:.0f}k"
-                where = each, size, one["optimizer"], one["window"], idea == "idea_low", part
-                yield Lead(*where, paired(others, runs))
-
-
-def points(found: list[Lead]) -> dict[Lead, Effect]:
-    """The comparisons of one size, number of tokens, optimizer and window together."""
-    together: dict[Lead, list] = {}
-    for lead in found:
-        together.setdefault(lead._replace(differences=None), []).append(lead.differences)
-    return {key: effect(*tests) for key, tests in sorted(together.items())}
-
-
-def main_table(found: list[Lead]) -> str:
-    heads = "final parameters|tokens for each|optimizer|pruned at|on the same tokens|same FLOPs"
-    text = f"|{heads}|\n{'|---' * 6}|\n"
-    for sizes, tokens, optimizer, window in ROWS:
-        row = [x for x in found if x[2:5] == (optimizer, window, False) and x.tokens in tokens]
-        row = [lead for lead in row if lead.size in sizes.replace(",", "").split()]
-        each = sorted({f"{lead.tokens:,}": lead.tokens for lead in row}.items(), key=lambda x: x[1])
-        text += f"|{sizes}|{' to '.join(dict.fromkeys((each[0][0], each[-1][0])))}|{optimizer}"
-        text += f"|{window.replace('-', ' to ')}%"
-        for part in ("same tokens", "same FLOPs"):
-            tests = [lead.differences for lead in row if lead.part == part]
-            text += f"|{effect(*tests) if tests else ''}"
-        text += "|\n"
-    return text
+def first_run(runs: dict[int, dict]) -> dict:
+    """The row of an arm's first seed. All its seeds share tokens, FLOPs and size."""
+    return next(iter(runs.values()))
 
 
 def minus(arms: Arms, small: str = "scratch", idea: str = "idea") -> list[float]:
     return paired(arms[small], arms[idea])
 
 
-def restarts(arms: Arms) -> list[float]:
-    """naive minus one shot by seed, the mean of all places where both prune (their FLOPs tell)."""
-    flops = {name: next(iter(runs.values()))["flops"] for name, runs in arms.items()}
-    naive, once = ([a for a in arms if a.startswith(start)] for start in ("naive", "oneshot"))
-    places = [minus(arms, a, b) for a in naive for b in once if flops[a] == flops[b]]
-    return [mean(of_seed) for of_seed in zip(*places, strict=True)]
+def equal_part(one: dict, other: dict) -> str | None:
+    """What two runs have in common, tokens or FLOPs, or None."""
+    if one["tokens"] == other["tokens"]:
+        return "same tokens"
+    if math.isclose(one["flops"], other["flops"], rel_tol=2e-3):
+        return "same FLOPs"
+    return None
+
+
+def leads(settings: dict[str, Arms]) -> Iterator[Lead]:
+    """All comparisons of IDEA with a small model on its tokens, or its FLOPs."""
+    for name, arms in settings.items():
+        study = name.partition("/")[0]
+        if study in LEFT_OUT or name in LEFT_OUT:
+            continue
+        small_arms = [arm for arm in arms if arm.startswith("scratch")]
+        for idea in arms:
+            if not idea.startswith("idea"):
+                continue
+            run = first_run(arms[idea])
+            for small in small_arms:
+                part = equal_part(run, first_run(arms[small]))
+                if part is None:
+                    continue
+                yield Lead(
+                    tokens=round(run["tokens"] / run["params"]),
+                    size=f"{run['params'] / 1000:.0f}k",
+                    optimizer=run["optimizer"],
+                    window=run["window"],
+                    low=idea == "idea_low",
+                    part=part,
+                    differences=minus(arms, small, idea),
+                )
+
+
+def in_row(lead: Lead, row: Row) -> bool:
+    if lead.low or lead.tokens not in row.tokens:
+        return False
+    if lead.size not in row.sizes.replace(",", "").split():
+        return False
+    return (lead.optimizer, lead.window) == (row.optimizer, row.window)
+
+
+def main_table(found: list[Lead]) -> str:
+    lines = [
+        "|final parameters|tokens for each|optimizer|pruned at"
+        "|on the same tokens|same FLOPs|",
+        "|---" * 6 + "|",
+    ]
+    for row in ROWS:
+        here = [lead for lead in found if in_row(lead, row)]
+        tokens = sorted({lead.tokens for lead in here})
+        ends = f"{tokens[0]:,}"
+        if len(tokens) > 1:
+            ends += f" to {tokens[-1]:,}"
+        window = row.window.replace("-", " to ") + "%"
+        cells = [row.sizes, ends, row.optimizer, window]
+        for part in ("same tokens", "same FLOPs"):
+            tests = [lead.differences for lead in here if lead.part == part]
+            cells.append(str(effect(*tests)) if tests else "")
+        lines.append(f"|{'|'.join(cells)}|")
+    return "\n".join(lines) + "\n"
+
+
+def rising(settings: dict[str, Arms], series: str) -> dict[int, list[float]]:
+    """IDEA's lead on the same FLOPs by seed, for each number of tokens that has run."""
+    found = {}
+    for tokens in RISING:
+        setting = f"/rising_{tokens}{SERIES[series]}"
+        for name, arms in settings.items():
+            if name.endswith(setting):
+                found[tokens] = minus(arms, "scratch_flops")
+    if series == "AdamW":
+        found[570] = minus(settings["window/when"], "scratch_flops_10_35", "idea_10_35")
+    return found
+
+
+def rising_table(settings: dict[str, Arms]) -> str:
+    """IDEA's lead on the same FLOPs by tokens, at 58k on the speeches."""
+    columns = (*RISING, 570)
+    lines = [
+        f"|tokens for each final parameter|{'|'.join(map(str, columns))}|",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for series in SERIES:
+        found = rising(settings, series)
+        if not found:
+            continue
+        means, medians, counts = [], [], []
+        for tokens in columns:
+            d = found.get(tokens)
+            means.append(f"{mean(d):+.3f}" if d else "")
+            medians.append(f"{median(d):+.3f}" if d else "")
+            counts.append(f"{count_above(d)} of {len(d)}" if d else "")
+        lines.append(f"|{series}: IDEA's lead, mean|{'|'.join(means)}|")
+        lines.append(f"|{series}: IDEA's lead, median|{'|'.join(medians)}|")
+        lines.append(f"|{series}: IDEA ends lower|{'|'.join(counts)}|")
+    return "\n".join(lines) + "\n"
 
 
 def slopes(x: list[float], y: list[list[float]]) -> list[float]:
@@ -150,94 +251,218 @@ def slopes(x: list[float], y: list[list[float]]) -> list[float]:
     return [linear_regression(x, of_seed).slope for of_seed in zip(*y, strict=True)]
 
 
-def comparisons(s: dict[str, Arms]) -> Iterator[tuple[str, ...]]:
-    """Study, claim, and by seed what it says is above 0, of claims fixed before their runs; "",
-    and what else the page quotes."""
-    late, when, muon = (s[f"window/{name}"] for name in ("late", "when", "muon"))
-    yield "late window", "a restart after one prune costs", minus(late, "naive_50", "oneshot_50")
-    yield "late window", "one prune ends above IDEA", minus(late, "oneshot_50", "idea_50_75")
-    yield "late window", f"{SMALL} IDEA, same tokens", minus(late, "scratch", "idea_50_75")
-    yield "late window", f"{SMALL} IDEA, same FLOPs", minus(late, "scratch_flops", "idea_50_75")
-    places = {"oneshot_25": 0.25, "oneshot_50": 0.5, "oneshot_625": 0.625, "oneshot_75": 0.75}
-    once = [[row["val_loss"] for row in when[arm].values()] for arm in places]
-    yield "window", "late IDEA ends above early IDEA", minus(when, "idea_50_75", "idea_10_35")
-    yield "window", f"{SMALL} early IDEA, same tokens", minus(when, "scratch", "idea_10_35")
-    yield (
-        "window",
-        f"late IDEA, one prune at 62.5% {EQUAL}",
-        minus(when, "idea_50_75", "oneshot_625"),
-    )
-    yield "window", "one prune ends higher, the later it comes", slopes([*places.values()], once)
-    new = {arm: {seed: row for seed, row in muon[arm].items() if seed > 33} for arm in muon}
-    yield "window, Muon", f"{SMALL} early IDEA, same tokens", minus(new, "scratch", "idea_10_35")
-    starts = s["start/usual"], s["start/width"]
-    better = {  # the start with the lower mean
-        arm: min((x[arm] for x in starts), key=lambda y: mean(r["val_loss"] for r in y.values()))
-        for arm in ("idea", "scratch", "scratch_flops")
-    }
-    by_start = paired(*(arms["scratch_flops"] for arms in starts))
-    yield "start", "small model lower from a start by width", by_start
-    yield "start", f"better starts: {SMALL} IDEA, same FLOPs", minus(better, "scratch_flops")
-    yield "start", "better starts: the same, same tokens", minus(better)
-    sizes = [s[f"size/dictionary_36{size}"] for size in ("", "_250k", "_500k")]
-    doublings = [-math.log2(arms["idea"][51]["params"]) for arms in sizes]
-    yield "size", f"467k: {SMALL} IDEA, same tokens", minus(sizes[-1])
-    yield "size", "IDEA's lead falls with each doubling", slopes(doublings, [*map(minus, sizes)])
-    adamw, with_muon = minus(s["optimizer/adamw"]), minus(s["optimizer/muon"])
-    yield "optimizer", f"AdamW: {SMALL} IDEA, same tokens", adamw
-    yield "optimizer", "IDEA's lead is larger with Muon", [m - a for a, m in zip(adamw, with_muon)]
-    for n in (142, 568, 1540):
-        arms = s[f"tokens/dictionary_{n}"]
-        yield "tokens", f"{n:,}: {SMALL} IDEA, same FLOPs", minus(arms, "scratch_flops")
-    for optimizer, end in (("Muon", ""), ("AdamW", "_adamw")):
-        each = [s[f"rising/rising_{n}{end}"] for n in (18, 36, 71, 142, 285)]
-        runs = [next(iter(arms["idea"].values())) for arms in each]
-        doublings = [math.log2(run["tokens"] / run["params"]) for run in runs]
-        rise = slopes(doublings, [minus(arms, "scratch_flops") for arms in each])
-        yield "rising", f"{optimizer}, same FLOPs: IDEA's lead rises with each doubling", rise
-    warm = s["warm-up/warmup_10_250k"]
+def restarts(arms: Arms) -> list[float]:
+    """naive minus one shot, by seed: the mean of all places where both prune.
+
+    Both prune at the same step if their FLOPs are equal.
+    """
+    flops = {name: first_run(runs)["flops"] for name, runs in arms.items()}
+    places = []
+    for naive in arms:
+        for once in arms:
+            is_pair = naive.startswith("naive") and once.startswith("oneshot")
+            if is_pair and flops[naive] == flops[once]:
+                places.append(minus(arms, naive, once))
+    return [mean(of_seed) for of_seed in zip(*places, strict=True)]
+
+
+def comparisons(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    """Study, claim, and by seed what it says is above 0, of claims fixed before their
+    runs; then "", a name, and what else the page quotes."""
+    yield from window_claims(settings)
+    yield from start_claims(settings)
+    yield from size_claims(settings)
+    yield from optimizer_claims(settings)
+    yield from token_claims(settings)
+    yield from rising_claims(settings)
+    warm = settings["warm-up/warmup_10_250k"]
+    gain = minus(warm, "idea_short", "idea")
     yield "warm-up", f"263k, AdamW: {SMALL} IDEA, same tokens", minus(warm)
-    yield "warm-up", "263k, AdamW: IDEA with 2.5% above 10%", minus(warm, "idea_short", "idea")
-    speeches = [s["restart/speeches_142"], s["larger/speeches_16_250k"]]
-    others = s["limited/epochs_47_float32"], s["first_edition/main"], late
-    yield "", "restart", *map(restarts, [*speeches, *others])
-    yield "", "restart, dictionary", restarts(s["tokens/dictionary_142"])
-    yield "", "one prune minus many", *(minus(arms, "oneshot") for arms in speeches)
-    yield "", "wide", minus(speeches[0], "scratch", "enlarged")
-    yield "", "larger", minus(s["larger/share_25"], "scratch_flops")
-    yield "", "units", minus(s["units/axes"], "all"), minus(s["units/axes_70k"], "all")
-    yield "", "limited", minus(s["limited/epochs_47"], "scratch_flops")
-    yield "", "teacher", minus(s["teacher/speeches_142"], "scratch_taught", "idea_taught")
+    yield "warm-up", "263k, AdamW: IDEA with 2.5% above 10%", gain
+    yield from other_comparisons(settings)
+
+
+def window_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    late = settings["window/late"]
+    restart = minus(late, "naive_50", "oneshot_50")
+    once = minus(late, "oneshot_50", "idea_50_75")
+    tokens = minus(late, "scratch", "idea_50_75")
+    flops = minus(late, "scratch_flops", "idea_50_75")
+    yield "late window", "a restart after one prune costs", restart
+    yield "late window", "one prune ends above IDEA", once
+    yield "late window", f"{SMALL} IDEA, same tokens", tokens
+    yield "late window", f"{SMALL} IDEA, same FLOPs", flops
+
+    when = settings["window/when"]
+    windows = minus(when, "idea_50_75", "idea_10_35")
+    tokens = minus(when, "scratch", "idea_10_35")
+    once = minus(when, "idea_50_75", "oneshot_625")
+    places = {"25": 0.25, "50": 0.5, "625": 0.625, "75": 0.75}
+    losses = []
+    for place in places:
+        runs = when[f"oneshot_{place}"]
+        losses.append([row["val_loss"] for row in runs.values()])
+    later = slopes(list(places.values()), losses)
+    yield "window", "late IDEA ends above early IDEA", windows
+    yield "window", f"{SMALL} early IDEA, same tokens", tokens
+    yield "window", f"late IDEA, one prune at 62.5% {EQUAL}", once
+    yield "window", "one prune ends higher, the later it comes", later
+
+    muon = settings["window/muon"]
+    new = {}  # the claim came after the seeds up to 33
+    for arm, runs in muon.items():
+        new[arm] = {seed: row for seed, row in runs.items() if seed > 33}
+    tokens = minus(new, "scratch", "idea_10_35")
+    yield "window, Muon", f"{SMALL} early IDEA, same tokens", tokens
+
+
+def mean_loss(runs: dict[int, dict]) -> float:
+    return mean(row["val_loss"] for row in runs.values())
+
+
+def start_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    usual = settings["start/usual"]
+    by_width = settings["start/width"]
+    better = {}  # the start with the lower mean
+    for arm in ("idea", "scratch", "scratch_flops"):
+        better[arm] = min(usual[arm], by_width[arm], key=mean_loss)
+    lower = paired(usual["scratch_flops"], by_width["scratch_flops"])
+    flops = minus(better, "scratch_flops")
+    yield "start", "small model lower from a start by width", lower
+    yield "start", f"better starts: {SMALL} IDEA, same FLOPs", flops
+    yield "start", "better starts: the same, same tokens", minus(better)
+
+
+def size_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    names = ("dictionary_36", "dictionary_36_250k", "dictionary_36_500k")
+    sizes = [settings[f"size/{name}"] for name in names]
+    falls = [-math.log2(first_run(arms["idea"])["params"]) for arms in sizes]
+    slope = slopes(falls, [minus(arms) for arms in sizes])
+    yield "size", f"467k: {SMALL} IDEA, same tokens", minus(sizes[-1])
+    yield "size", "IDEA's lead falls with each doubling", slope
+
+
+def optimizer_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    adamw = minus(settings["optimizer/adamw"])
+    muon = minus(settings["optimizer/muon"])
+    larger = [m - a for a, m in zip(adamw, muon)]
+    yield "optimizer", f"AdamW: {SMALL} IDEA, same tokens", adamw
+    yield "optimizer", "IDEA's lead is larger with Muon", larger
+
+
+def token_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    for tokens in (142, 568, 1540):
+        arms = settings[f"tokens/dictionary_{tokens}"]
+        flops = minus(arms, "scratch_flops")
+        yield "tokens", f"{tokens:,}: {SMALL} IDEA, same FLOPs", flops
+
+
+def rising_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    claim = "same FLOPs: IDEA's lead rises with each doubling"
+    for series in ("Muon", "AdamW"):
+        doublings = []
+        differences = []
+        for tokens in RISING:
+            arms = settings[f"rising/rising_{tokens}{SERIES[series]}"]
+            run = first_run(arms["idea"])
+            doublings.append(math.log2(run["tokens"] / run["params"]))
+            differences.append(minus(arms, "scratch_flops"))
+        yield "rising", f"{series}, {claim}", slopes(doublings, differences)
+
+
+def other_comparisons(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    speeches = settings["restart/speeches_142"]
+    restarted = [
+        restarts(speeches),
+        restarts(settings["larger/speeches_16_250k"]),
+        restarts(settings["limited/epochs_47_float32"]),
+        restarts(settings["first_edition/main"]),
+        restarts(settings["window/late"]),
+    ]
+    once = [
+        minus(speeches, "oneshot"),
+        minus(settings["larger/speeches_16_250k"], "oneshot"),
+    ]
+    units = [
+        minus(settings["units/axes"], "all"),
+        minus(settings["units/axes_70k"], "all"),
+    ]
+    warm = settings["warm-up/warmup_10_250k"]
+    larger = minus(settings["larger/share_25"], "scratch_flops")
+    limited = minus(settings["limited/epochs_47"], "scratch_flops")
+    teacher = minus(settings["teacher/speeches_142"], "scratch_taught", "idea_taught")
+    ideas = minus(settings["ideas/dictionary_142"], "window_2_10")
+    yield "", "restart", *restarted
+    yield "", "restart, dictionary", restarts(settings["tokens/dictionary_142"])
+    yield "", "one prune minus many", *once
+    yield "", "wide", minus(speeches, "scratch", "enlarged")
+    yield "", "larger", larger
+    yield "", "units", *units
+    yield "", "limited", limited
+    yield "", "teacher", teacher
     yield "", "warm-up, same FLOPs", minus(warm, "scratch_flops")
     yield "", "warm-up, small model", minus(warm, "scratch_short", "scratch")
-    yield "", "ideas", minus(s["ideas/dictionary_142"], "window_2_10")
+    yield "", "ideas", ideas
 
 
-def claim_table(found: list[tuple[str, ...]]) -> str:
-    """With p by Holm over the claims of a study, by two-sided paired t-tests, and verdicts."""
+def p_value(claim: str, differences: list[float]) -> float:
+    """Of a two-sided paired t-test, or of two one-sided tests for a claim of EQUAL."""
+    if EQUAL not in claim:
+        return t_test(differences)
+    above = t_test([MARGIN + x for x in differences])
+    below = t_test([MARGIN - x for x in differences])
+    return max(above, below) / 2
 
-    def p_value(words: str, d: list[float]) -> float:
-        ways = [[0.004 + x for x in d], [0.004 - x for x in d]] if EQUAL in words else [d]
-        return max(map(t_test, ways)) / len(ways)
 
+def holm(p_values: list[float]) -> list[float]:
+    """The same p-values in the same order, corrected for their number."""
+    corrected = list(p_values)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    highest = 0.0
+    for rank, i in enumerate(order):
+        p = (len(p_values) - rank) * p_values[i]
+        highest = max(highest, min(1, p))
+        corrected[i] = highest
+    return corrected
+
+
+def claim_table(found: list[Comparison]) -> str:
+    """The claims with p by Holm over the claims of a study, and their verdicts."""
     text = "|study|claim|above 0|p|verdict|\n|---|---|---|---|---|\n"
-    for study, words, d in found:
-        each = sorted(p_value(*others) for name, *others in found if name == study)
-        holm = [*accumulate((min(1, (len(each) - i) * p) for i, p in enumerate(each)), max)]
-        p = holm[each.index(p_value(words, d))]
-        verdict = "holds" if mean(d) > 0 or EQUAL in words else "**contradicted**"
-        shown = f"{p:.2g}" if p >= 0.001 else "<0.001"
-        text += f"|{study}|{words}|{effect(d)}|{shown}|{verdict if p < 0.05 else 'cannot tell'}|\n"
+    by_study: dict[str, list[Comparison]] = {}
+    for claim in found:
+        by_study.setdefault(claim[0], []).append(claim)
+    for study, claims in by_study.items():
+        raw = [p_value(words, differences) for _, words, differences in claims]
+        for (_, words, differences), p in zip(claims, holm(raw)):
+            cells = [study, words, str(effect(differences)), shown(p)]
+            cells.append(verdict(words, differences, p))
+            text += f"|{'|'.join(cells)}|\n"
     return text
+
+
+def shown(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else "<0.001"
+
+
+def verdict(claim: str, differences: list[float], p: float) -> str:
+    if p >= 0.05:
+        return "cannot tell"
+    if mean(differences) > 0 or EQUAL in claim:
+        return "holds"
+    return "**contradicted**"
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     settings = read()
-    found, made = [*leads(settings)], [*comparisons(settings)]
-    print(main_table(found), claim_table([x for x in made if x[0]]), sep="\n")
-    print(*(f"{words}: {effect(*tests)}" for study, words, *tests in made if not study), sep="\n")
-    save(law(points(found)), "docs/results.png")
+    made = list(comparisons(settings))
+    print(main_table(list(leads(settings))))
+    print(rising_table(settings))
+    print(claim_table([x for x in made if x[0]]))
+    for study, words, *tests in made:
+        if not study:
+            print(f"{words}: {effect(*tests)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Around every test: one thread for torch, and signals as a command finds them. And fixtures."""
+"""Fixtures. Every test has one thread, and finds signals as a command does."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -10,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
-# Toy models gain nothing from threads, and several processes that spin on two cores lose a lot
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch is imported, here and in child processes
-)
+# Toy models gain nothing from threads, and processes that spin on two cores lose a lot.
+# Set before torch is imported, here and in child processes.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows bars where a fast one does not
 
 from helpers import ROOT, TOY, run, run_code, train  # noqa: E402
 
 from data.prepare import prepare  # noqa: E402
 
+# gc.collect() after each run then looks only at what is new: 0.3 seconds less
+gc.freeze()
+
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory) -> Path:
-    """What commands name by relative paths, where they may write: perhaps not into ROOT."""
+    """A folder with the files that commands name. ROOT may be read-only."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "studies"):
         shutil.copytree(ROOT / name, folder / name)
@@ -41,7 +44,7 @@ def as_a_command_finds_it(checkout, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """Asserts that a command ends with code 2 and one line that has the word, such as a name."""
+    """Asserts that a command ends with code 2 and one line that has this word."""
 
     def refused(word: object, *arguments, main=None) -> None:
         capsys.readouterr()
@@ -58,7 +61,7 @@ def refused(capsys):
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
-    """Runs Python code in a process for each dict of variables. Returns exit codes and errors."""
+    """Runs code in a process for each environment. Returns exit codes and errors."""
     errors = tmp_path_factory.mktemp("processes") / "stderr"
     linux = sys.platform == "linux"  # a fork after such imports may abort on macOS
     context = multiprocessing.get_context("forkserver" if linux else "spawn")

@@ -237,14 +237,17 @@ def test_a_bad_argument_leaves_nothing(tmp_path, monkeypatch, refused, argument)
     assert Path("ranks").read_bytes() == b"eA== 0\n"
 
 
-@pytest.mark.parametrize("module, advice", [("matplotlib", "-extra.txt"), ("_lzma", "of Python")])
-def test_the_error_for_a_missing_module_says_how_to_get_it(module, advice, refused, monkeypatch):
+MISSING = {"matplotlib": "-extra.txt", "_lzma": "of Python"}
+
+
+@pytest.mark.parametrize("module, advice", MISSING.items())
+def test_a_missing_module_is_named(module, advice, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     refused(f"{advice}\n", main=command(lambda argv: __import__(module)))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
-def test_each_file_is_read_once_and_skipped_ones_are_named(tmp_path, monkeypatch, capsys):
+def test_each_file_is_read_once_and_others_named(tmp_path, monkeypatch, capsys):
     inside = tmp_path / "in"
     outside = tmp_path / "else"
     (inside / "locked").mkdir(parents=True)
@@ -274,12 +277,14 @@ def test_parquet_gives_the_bytes_of_jsonl(tmp_path):
     folder = tmp_path / "in" / "deeper"
     folder.mkdir(parents=True)
     columns = {"id": range(1000), "body": texts[:1000], "words": [["a"]] * 1000}
-    parquet.write_table(pyarrow.table(columns), folder / "a.parquet", row_group_size=300)
+    table = pyarrow.table(columns)
+    parquet.write_table(table, folder / "a.parquet", row_group_size=300)
     lines = [json.dumps({"id": 1, "body": text}) + "\n" for text in texts[1000:]]
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
     plain = write_jsonl(tmp_path / "plain.jsonl", [text for text in texts if text])
     expected = prepare([plain], "shipped", tmp_path / "plain")
-    assert prepare([tmp_path / "in"], "shipped", tmp_path / "out", key="body") == expected
+    meta = prepare([tmp_path / "in"], "shipped", tmp_path / "out", key="body")
+    assert meta == expected
     source = [folder / "a.parquet"]
     wrong_keys = {"text": "column text; .*body", "id": "int64", "words": "list"}
     for key, words in wrong_keys.items():

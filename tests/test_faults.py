@@ -1,26 +1,25 @@
-"""Whatever happens to the process or the disk: no saved step is lost, and nothing wrong stays."""
+"""Whatever happens to the process or the disk: no saved step is lost."""
 
 import io
-import json
 import os
 import shutil
 import sys
-import zipfile
 
 import pytest
 import torch
-from helpers import events, run, same_end
+from helpers import events, run, same_end, train
+from test_ranks import COMMAND, contents
+from test_run import at_steps
 
-import train
-from model import GPT
-from run.checkpoint import load_checkpoint
-from run.log import read_log
-from tools import page, plan, sample
+from configs import read_log
+from model import load_checkpoint
 
-# train.py, killed when it comes to a place for the nth time: before a file is renamed, half written
+# train.py, killed when it comes to a place for the nth time: before a file is renamed,
+# or when half of a write is done
 DYING = """
-import io
-place, nth = sys.argv.pop(1), int(sys.argv.pop(1))
+import builtins, io
+place = sys.argv.pop(1)
+nth = int(sys.argv.pop(1))
 
 def come_to(event, path):
     global nth
@@ -35,46 +34,34 @@ class InHalves(io.FileIO):
         come_to("half", self.name)
         return half + super().write(data[half:])
 
-import run.checkpoint, run.log
-run.checkpoint.open = run.log.open = lambda path, mode, **_: InHalves(path, mode)
-sys.addaudithook(lambda event, args: event == "os.rename" and come_to("rename", str(args[0])))
-sys.exit(train.main())
+def open_in_halves(path, mode="r", **others):
+    if mode in ("ab", "wb"):
+        return InHalves(path, mode)
+    return io.open(path, mode, **others)
+
+def watch(event, arguments):
+    if event == "os.rename":
+        come_to("rename", str(arguments[0]))
+
+builtins.open = open_in_halves
+sys.addaudithook(watch)
+sys.exit(train(*sys.argv[1:]))
 """
-OUTPUT = [  # as before `| head`; closed, as Python finds it then; where ascii is all
-    "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
-    "os.close(1); sys.stdout = None",
-    "sys.stdout.reconfigure(encoding='ascii')",
-]
-WRONG = {  # as another edition of the code, or a model.py that somebody changed, leaves it
-    "format": [None, "enlarge-prune 1"],
-    "config": ["", {"seed": None}],
-    "model_config": ["{}", {"d_ff": 10**12}, {"rope": 1}],  # no weight of this size is made
-    "model": [None, {"other.weight": torch.zeros(3)}, {"embed.weight": torch.zeros(3)}],
-    "data": [None, "of another text"],
-}
+# Where a run is killed, and the last event in its log
+KILLS = (
+    ("rename config.json.tmp", 1, []),
+    ("rename log.jsonl.tmp", 1, []),
+    ("half log.jsonl", 10, [("step", 7, None)]),
+    ("half checkpoint.pt.tmp", 200, [("eval", 10, None)]),
+    ("rename checkpoint.pt.tmp", 1, [("eval", 10, None)]),
+    ("half log.jsonl", 21, [("prune", 17, "d_model")]),  # among prunes of four kinds
+)
 
 
-class Full(io.FileIO):
-    def write(self, data):
-        raise OSError(28, "No space left on device")
-
-
-class Malicious:
-    def __reduce__(self):
-        return (sys.exit, ())
-
-
-def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, undisturbed, tmp_path):
-    """In its start, a line of the log, a save, between prunes. `last`: of the log's whole lines."""
-    for place, nth, *last in (
-        ("rename log.jsonl.tmp", 1),
-        ("half log.jsonl", 10, ("step", 7, None)),
-        ("half checkpoint.pt.tmp", 200, ("eval", 10, None)),
-        ("rename checkpoint.pt.tmp", 1, ("eval", 10, None)),
-        ("half log.jsonl", 21, ("prune", 17, "d_model")),  # among prunes of four kinds
-    ):
-        dying = (DYING, place, nth, toy, f"--out_dir={tmp_path}", "--resume")
-        assert processes(*dying)[0] == [9]
+def test_killed_anywhere_a_run_ends_the_same(processes, toy, undisturbed, tmp_path):
+    for place, nth, last in KILLS:
+        given = (place, nth, toy, f"--out_dir={tmp_path}", "--resume")
+        assert processes(DYING, *given) == ([9], "")
         whole = [(e["event"], e["step"], e.get("kind")) for e in read_log(tmp_path)]
         assert whole[-1:] == last
     assert run(toy, tmp_path, "--resume") == 0
@@ -83,108 +70,116 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bytes(processes, toy, und
     assert len(events(tmp_path, "done")) == 1
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(
-    toy, undisturbed, tmp_path, refused, monkeypatch
-):
-    out = shutil.copytree(undisturbed, tmp_path / "run")
-    whole = (path := out / "checkpoint.pt").read_bytes()
-    flipped = bytearray(whole)
-    flipped[whole.index(load_checkpoint(path)["model"]["norm.weight"].numpy().tobytes())] ^= 1
-    for content in (whole[:-1000], flipped):
-        path.write_bytes(content)
-        refused(f"{path}: ", out, main=sample.main)
-        refused(f"{path}: ", toy, f"--out_dir={tmp_path / 'new'}", f"--init_from={path}")
-        refused(f"{path}: ", toy, f"--out_dir={out}", "--resume")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # only the first rank of a machine compares the sums
-    assert load_checkpoint(path)["step"] == 30
+def no_space(*arguments, **others):
+    raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("part", WRONG)
-def test_whatever_is_wrong_in_a_checkpoint_is_one_line(part, toy, undisturbed, tmp_path, refused):
-    out = shutil.copytree(undisturbed, tmp_path / "run")
-    path, state = out / "checkpoint.pt", torch.load(undisturbed / "checkpoint.pt")
-    for bad in (*WRONG[part], Malicious()):  # whose code does not run
-        if isinstance(bad, dict):
-            whole = state[part]
-            bad = json.dumps(json.loads(whole) | bad) if isinstance(whole, str) else whole | bad
-        torch.save(state | {part: bad}, path)
-        refused(f"{path}: ", toy, f"--out_dir={out}", "--resume")
+def open_on_a_full_disk(path, mode="r", **others):
+    if str(path).endswith("log.jsonl"):
+        no_space()
+    return io.FileIO(path, mode)
 
 
-def test_a_checkpoint_is_no_code_whoever_names_it(undisturbed, tmp_path, refused):
-    path = shutil.copy(undisturbed / "checkpoint.pt", tmp_path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("__main__.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for main in (train.main, plan.main):
-        refused(f"looked in {tmp_path}", path, main=main)
-    assert not (tmp_path / "ran").exists()
+FULL = {
+    "torch.save": no_space,
+    "os.fsync": no_space,  # the system keeps data back until then
+    "os.replace": no_space,
+    "builtins.open": open_on_a_full_disk,
+}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows makes no links without rights")
-def test_no_link_in_a_folder_leads_a_run_out_of_it(toy, tmp_path, refused):
-    (theirs := tmp_path / "theirs").write_text("theirs")
-    (out := tmp_path / "run").mkdir()
-    for name in ("checkpoint.pt", "config.json", "log.jsonl"):
-        (out / f"{name}.tmp").symlink_to(theirs)
-    assert run(toy, out, "--stop_after=1") == 0
-    (out / "page.html").symlink_to(theirs)
-    assert page.main([str(out)]) == 0
-    assert theirs.read_text() == "theirs" and not list(out.glob("*.tmp"))
-    (out / "lock").unlink()
-    (out / "lock").symlink_to(tmp_path / "none")
-    refused("lock", toy, f"--out_dir={out}", "--resume")
-    assert not (tmp_path / "none").exists()
-
-
-def test_no_run_begins_again_whose_checkpoint_is_gone(toy, undisturbed, tmp_path, refused):
-    out = shutil.copytree(undisturbed, tmp_path / "run", ignore=lambda *_: ["checkpoint.pt"])
-    refused("checkpoint is gone", toy, f"--out_dir={out}", "--resume")
-
-
-@pytest.mark.parametrize("key", ["init_from", "teacher"])
-def test_no_run_writes_over_the_weights_it_learns_from(key, toy, undisturbed, refused):
-    for path in (undisturbed, undisturbed / "checkpoint.pt"):
-        refused(f"{key}=", toy, f"--out_dir={undisturbed}", f"--{key}={path}", "--overwrite")
-
-
-@pytest.mark.parametrize("module, nth, saved", [("log", 3, []), ("checkpoint", 5, [5, 10])])
+@pytest.mark.parametrize("name", FULL)
 def test_a_full_disk_ends_a_run_in_one_line_and_resume_goes_on(
-    module, nth, saved, toy, undisturbed, tmp_path, monkeypatch, capsys
+    name, toy, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    opened = []
-
-    def on_a_full_disk(path, mode):  # it is full when the module opens its nth file
-        opened.append(path)
-        return (open if len(opened) < nth else Full)(path, mode)
-
     with monkeypatch.context() as patched:
-        patched.setattr(f"run.{module}.open", on_a_full_disk, raising=False)
+        at_steps(patched, {12: lambda: patched.setattr(name, FULL[name])})
         assert run(toy, tmp_path) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "No space" in error and not list(tmp_path.glob("*.tmp"))
-    assert [e["step"] for e in events(tmp_path, "save")] == saved
-    assert not saved or load_checkpoint(tmp_path / "checkpoint.pt")["step"] == saved[-1]
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "No space left" in error
+    assert not list(tmp_path.glob("*.tmp"))
+    assert [e["step"] for e in events(tmp_path, "save")] == [5, 10]
+    assert load_checkpoint(tmp_path)["step"] == 10
     assert run(toy, tmp_path, "--resume") == 0
     assert same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("way", OUTPUT)
-def test_whatever_its_standard_output_is_a_command_does_its_work(way, processes, toy, tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
+def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, refused):
+    theirs = b'{"model_type": "llama"}'  # as in a Hugging Face folder
+    (tmp_path / name).write_bytes(theirs)
+    refused(tmp_path, tmp_path, "--resume")
+    for flag in ("--seed=1", "--resume", "--overwrite"):
+        refused(tmp_path, toy, f"--out_dir={tmp_path}", flag)
+    assert contents(tmp_path) == {name: theirs}
+
+
+def test_a_second_run_in_a_folder_is_refused(toy, tmp_path, monkeypatch, refused):
+    def start_another():
+        before = contents(tmp_path)
+        for flag in ("--resume", "--overwrite"):
+            refused(f"out_dir={tmp_path}: another process is", tmp_path, flag)
+        assert contents(tmp_path) == before
+
+    at_steps(monkeypatch, {3: start_another})
+    assert run(toy, tmp_path, "--stop_after=3") == 0
+    assert train(tmp_path, "--resume", "--stop_after=4") == 0  # the lock is free again
+
+
+class Malicious:
+    def __reduce__(self):
+        return (sys.exit, ())
+
+
+WRONG = {
+    "code": {"config": Malicious()},
+    "a knob that is gone": {"config": {"keep": 3}},
+    "another shape": {"model_config": {"d_ff": 10**12}},
+    "another weight": {"model": {"other.weight": torch.zeros(3)}},
+    "another width": {"model": {"embed.weight": torch.zeros(3)}},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_checkpoint_of_other_code_is_refused(wrong, undisturbed, tmp_path, refused):
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    path = out / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    for part, value in wrong.items():
+        state[part] = state[part] | value if isinstance(value, dict) else value
+    torch.save(state, path)
+    refused("checkpoint", out, "--resume")
+
+
+def test_a_damaged_checkpoint_is_refused(toy, undisturbed, tmp_path, refused):
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    path = out / "checkpoint.pt"
+    whole = path.read_bytes()
+    norm = load_checkpoint(path)["model"]["norm.weight"]
+    flipped = bytearray(whole)
+    flipped[whole.index(norm.numpy().tobytes())] ^= 1
+    for content in (whole[:-1000], flipped, b""):
+        path.write_bytes(content)
+        before = contents(out)
+        refused(f"{path}: damaged", out, "--resume")
+        new = f"--out_dir={tmp_path / 'new'}"
+        for key in ("init_from", "teacher"):
+            refused(f"{path}: damaged", toy, new, f"--{key}={path}")
+        assert contents(out) == before
+
+
+OUTPUT = {
+    "| head": "r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')",
+    "closed": "os.close(1); sys.stdout = None",  # as Python finds it then
+    "ascii": "sys.stdout.reconfigure(encoding='ascii')",
+}
+
+
+@pytest.mark.parametrize("output", OUTPUT.values(), ids=OUTPUT)
+def test_a_run_goes_on_whatever_its_output_is(output, processes, toy, tmp_path):
     out = tmp_path / os.fsdecode("größe".encode())  # as a shell gives it, in any locale
-    for module, *arguments in (
-        ("train", toy, f"--out_dir={out}", "--stop_after=2"),
-        ("tools.sample", out, f"--prompt={out.name}", "--tokens=1"),
-    ):
-        code = f"{way}; import {module}; sys.exit(sys.modules[{module!r}].main())"
-        assert processes(code, *arguments) == ([0], "")
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 2
-
-
-def test_a_second_run_in_a_folder_is_refused_from_the_start(toy, tmp_path, monkeypatch, refused):
-    def build(shape):  # the first still builds its model
-        monkeypatch.setattr(train, "GPT", GPT)
-        refused(f"out_dir={tmp_path}", toy, f"--out_dir={tmp_path}", "--overwrite")
-        return GPT(shape)
-
-    monkeypatch.setattr(train, "GPT", build)
-    assert run(toy, tmp_path, "--stop_after=1") == 0 and train.GPT is GPT
+    code = f"{output}\n{COMMAND}"
+    given = (toy, f"--out_dir={out}", "--stop_after=2")
+    assert processes(code, *given) == ([0], "")
+    assert load_checkpoint(out)["step"] == 2

@@ -288,7 +288,7 @@ def test_a_prune_says_which_units_went_and_why_and_drops_all_gradients():
     backward(model)
     record = pruner.prune(model, [optimizer], "d_ff", 5)
     assert all(p.grad is None for p in model.parameters())
-    removed = list(range(5, 24))  # and not 4: of two equal scores, the first one is kept
+    removed = list(range(5, 24))  # not 4: the first of two equal scores is kept
     assert record["removed"] == [removed] * 2
     quantiles = pairs.quantile(torch.arange(21) / 20).tolist()
     assert record["scores"] == [pytest.approx(quantiles)] * 2

@@ -1,4 +1,4 @@
-"""Whole runs of a toy: what a person gets from `python train.py CONFIG`, and by a teacher."""
+"""Whole runs of a toy: what train.py trains, logs, saves and resumes."""
 
 import functools
 import math
@@ -6,98 +6,142 @@ import os
 import shlex
 import shutil
 import signal
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TOY, events, run, same_end
-from test_ranks import assert_close
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from helpers import TOY, events, run, same_end, train
+from test_ranks import assert_close, contents
 
-import train
 from data.loader import TokenDataset
 from data.prepare import prepare
-from data.tokenizer import SHIPPED_RANKS
-from model import GPT, KINDS
+from model import GPT, KINDS, load_checkpoint
 from prune import unit_scores
-from run.checkpoint import load_checkpoint
-from run.config import load_config
-from run.cost import Plan
-from run.log import Log
-from run.machine import Machine
-from run.teacher import Teacher
-from tools import load_trained
+from schedule import Schedule
+
+SHORT = "--shorter=3"  # 10 steps, with prunes from step 6 to step 9
 
 
-def test_a_run_enlarges_prunes_recovers_and_logs_what_each_cost_and_gave(toy, undisturbed):
-    steps, prunes = events(undisturbed, "step"), events(undisturbed, "prune")
-    assert [e["phase"] for e in steps] == ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
-    shape = load_checkpoint(undisturbed / "checkpoint.pt")["model_config"]
-    for kind, first, last in zip(KINDS, (32, 4, 16, 4), (8, 1, 8, 2)):
-        assert (steps[0][kind], steps[-1][kind], getattr(shape, kind)) == (first, last, last)
-    assert all(e["width_before"] > e["width_after"] for e in prunes)
-    left = {e["step"]: e["params"] for e in prunes}  # of two in a step, after the second
-    assert left == {step: steps[step - 1]["params"] for step in left}
-    both = [(a, b) for a, b in zip(prunes, prunes[1:]) if a["step"] == b["step"]]
-    assert both and all(a["loss_after"] == b["loss_before"] for a, b in both)  # the same batches
-    (start,), (done,) = events(undisturbed, "start"), events(undisturbed, "done")
-    assert start["torch"] == torch.__version__ and start["hardware"]
-    assert (done["tokens"], done["flops"]) == (30 * 8 * 16, start["planned_flops"])
-    assert done["params"] == steps[-1]["params"] and done["val_loss"] < prunes[-1]["loss_after"]
-    val = TokenDataset(toy.parent / "data", "val", 16)
-    bits = done["val_loss"] / math.log(2) / val.bytes_per_target(TOY["eval_tokens"])
+def at_steps(monkeypatch, actions: dict[int, Callable]) -> None:
+    """Call an action in the middle of each of these steps."""
+    learning_rate = Schedule.learning_rate
+
+    def act(self, step):
+        if step in actions:
+            actions[step]()
+        return learning_rate(self, step)
+
+    monkeypatch.setattr(Schedule, "learning_rate", act)
+
+
+# What a run does and logs
+
+
+def test_a_run_enlarges_prunes_recovers_and_logs_each_step(undisturbed):
+    steps = events(undisturbed, "step")
+    phases = ["enlarged"] * 12 + ["prune"] * 12 + ["recover"] * 6
+    assert [e["phase"] for e in steps] == phases
+    assert [e["step"] for e in steps] == list(range(1, 31))
+    shape = load_checkpoint(undisturbed)["model_config"]
+    flops = 0
+    for e in steps:
+        widths = {kind: e[kind] for kind in KINDS}
+        shape = replace(shape, **widths)
+        flops += 8 * 16 * shape.flops_per_token()
+        assert e["flops"] == flops
+        assert e["params"] == shape.n_params()
+        assert e["tokens"] == e["step"] * 8 * 16
+        assert e["tokens_per_second"] > 0
+        assert e["grad_norm"] > 0
+    assert [steps[0][kind] for kind in KINDS] == [32, 4, 16, 4]
+    assert [steps[-1][kind] for kind in KINDS] == [8, 1, 8, 2]
+    assert shape == load_checkpoint(undisturbed)["model_config"]
+
+    (start,) = events(undisturbed, "start")
+    (done,) = events(undisturbed, "done")
+    assert start["step"] == start["flops"] == start["tokens"] == 0
+    assert start["resumed"] is False
+    assert start["changes"] == []
+    assert start["torch"] == torch.__version__
+    assert start["compute"] == "cpu, float32, eager"
+    assert done["flops"] == start["planned_flops"] == flops
+    assert done["params"] == shape.n_params()
+    assert done["seconds"] >= steps[-1]["seconds"]
+    assert [e["step"] for e in events(undisturbed, "save")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_each_prune_logs_its_widths_and_losses(undisturbed):
+    widths = dict(zip(KINDS, (32, 4, 16, 4)))
+    before = {"step": 0}
+    for e in events(undisturbed, "prune"):
+        assert e["width_before"] == widths[e["kind"]] > e["width_after"]
+        widths[e["kind"]] = e["width_after"]
+        assert len(e["removed"][0]) == e["width_before"] - e["width_after"]
+        assert e["tokens"] == (e["step"] - 1) * 8 * 16
+        if before["step"] == e["step"]:
+            assert e["loss_before"] == before["loss_after"]  # on the same batches
+        before = e
+    assert list(widths.values()) == [8, 1, 8, 2]
+
+
+def direct_loss(out: Path, data_dir: Path) -> float:
+    """The mean cross-entropy of a run's model on the first tokens of the val split."""
+    model = GPT.from_checkpoint(out).eval()
+    logits = []
+    targets = []
+    for x, y in TokenDataset(data_dir, "val", 16).in_order(8, TOY["eval_tokens"]):
+        logits.append(model(x).flatten(0, 1))
+        targets.append(y.flatten())
+    return F.cross_entropy(torch.cat(logits), torch.cat(targets)).item()
+
+
+def test_the_validation_loss_is_that_of_the_model(toy, undisturbed):
+    data_dir = toy.parent / "data"
+    (done,) = events(undisturbed, "done")
+    nats = direct_loss(undisturbed, data_dir)
+    assert done["val_loss"] == pytest.approx(nats, abs=1e-5)
+    per_target = TokenDataset(data_dir, "val", 16).bytes_per_target(TOY["eval_tokens"])
+    bits = done["val_loss"] / math.log(2) / per_target
     assert done["val_bpb"] == pytest.approx(bits)
-
-
-def test_a_stop_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
-    """By signals, in each phase; one more ends it at once. Recomputed activations change no bit."""
-    write, term, ctrl_c = Log.write, signal.SIGTERM, signal.SIGINT
-
-    def write_and_signal(self, event, at, **values):
-        write(self, event, at, **values)
-        if event == "step" and at == step - 1:  # heeded at the end of `step`
-            signal.raise_signal(number)
-            assert signal.getsignal(number) == signal.SIG_DFL  # one more ends it at once
-
-    with monkeypatch.context() as patched:
-        patched.setattr("run.machine.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
-        patched.setattr(Log, "write", write_and_signal)
-        for step, number in ((7, term), (11, ctrl_c), (18, term), (28, ctrl_c)):
-            assert run(toy, tmp_path, "--resume", "--recompute=all") == 128 + number
-            assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
-    assert run(toy, tmp_path, "--resume") == 0
-    assert same_end(tmp_path, undisturbed)
+    evals = events(undisturbed, "eval")
+    assert [e["step"] for e in evals] == [10, 20, 30]
+    assert evals[-1]["val_loss"] == done["val_loss"]
 
 
 def test_the_loop_updates_with_its_optimizers_and_scores_raw_gradients(toy, tmp_path):
-    """The first 14 steps, up to the first prune, again by hand. AdamW has what Muon does not."""
-    knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--score_beta=0.85", "--learning_rate=2e-2"]
+    """The first 14 steps by hand, up to the first prune."""
+    knobs = ["--grad_clip=0.5", "--weight_decay=0.3", "--learning_rate=2e-2"]
     assert run(toy, tmp_path, "--optimizer=muon", "--stop_after=14", *knobs) == 0
-    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    state = load_checkpoint(tmp_path)
     data = TokenDataset(state["config"]["data_dir"], "train", 16)
 
     torch.manual_seed(1)
-    model = GPT(replace(state["model_config"], d_ff=32, n_kv_head=4))
-    matrices = [p for name, p in model.blocks.named_parameters() if "norm" not in name]
-    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    model = GPT(state["model_config"])
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    norms = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": [model.embed.weight]}, {"params": norms, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.3, fused=True)
     muon = torch.optim.Muon(matrices, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
-    optimizers = [adamw, muon]
     (ffn,) = [group for group in model.groups() if group.name == "blocks.1.d_ff"]
-    scores, clipped = 0.0, 0
+    scores = 0.0
+    clipped = 0
     for step in range(1, 15):
         x, y = data.batch(step, 8, seed=1)
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
-        scores = 0.85 * scores + 0.15 * unit_scores(model, ffn, "sensitivity").detach()
+        new_scores = unit_scores(model, ffn, "sensitivity").detach()
+        scores = 0.85 * scores + 0.15 * new_scores
         clipped += torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
-        cosine = 0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27)  # after a warm-up of 3 steps
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = 2e-2 * (step / 3 if step < 3 else cosine)
+        lr = 2e-2 * step / 3  # a warm-up of 3 steps, then a cosine over the others
+        if step >= 3:
+            lr = 2e-2 * (0.55 + 0.45 * math.cos(math.pi * (step - 3) / 27))
+        for optimizer in (adamw, muon):
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
     assert clipped > 5
@@ -105,183 +149,236 @@ def test_the_loop_updates_with_its_optimizers_and_scores_raw_gradients(toy, tmp_
     torch.testing.assert_close(state["scores"][ffn.name], scores, rtol=1e-3, atol=0)
 
 
-def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, refused, capsys):
-    out, knobs = tmp_path / "has moved", ["--optimizer=muon", "--shorter=3"]
-    assert run(toy, tmp_path / "whole", *knobs) == 0
-    assert run(toy, tmp_path / "first", *knobs, "--stop_after=7") == 0
-    (tmp_path / "first").rename(out)
-    log, same = (out / "log.jsonl").read_bytes(), (toy, f"--out_dir={out}", *knobs)
-    for command in ([out], same):
-        refused(f"out_dir={out}: ", *command)
-    refused("seed=1 there, 3 here, d_ff_target=8", *same, "--resume", "--seed=3", "--d_ff_target=4")
-    assert (out / "log.jsonl").read_bytes() == log
-    assert train.main([str(out), "--resume", "--stop_after=8"]) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    for _ in range(2):  # as it says itself; where all is done, nothing is done again
-        assert train.main(shlex.split(said)[-4:-2]) == 0
-    assert same_end(out, tmp_path / "whole") and not (tmp_path / "first").exists()
-    shutil.copytree(toy.parent / "data", data := tmp_path / "data")  # it may have moved, too
-    assert train.main([str(out), "--resume", f"--data_dir={data}"]) == 0
-    assert load_checkpoint(out / "checkpoint.pt")["config"]["data_dir"] == str(data)
-    assert len(events(out, "done")) == 1
-    assert train.main([str(out), "--overwrite", "--stop_after=1"]) == 0
-    assert [e["resumed"] for e in events(out, "start")] == [False]
+def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path):
+    knobs = ("--prune_schedule=oneshot", "--lr_restart", "--stop_after=15")
+    assert run(toy, tmp_path, *knobs) == 0
+    moments = load_checkpoint(tmp_path)["optimizer"].values()
+    assert {m["step"].item() for m in moments} == {15 - 12}
+    assert {e["step"] for e in events(tmp_path, "prune")} == {13}
 
 
-def test_a_run_is_rescued_from_an_older_checkpoint_by_another_rate(toy, tmp_path, refused):
-    def kept() -> list[int]:
-        return sorted(int(path.stem[11:]) for path in tmp_path.glob("checkpoint-*.pt"))
+# Stop and resume
 
-    assert run(toy, tmp_path, "--keep=3") == 0 and kept() == [20, 25]
-    (tmp_path / "checkpoint-20.pt").replace(tmp_path / "checkpoint.pt")
-    knobs = (tmp_path, "--resume", "--learning_rate=1e-4", "--seed=2")
-    refused("seed=1 there, 2 here, learning_rate=0.008 there, 0.0001 here); give --changed", *knobs)
-    refused("d_ff_target=8 there, 4 here); choose", *knobs, "--changed", "--d_ff_target=4")
-    assert train.main([*map(str, knobs), "--changed"]) == 0 and kept() == [20, 25]
-    changed = {"seed": [1, 2], "learning_rate": [8e-3, 1e-4]}
-    assert [e.get("changed") for e in events(tmp_path, "start")] == [None, changed]
-    assert [e["lr"] > 1e-4 for e in events(tmp_path, "step")] == [True] * 20 + [False] * 10
-    assert train.main([str(tmp_path), "--resume"]) == 0  # the checkpoint has the new values
-    assert train.main([str(tmp_path), "--overwrite", "--stop_after=1"]) == 0 and kept() == []
+STOPS = {7: signal.SIGTERM, 11: signal.SIGINT, 18: signal.SIGTERM, 28: signal.SIGINT}
 
 
-def test_float16_skips_steps_that_overflow_and_resumes_exactly(toy, tmp_path, monkeypatch, capsys):
-    """The loss is scaled up so far that some do. Where all do, the run has diverged."""
+def test_a_signal_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkeypatch):
+    """In each phase. Recomputed activations change no bit."""
+
+    def signal_at(*times: float):
+        with monkeypatch.context() as clock:
+            for now in times:
+                clock.setattr(time, "monotonic", lambda now=now: now)
+                signal.raise_signal(number)
+
+    # A terminal and torchrun may both send a signal for the same stop
+    twice = functools.partial(signal_at, 50.0, 50.4)
+    at_once = functools.partial(signal_at, 50.0, 51.0)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    for step, number in STOPS.items():
+        for action, last in ((at_once, step // 5 * 5), (twice, step)):
+            with monkeypatch.context() as patched:
+                at_steps(patched, {step: action})
+                knobs = ("--resume", "--recompute=all")
+                assert run(toy, tmp_path, *knobs) == 128 + number
+            assert load_checkpoint(tmp_path)["step"] == last
+    assert run(toy, tmp_path, "--resume", "--recompute=none") == 0
+    assert same_end(tmp_path, undisturbed)
+
+
+VARIANTS = {
+    "muon, micro-batches": "--optimizer=muon --micro_batch_size=2",
+    "naive": "--prune_schedule=oneshot --lr_restart --warmup_steps=1",
+    "random, untied": "--criterion=random --dtype=bfloat16 --tie_embeddings=false",
+    "teacher": "--teacher=undisturbed --optimizer=muon",
+}
+
+
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_a_run_in_parts_ends_in_the_same_bytes(knobs, toy, undisturbed, tmp_path):
+    """Stopped before, between and after the prunes. The folder alone continues it."""
+    knobs = knobs.replace("undisturbed", str(undisturbed)).split()
+    whole = tmp_path / "whole"
+    parts = tmp_path / "parts"
+    assert run(toy, whole, SHORT, *knobs) == 0
+    assert run(toy, parts, SHORT, *knobs, "--stop_after=3") == 0
+    for step in (7, 9):
+        assert train(parts, "--resume", f"--stop_after={step}") == 0
+        assert load_checkpoint(parts)["step"] == step
+    assert train(parts, "--resume") == 0
+    assert same_end(parts, whole)
+    assert events(parts, "prune") and len(events(parts, "start")) == 4
+    for kind in ("step", "prune", "eval"):
+        for a, b in zip(events(parts, kind), events(whole, kind), strict=True):
+            a.update(seconds=b["seconds"], tokens_per_second=b.get("tokens_per_second"))
+            assert a == {"tokens_per_second": None} | b
+
+
+def test_float16_skips_overflows_and_resumes(toy, tmp_path, monkeypatch, capsys):
+    """Its loss is scaled up so far that some do. If all do, the run has diverged."""
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**26)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    knobs = ("--dtype=float16", "--optimizer=muon", "--micro_batch_size=2", "--recompute=all")
+    whole = tmp_path / "whole"
+    cut = tmp_path / "cut"
+    knobs = ("--dtype=float16", "--optimizer=muon", "--micro_batch_size=4")
     assert run(toy, whole, *knobs) == 0
     skipped = [e["step"] for e in events(whole, "skip")]
     assert skipped[0] == 1 and len(skipped) < 12
     assert f"skip       step {skipped[-1]}: " in capsys.readouterr().out
     steps = [e["step"] for e in events(whole, "step")]
     assert sorted(steps + skipped) == list(range(1, 31))
-    state = load_checkpoint(whole / "checkpoint.pt")
+    state = load_checkpoint(whole)
     assert state["optimizer"]["norm.weight"]["step"] == len(steps)
     assert state["scaler"]["scale"] == 2.0 ** (26 - len(skipped))
     for last in (skipped[-1] - 1, 18):
         assert run(toy, cut, *knobs, "--resume", f"--stop_after={last}") == 0
-    assert run(toy, cut, *knobs, "--resume") == 0
+    assert train(cut, "--resume") == 0
     assert same_end(cut, whole)
-    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(scaler, init_scale=4.0))
+    lowest = functools.partial(scaler, init_scale=4.0)
+    monkeypatch.setattr(torch.amp, "GradScaler", lowest)
     assert run(toy, tmp_path / "lost", *knobs, "--learning_rate=1e18") == 1
-    assert "step 4: gradients overflow at any scale" in capsys.readouterr().err
+    assert "step 4: overflows at any scale" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.pt"])
-def test_no_run_changes_a_file_of_another_program(name, toy, tmp_path, refused):
-    theirs = '{"model_type": "llama"}'  # as in a Hugging Face folder
-    (tmp_path / name).write_text(theirs)
-    refused(tmp_path, tmp_path, "--resume")
-    for flag in ("--seed=1", "--resume", "--overwrite"):
-        refused(f"out_dir={tmp_path}: holds {name}", toy, f"--out_dir={tmp_path}", flag)
-    assert (tmp_path / name).read_text() == theirs
+def test_a_run_goes_on_by_its_folder_alone_wherever_it_is(toy, tmp_path, capsys):
+    out = tmp_path / "has moved"
+    assert run(toy, tmp_path / "whole", SHORT) == 0
+    assert run(toy, tmp_path / "first", SHORT, "--stop_after=7") == 0
+    (tmp_path / "first").rename(out)
+    data = shutil.copytree(toy.parent / "data", tmp_path / "data")  # it may move, too
+    assert train(out, "--resume", "--stop_after=8", f"--data_dir={data}") == 0
+    assert load_checkpoint(out)["config"]["data_dir"] == str(data)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(last_line.partition("python train.py")[2])
+    assert command == [str(out), "--resume"]
+    for _ in range(2):  # if all is done, nothing is done again
+        assert train(*command) == 0
+    assert_close(out, tmp_path / "whole", 0)  # one knob has changed: the data's path
+    assert not (tmp_path / "first").exists()
+    assert len(events(out, "done")) == 1
+
+
+def test_the_command_line_wins_over_the_checkpoint(toy, tmp_path, capsys):
+    """Which wins over the config file and the config.json of the folder."""
+    assert run(toy, tmp_path, "--seed=2", "--resume", "--stop_after=10") == 0
+    assert events(tmp_path, "start")[0]["resumed"] is False  # no checkpoint yet
+    other = tmp_path / "other.py"
+    other.write_text("seed = 3\nlearning_rate = 1.0\nd_ff = 64\n")
+    (tmp_path / "config.json").write_text('{"max_steps": 9}')
+    capsys.readouterr()
+    knobs = ("--learning_rate=4e-3", "--resume", "--stop_after=20")
+    assert run(other, tmp_path, *knobs) == 0
+    change = "learning_rate 0.008 -> 0.004"
+    assert f"\nchanged    {change}\n" in capsys.readouterr().out
+    assert train(tmp_path, "--resume") == 0
+    assert "changed" not in capsys.readouterr().out  # the checkpoint has the new value
+    assert [e["changes"] for e in events(tmp_path, "start")] == [[], [change], []]
+    config = load_checkpoint(tmp_path)["config"]
+    assert (config["seed"], config["learning_rate"]) == (2, 4e-3)
+    last_step = events(tmp_path, "step")[-1]
+    assert last_step["lr"] == pytest.approx(4e-4)
+
+
+def test_resume_refuses_another_shape_and_other_data(toy, tmp_path, refused):
+    out = tmp_path / "run"
+    assert run(toy, out, SHORT, "--stop_after=7") == 0
+    data = tmp_path / "data"
+    prepare([toy.parent / "text.jsonl"], "shipped", data, val_fraction=0.2)
+    before = contents(out)
+    for knob in ("d_ff=64", "n_layer=2", "n_head=8", "d_ff_target=4"):
+        refused("another shape", out, "--resume", f"--{knob}")
+    refused(f"data_dir={data}: not the data", out, "--resume", f"--data_dir={data}")
+    refused("warmup_steps=", out, "--resume", "--warmup_steps=11")
+    assert contents(out) == before
+
+
+def test_a_folder_that_holds_a_run_needs_resume_or_overwrite(toy, tmp_path, refused):
+    assert run(toy, tmp_path, "--stop_after=6") == 0
+    before = contents(tmp_path)
+    refused(f"out_dir={tmp_path}: holds a run", tmp_path)
+    refused("--overwrite", toy, f"--out_dir={tmp_path}", "--seed=2")
+    assert contents(tmp_path) == before
+    assert train(tmp_path, "--overwrite", "--stop_after=1") == 0
+    assert [e["step"] for e in events(tmp_path, "step")] == [1]
+    assert [e["resumed"] for e in events(tmp_path, "start")] == [False]
+    (tmp_path / "checkpoint.pt").unlink()
+    assert train(tmp_path, "--resume", "--stop_after=2") == 0  # starts afresh
+    assert [e["step"] for e in events(tmp_path, "step")] == [1, 2]
+    assert [e["resumed"] for e in events(tmp_path, "start")] == [False]
+
+
+# Other weights: a start and a teacher
+
+
+def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path):
+    start = Path(shutil.copy(undisturbed / "checkpoint.pt", tmp_path))
+    whole = tmp_path / "whole"
+    parts = tmp_path / "parts"
+    knobs = ["--d_ff_target=4", "--n_kv_head_target=0", "--d_model_target=4"]
+    knobs += ["--n_layer_target=1", "--learning_rate=1e-5", f"--init_from={start}"]
+    assert run(toy, whole, SHORT, *knobs) == 0
+    assert run(toy, parts, SHORT, *knobs, "--stop_after=7") == 0
+    os.unlink(start)  # it is needed only once
+    assert train(parts, "--resume") == 0
+    assert same_end(parts, whole)
+    first, *_, last = events(whole, "step")
+    assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
+    assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
+    loss = events(undisturbed, "step")[-1]["loss"]
+    assert first["loss"] == pytest.approx(loss, abs=0.3)
+
+
+def test_a_run_learns_from_tokens_and_a_teacher(toy, undisturbed, tmp_path):
+    weight = 0.3
+    knobs = (SHORT, f"--teacher={undisturbed}", f"--teacher_weight={weight}")
+    assert run(toy, tmp_path, *knobs, "--micro_batch_size=4") == 0
+    data_dir = toy.parent / "data"
+    x, y = TokenDataset(data_dir, "train", 16).batch(1, 8, seed=1)
+    teacher = GPT.from_checkpoint(undisturbed)
+    torch.manual_seed(1)
+    shape = replace(teacher.config, d_ff=32, n_kv_head=4, d_model=16, n_layer=4)
+    student = GPT(shape)  # before the first step
+    logp = student(x).double().log_softmax(-1)
+    logq = teacher(x).double().log_softmax(-1)
+    from_tokens = -logp.gather(-1, y[..., None]).mean().item()
+    from_teacher = -(logq.exp() * logp).sum(-1).mean().item()
+    assert abs(from_tokens - from_teacher) > 1e-3
+    mixed = (1 - weight) * from_tokens + weight * from_teacher
+    assert events(tmp_path, "step")[0]["loss"] == pytest.approx(mixed, abs=1e-5)
+    (done,) = events(tmp_path, "done")
+    assert done["val_loss"] == pytest.approx(direct_loss(tmp_path, data_dir), abs=1e-5)
+    assert done["flops"] == events(tmp_path, "start")[0]["planned_flops"]
+    forward = teacher.config.flops_per_token() // 3
+    first_step = shape.flops_per_token() + forward
+    assert events(tmp_path, "step")[0]["flops"] == 8 * 16 * first_step
+
+
+@pytest.mark.parametrize("key", ["init_from", "teacher"])
+def test_a_start_or_teacher_must_fit(key, toy, undisturbed, tmp_path, refused):
+    out = tmp_path / "run"
+    knobs = (toy, f"--out_dir={out}")
+    padded = ("--round_vocab_to=100", f"--{key}={undisturbed}")
+    refused(f"{key}={undisturbed}: has", *knobs, *padded)
+    other = tmp_path / "checkpoint.pt"
+    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"tokenizer_digest": "of as many tokens"}, other)
+    refused(f"{key}={tmp_path}: its tokenizer", *knobs, f"--{key}={tmp_path}")
+    assert not out.exists()
+
+
+# A loss that is not finite
 
 
 def test_a_loss_of_nan_stops_the_run_and_keeps_the_last_save(toy, tmp_path, capsys):
     assert run(toy, tmp_path, "--learning_rate=1e18", "--save_every=1") == 1
-    last = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
-    assert f"step {last + 1}: loss " in capsys.readouterr().err
-    out = tmp_path / "one step"  # where none comes after the update that broke the weights
-    one = ("--max_steps=1", "--warmup_steps=0", *(f"--{kind}_target=0" for kind in KINDS))
-    assert run(toy, out, "--learning_rate=1e18", *one) == 1
-    assert "NaN" not in (out / "log.jsonl").read_text() and not (out / "checkpoint.pt").exists()
-
-
-def test_naive_restarts_the_moments_at_its_prune(toy, tmp_path, capsys):
-    knobs = ("--prune_schedule=oneshot", "--lr_restart", "--stop_after=15")
-    assert run(toy, tmp_path, *knobs) == 0
-    state = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert {m["step"].item() for m in state["optimizer"].values()} == {15 - 12}
-    assert "n_layer 4 -> 2 in one prune, step 13; " in capsys.readouterr().out
-
-
-def test_a_pruned_checkpoint_is_a_starting_point(toy, undisturbed, tmp_path, refused):
-    knobs = [f"--{kind}_target={n}" for kind, n in zip(KINDS, (4, 0, 4, 1))]
-    knobs += ["--learning_rate=1e-5", "--warmup_steps=0", "--shorter=3"]
-    begun, out = shutil.copy(undisturbed / "checkpoint.pt", tmp_path), tmp_path / "run"
-    again = (f"--init_from={undisturbed / 'checkpoint.pt'}", *knobs, "--resume")
-    assert run(toy, out, f"--init_from={begun}", *knobs) == 0
-    for other in (again, again[1:]):  # elsewhere, though it is there; none
-        refused("init_from=", toy, f"--out_dir={out}", *other)
-    refused("init_from=", toy, f"--out_dir={undisturbed}", f"--init_from={begun}", "--resume")
-    os.unlink(begun)  # as where it has moved: it is needed once only
-    assert run(toy, out, *again) == 0
-    first, *_, last = events(out, "step")
-    assert [first[kind] for kind in KINDS] == [8, 1, 8, 2]
-    assert [last[kind] for kind in KINDS] == [4, 1, 4, 1]
-    assert first["loss"] == pytest.approx(events(undisturbed, "step")[-1]["loss"], abs=0.3)
-
-
-SHORT = "--shorter=3"
-
-
-@pytest.fixture(scope="module")
-def taught(toy, undisturbed, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("taught") / "run"
-    assert run(toy, out, f"--teacher={undisturbed}", SHORT) == 0
-    return out
-
-
-def lesson(toy, teacher: Path) -> tuple:
-    """The config of a run with this teacher, the teacher, and the batch of the first step."""
-    c = load_config(str(toy), [f"--teacher={teacher}", SHORT])
-    data = TokenDataset(c.data_dir, "train", c.context_length)
-    return c, Teacher(c, data, Machine(c)), *data.batch(1, c.batch_size, c.seed)
-
-
-def test_a_run_learns_from_tokens_and_teacher_and_is_judged_on_tokens(toy, undisturbed, taught):
-    c, teacher, x, y = lesson(toy, undisturbed)
-    torch.manual_seed(c.seed)
-    model = GPT(Plan(c, teacher.model.config.vocab_size).enlarged)  # before the first step
-    logp, logq = (m(x).double().log_softmax(-1) for m in (model, teacher.model))
-    token = -logp.gather(-1, y[..., None]).mean().item()
-    distribution = -(logq.exp() * logp).sum(-1).mean().item()
-    assert 0 < c.teacher_weight < 1 and abs(token - distribution) > 1e-3
-    mixed = (1 - c.teacher_weight) * token + c.teacher_weight * distribution
-    assert events(taught, "step")[0]["loss"] == pytest.approx(mixed, abs=1e-5)
-    assert not teacher.targets(x, y).requires_grad
-    model, val = load_trained(taught).model.cpu(), TokenDataset(c.data_dir, "val", c.context_length)
-    pairs = [(model(x).flatten(0, 1), y.flatten()) for x, y in val.in_order(8, c.eval_tokens)]
-    nats = F.cross_entropy(*map(torch.cat, zip(*pairs))).item()
-    assert events(taught, "done")[0]["val_loss"] == pytest.approx(nats, abs=1e-5)
-
-
-def test_a_taught_run_resumes_by_its_teacher_alone(toy, taught, undisturbed, tmp_path, refused):
-    moved, out = shutil.copytree(undisturbed, tmp_path / "moved"), tmp_path / "run"
-    assert run(toy, out, f"--teacher={undisturbed}", SHORT, "--stop_after=7") == 0
-    for other in (taught, ""):
-        knobs = (f"--out_dir={out}", SHORT, "--resume", f"--teacher={other}")
-        refused(f"teacher={other} ", toy, *knobs)
-    assert run(toy, out, f"--teacher={moved}", SHORT, "--resume") == 0
-    assert_close(out, taught, 0)
-
-
-def test_a_teacher_or_start_must_fit(toy, undisturbed, tmp_path, refused, capsys):
-    gone, other, given = tmp_path / "gone", tmp_path / "other", (toy, f"--out_dir={tmp_path / 'o'}")
-    ranks = SHIPPED_RANKS.read_bytes().split()
-    ranks[0], ranks[2] = ranks[2], ranks[0]  # as many tokens, of the same lengths
-    (tmp_path / "ranks").write_bytes(b"\n".join(map(b" ".join, zip(ranks[::2], ranks[1::2]))))
-    prepare([toy.parent / "text.jsonl"], str(tmp_path / "ranks"), tmp_path / "data")
-    assert run(toy, other, f"--data_dir={tmp_path / 'data'}", SHORT) == 0
-    refused("init_from=", *given, f"--init_from={other}", SHORT)
-    for teacher, knob in ((undisturbed, "--round_vocab_to=100"), (other, SHORT)):
-        refused("teacher=", *given, f"--teacher={teacher}", knob)
-    refused(f"{gone}: ", *given, f"--teacher={gone}")
-    shutil.rmtree(tmp_path / "data")
-    refused("teacher=", *given, f"--teacher={other}")
-    torch.save(torch.load(undisturbed / "checkpoint.pt") | {"tokenizer": "of other files"}, gone)
-    lesson(toy, gone)  # with the same tokens
-    for start, warned in ((undisturbed, 0), (gone, 0), (other, 1)):  # which nobody can know
-        out = tmp_path / f"from {start.name}"
-        assert run(toy, out, f"--init_from={start}", "--stop_after=1") == 0
-        assert capsys.readouterr().err.count(f"warning: init_from='{start}'") == warned
-
-
-def test_the_plan_counts_what_the_teacher_does(toy, undisturbed, taught):
-    c, teacher, x, y = lesson(toy, undisturbed)
-    alone = Plan(c, teacher.model.config.vocab_size).flops()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        teacher.targets(x, y)
-    assert events(taught, "done")[0]["flops"] == alone + c.max_steps * counter.get_total_flops()
+    last = load_checkpoint(tmp_path)["step"]
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: step {last + 1}: loss ")
+    assert error.count("\n") == 1
+    assert "lower --learning_rate, with --resume" in error
+    one = ["--max_steps=1", "--warmup_steps=0", "--learning_rate=1e18", "--overwrite"]
+    one += [f"--{kind}_target=0" for kind in KINDS]
+    assert run(toy, tmp_path, *one) == 1  # no step follows the one that broke it
+    assert "validation at step 1: loss nan" in capsys.readouterr().err
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    assert not (tmp_path / "checkpoint.pt").exists()

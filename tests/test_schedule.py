@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from run.config import Config
+from configs import Config
 from schedule import Schedule, Widths, knobs
 
 CONFIG = Config(
@@ -73,7 +73,8 @@ def test_widths_follow_the_cubic_at_each_prune_rounded_up_to_the_grid():
 
 def test_a_width_that_is_on_the_grid_is_not_rounded_up():
     """With floats, this one would be."""
-    schedule = make(**EARLY | {"max_steps": 600, "prune_every": 50}, d_ff=1728, d_ff_target=432)
+    changes = EARLY | {"max_steps": 600, "prune_every": 50}
+    schedule = make(**changes, d_ff=1728, d_ff_target=432)
     assert schedule.width(111, "d_ff") == 816
 
 
@@ -106,7 +107,8 @@ def test_the_window_opens_at_prune_start_and_oneshot_closes_it_there():
     assert oneshot.window == (101, 101)
     assert oneshot.prune_steps() == [101]
     assert oneshot.new_widths(101) == {"d_ff": 176}
-    assert oneshot.widths == {"d_ff": Widths(512, 176, 16)}  # no other kind has a target
+    # No other kind has a target
+    assert oneshot.widths == {"d_ff": Widths(512, 176, 16)}
 
 
 COUNTS = (

@@ -1,113 +1,124 @@
-"""How fast a config trains here, and what bounds it: python -m tools.bench CONFIG [--key=value ...]
+"""How fast a config trains here: python -m tools.bench CONFIG [--key=value ...]
 
-A step here is a bare one, on random tokens, without a teacher: forward, backward, update. What is
-compared takes turns; the median of five turns counts. --compile=on adds compiled steps. On a CPU,
-the step is also timed beside a busy process, on one thread and on all that torch takes. With
---nanogpt FOLDER, a clone of nanoGPT, its step is timed instead, beside one of ours of its size."""
+Starts train.py several times, and kills each run after a few seconds of steps. A step
+is one micro-batch, without a teacher, and no step prunes. The table compares the
+enlarged shape with the final one, eager steps with compiled ones (--compile=on), and on
+a CPU one thread with all, alone and beside a busy process. Whatever is compared takes
+turns, and the median turn counts. If the data is not there yet, the shipped corpus
+stands in, with as many tokens in the vocabulary.
 
-import gc
+--nanogpt=FOLDER, a clone of nanoGPT, compares its model with ours of the same size.
+Both take bare steps with AdamW in this process, on random tokens.
+"""
+
+import math
 import os
 import runpy
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from copy import copy
-from dataclasses import replace
-from itertools import accumulate
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.utils.benchmark import Timer
 
-from data.command import command
-from model import GPT, GPTConfig
-from run.config import Config, load_config, micro_batch
-from run.cost import GPUS, Plan, card_of, flops_per_token, memory_of
-from run.forward import Forward
-from run.machine import Machine
-from run.optimizer import make_optimizers
-from tools import expanded, load_plan
-from tools.plan import GPT2_VOCABULARY
+from configs import Config, load_config, split_batch
+from data.command import UserError, command
+from model import GPT, compile_blocks, peak_flops, tune_cpu
+from tools import expanded, read_log
+from tools.plan import GPT2_VOCABULARY, Plan, constant_shape, load_plan
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+TURNS = 3  # runs of each variant
+SECONDS = 3.0  # of training in a run, or longer for STEPS steps
+STEPS = 6
+NEVER = 10**6  # steps. Each run is killed long before
+BARE_RUN = {
+    "max_steps": NEVER,
+    "warmup_steps": 0,
+    "stop_after": 0,
+    "log_every": 1,
+    "eval_every": NEVER,
+    "save_every": NEVER,
+    "eval_tokens": 1,
+    "init_from": "",
+    "teacher": "",
+    "wandb_project": "",
+}
+COMPILING_FAILED = ("compiling failed", "python train.py CONFIG --compile=on says why")
 
 
-class Step:
-    """A training step of a shape, eager or compiled ("off" or "on")."""
-
-    def __init__(self, c: Config, shape: GPTConfig, machine: Machine, compile: str = "off"):
-        torch.manual_seed(1)
-        self.model = GPT(shape).to(machine.device)
-        self.optimizers = make_optimizers(self.model, c)
-        c, plan = replace(c, compile=compile), Plan(c, shape.vocab_size)
-        self.forward = Forward(self.model, c, plan, machine)
-        size = 2, micro_batch(c, ranks=1), c.context_length  # tokens, targets
-        self.batch = torch.randint(shape.vocab_size, size, device=machine.device)
-
-    def __call__(self, micro_batches: int = 1) -> None:
-        for _ in range(micro_batches):
-            self.forward(*self.batch).backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+# What train.py does
 
 
-def nanogpt_step(file: Path, ours: Step) -> Step:
-    """The same step, but with the model and the AdamW of nanoGPT's model.py."""
-    nanogpt, shape, device = runpy.run_path(str(file)), ours.model.config, ours.batch.device
-    size = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.d_model}
-    size |= {"block_size": shape.context_length, "vocab_size": shape.vocab_size, "bias": False}
-    step = copy(ours)
-    with redirect_stdout(None):  # it prints its parameters
-        step.model = nanogpt["GPT"](nanogpt["GPTConfig"](**size)).to(device)
-        adamw = step.model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
-    step.optimizers, step.forward = [adamw], copy(ours.forward)
-    model = torch.compile(step.model) if ours.forward.compiled else step.model
-    step.forward.wrapped = lambda tokens, targets: model(tokens, targets)[1]  # (logits, loss)
-    return step
+@dataclass
+class Variant:
+    """What one run of train.py is like."""
+
+    arguments: list[str]  # the config file and its knobs
+    threads: int = 0  # 0: as many as train.py takes
+    beside_busy_process: bool = False
 
 
-def race(calls: list, repeats: int) -> list[float]:
-    """Median seconds of each call, of `repeats` turns of half a second, or longer for one call."""
-    how = {"stmt": "call()", "num_threads": torch.get_num_threads()}
-    timers = [Timer(globals={"call": call}, **how) for call in calls]
-    turns = [[t.blocked_autorange(min_run_time=0.5) for t in timers] for _ in range(repeats)]
-    return [median(turn.median for turn in of_call) for of_call in zip(*turns)]
+def take_turns(variants: dict[str, Variant]) -> dict[str, tuple[float, str]]:
+    """Tokens per second of each variant, the median of its turns, and its `compute`,
+    such as "cpu, float32, compiled"."""
+    speeds = {name: [] for name in variants}
+    compute = {}
+    for _ in range(TURNS):
+        for name, variant in variants.items():
+            speed, compute[name] = time_run(variant)
+            speeds[name].append(speed)
+    return {name: (median(speeds[name]), compute[name]) for name in variants}
 
 
-def peak_flops(machine: Machine) -> float:
-    """FLOP/s of the card by its maker, or else of a large matrix product here."""
-    if card := card_of(machine.device):
-        return GPUS[card][0]
-    n = 8192 if machine.device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=machine.device, dtype=machine.dtype)
-    return 2 * n**3 / race([lambda: a @ b], 3)[0]
+def time_run(variant: Variant) -> tuple[float, str]:
+    """Tokens per second in the median step of a run, and its `compute`.
+
+    Raises UserError if train.py does.
+    """
+    environment = dict(os.environ)
+    if variant.threads:
+        environment["OMP_NUM_THREADS"] = str(variant.threads)
+    neighbor = busy_process if variant.beside_busy_process else nullcontext
+    with TemporaryDirectory() as folder, neighbor():
+        out_dir = Path(folder, "run")
+        output = Path(folder, "output.txt")
+        call = [sys.executable, TRAIN, *variant.arguments, f"--out_dir={out_dir}"]
+        with open(output, "wb") as file:
+            process = subprocess.Popen(call, stdout=file, stderr=file, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                log = read_log(out_dir)
+                steps = [event for event in log if event["event"] == "step"]
+                if is_enough(steps):
+                    # The first step also has torch's preparations
+                    speed = median(event["tokens_per_second"] for event in steps[1:])
+                    return speed, log[0]["compute"]
+        finally:
+            process.kill()
+            process.wait()
+        lines = output.read_text(errors="replace").split("\n")
+        message = "\n".join(lines[-2:]).strip().removeprefix("error: ")
+        raise UserError(f"train.py: {message}")
 
 
-def peak_memory(c: Config, shape: GPTConfig, machine: Machine) -> int:
-    """Bytes that tensors take at the peak of two steps of two micro batches each, from nothing."""
-
-    def steps() -> None:
-        step = Step(c, shape, machine, c.compile)
-        step(micro_batches=2), step(micro_batches=2)
-
-    gc.collect()  # or what was there before counts when it goes
-    if machine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        steps()
-        return torch.cuda.max_memory_allocated()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks to stderr
-    with torch.profiler.profile(profile_memory=True) as profile:
-        steps()
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    return max(accumulate(e.nbytes() for e in changes))
+def is_enough(steps: list[dict]) -> bool:
+    if len(steps) < STEPS:
+        return False
+    return steps[-1]["seconds"] - steps[0]["seconds"] >= SECONDS
 
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """In it, another program keeps a core busy, for ten minutes at most."""
+    """Inside, another program keeps a core busy, for ten minutes at most."""
     code = "import time; end = time.time() + 600\nwhile time.time() < end: pass"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
@@ -117,71 +128,212 @@ def busy_process() -> Iterator[None]:
         process.wait()
 
 
-def by_threads(step: Step) -> Iterator[tuple[str, str]]:
-    """Tokens a second on one thread and on all, alone and beside a busy process."""
-    tokens, most = step.batch[0].numel(), torch.get_num_threads()
-    for threads in dict.fromkeys((1, most)):
-        torch.set_num_threads(threads)
-        (alone,) = race([step], 3)
-        with busy_process():
-            (beside,) = race([step], 3)
-        speeds = f"{tokens / alone:,.0f}; {tokens / beside:,.0f} (ratio {alone / beside:.2f})"
-        yield f"tokens/s on {threads} of {most} threads, alone; beside a busy process", speeds
-    torch.set_num_threads(most)
-
-
-def measure(c: Config, plan: Plan) -> Iterator[tuple[str, str]]:
+def measure(
+    path: str, knobs: list[str], config: Config, plan: Plan
+) -> Iterator[tuple[str, str]]:
     """What was measured, and the result, as they come."""
-    machine, full = Machine(c), plan.shape(1)
-    c = replace(c, dtype=machine.dtype_name)
-    for compile, how in (("off", "eager"), ("on", "compiled"))[: 1 + (c.compile == "on")]:
-        so = replace(c, compile=compile)
-        planned = sum(memory_of(so, full, micro_batch(c, ranks=1)).values()) / 2**20
-        peak = peak_memory(so, full, machine) / 2**20
-        yield f"peak memory, {how}", f"{peak:.0f} MiB; planned {planned:.0f} MiB"
-    steps = [Step(c, shape, machine) for shape in (full, plan.final)]
-    if c.compile == "on":
-        steps.append(Step(c, full, machine, "on"))
-    wide, slim, *compiled = race(steps, 5)
-    tokens, limit = steps[0].batch[0].numel(), peak_flops(machine)
-    flops = flops_per_token(full) * tokens
-    yield "step of a micro batch", f"{wide * 1e3:.1f} ms, {tokens / wide:,.0f} tokens/s"
-    yield "its share of the peak", f"{flops / wide / limit:.0%} of {limit:.3g} FLOP/s"
-    for t in compiled:
-        yield "compiled step", f"{wide / t:.2f} times as fast, {flops / t / limit:.0%} of the peak"
-    if plan.final != full:
-        fewer = 1 - flops_per_token(plan.final) / flops_per_token(full)
-        yield "the final shape", f"{1 - slim / wide:.0%} less time, {fewer:.0%} fewer FLOPs"
-    if machine.device.type == "cpu":
-        yield from by_threads(steps[0])
+    micro_batch_size, _ = split_batch(config, 1)
+    bare = BARE_RUN | {"batch_size": micro_batch_size}
+    if not Path(config.data_dir).is_dir():
+        bare["data_dir"] = Config.data_dir
+        bare["round_vocab_to"] = plan.enlarged.vocab_size
+
+    def run_of(shape, compile="off", **others):
+        all_knobs = bare | constant_shape(shape) | {"compile": compile}
+        ours = [f"--{key}={value}" for key, value in all_knobs.items()]
+        return Variant([path, *knobs, *ours], **others)
+
+    is_pruned = plan.final != plan.enlarged
+    variants = {"eager": run_of(plan.enlarged)}
+    if is_pruned:
+        variants["final"] = run_of(plan.final)
+    if config.compile == "on":
+        variants["compiled"] = run_of(plan.enlarged, "on")
+    results = take_turns(variants)
+
+    speed, compute = results["eager"]
+    device_name, dtype_name, _ = compute.split(", ")
+    tokens = micro_batch_size * config.context_length
+    flops_per_token = plan.enlarged.flops_per_token()
+    peak = measured_peak(torch.device(device_name), getattr(torch, dtype_name))
+    share = f"{speed * flops_per_token / peak:.0%}"
+    yield "step", f"{tokens / speed * 1e3:.1f} ms, {speed:,.0f} tokens/s, {compute}"
+    yield "its share of the peak", f"{share} of {peak:.3g} FLOP/s"
+    if config.compile == "on":
+        fast, compute = results["compiled"]
+        share = f"{fast * flops_per_token / peak:.0%}"
+        row = ("compiled", f"{fast / speed:.2f} times as fast, {share} of the peak")
+        yield row if compute.endswith("compiled") else COMPILING_FAILED
+    if is_pruned:
+        less_time = 1 - speed / results["final"][0]
+        fewer_flops = 1 - plan.final.flops_per_token() / flops_per_token
+        saved = f"{less_time:.0%} less time, {fewer_flops:.0%} fewer FLOPs"
+        yield "the final shape", saved
+    if device_name == "cpu":
+        yield from by_threads(variants["eager"])
 
 
-def measure_nanogpt(file: Path, c: Config, shape: GPTConfig) -> Iterator[tuple[str, str]]:
-    """The same of nanoGPT, and of our shape with as many layers, heads, channels and parameters."""
-    machine = Machine(c)
-    c = replace(c, dtype=machine.dtype_name)
-    heads = {"n_kv_head": shape.n_head, "queries_per_kv": 1}
-    d_ff = 8 * round(shape.d_model / 3)  # of three matrices; nanoGPT has two of 4 * d_model
-    shape = replace(shape, **heads, head_dim=shape.d_model // shape.n_head, d_ff=d_ff)
-    for compile, how in (("off", "eager"), ("on", "compiled"))[: 1 + (c.compile == "on")]:
-        ours = Step(c, shape, machine, compile)
-        steps = {"nanoGPT": nanogpt_step(file, ours), "ours": ours}
-        for (name, step), seconds in zip(steps.items(), race([*steps.values()], 5)):
-            count = sum(p.numel() for p in step.model.parameters())
-            yield f"{name}, {how}, {c.dtype}", f"{seconds * 1e3:.1f} ms, {count:,} parameters"
+def by_threads(eager: Variant) -> Iterator[tuple[str, str]]:
+    """Tokens per second on one thread and on all, alone and beside a busy process."""
+    most = torch.get_num_threads()
+    variants = {}
+    for threads in {1, most}:
+        alone = replace(eager, threads=threads)
+        variants[f"{threads} alone"] = alone
+        variants[f"{threads} beside"] = replace(alone, beside_busy_process=True)
+    results = take_turns(variants)
+    for threads in sorted({1, most}):
+        alone, _ = results[f"{threads} alone"]
+        beside, _ = results[f"{threads} beside"]
+        speeds = f"{alone:,.0f}; {beside:,.0f} (ratio {beside / alone:.2f})"
+        name = f"tokens/s on {threads} of {most} threads, alone; beside a busy process"
+        yield name, speeds
+
+
+# What this process computes itself
+
+
+def race(calls: list[Callable], turns: int) -> list[float]:
+    """Median seconds of each call. A turn takes half a second, or one call."""
+    threads = torch.get_num_threads()
+    timers = []
+    for call in calls:
+        timers.append(Timer("call()", globals={"call": call}, num_threads=threads))
+    seconds = [[] for _ in calls]
+    for _ in range(turns):
+        for timer, of_call in zip(timers, seconds):
+            of_call.append(timer.blocked_autorange(min_run_time=0.5).median)
+    return [median(of_call) for of_call in seconds]
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a known GPU, or else of a large matrix product here."""
+    if known := peak_flops(device):
+        return known
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    b = torch.randn(n, n, device=device, dtype=dtype)
+    (seconds,) = race([lambda: a @ b], 3)
+    return 2 * n**3 / seconds
+
+
+def bare_step(
+    loss_of: Callable,
+    optimizer: torch.optim.Optimizer,
+    batch: torch.Tensor,
+    dtype: torch.dtype,
+) -> Callable[[], None]:
+    """A training step of either model. batch: inputs and targets, (2, B, T)."""
+    mixed = dtype != torch.float32
+
+    def step() -> None:
+        with torch.autocast(batch.device.type, dtype, enabled=mixed):
+            loss = loss_of(*batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_nanogpt(
+    file: Path, config: Config, plan: Plan
+) -> Iterator[tuple[str, str]]:
+    """A step of nanoGPT's model.py, and one of ours with as many layers, heads,
+    channels and parameters."""
+    has_cuda = torch.cuda.is_available() and config.device != "cpu"
+    device = torch.device("cuda" if has_cuda else "cpu")
+    if has_cuda:
+        torch.set_float32_matmul_precision("high")
+    else:
+        tune_cpu(math.inf)
+    dtype = choose_dtype(config.dtype, device)
+    d_model = plan.enlarged.d_model
+    shape = replace(
+        plan.enlarged,
+        n_kv_head=plan.enlarged.n_head,
+        queries_per_kv=1,
+        head_dim=d_model // plan.enlarged.n_head,
+        d_ff=8 * round(d_model / 3),  # of three matrices; nanoGPT has two of 4 d_model
+    )
+    micro_batch_size, _ = split_batch(config, 1)
+    size = (2, micro_batch_size, config.context_length)
+    batch = torch.randint(shape.vocab_size, size, device=device)
+    nanogpt = runpy.run_path(str(file))
+    same_size = nanogpt["GPTConfig"](
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=d_model,
+        block_size=shape.context_length,
+        vocab_size=shape.vocab_size,
+        bias=False,
+    )
+
+    for mode in ["eager", "compiled"] if config.compile == "on" else ["eager"]:
+        torch.manual_seed(1)
+        ours = GPT(shape).to(device)
+        if mode == "compiled":
+            compile_blocks(ours, plan.schedule.widths)
+        matrices = [p for p in ours.parameters() if p.dim() == 2]
+        vectors = [p for p in ours.parameters() if p.dim() == 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(
+            groups, 1e-3, (0.9, 0.95), weight_decay=0.1, fused=True
+        )
+        our_step = bare_step(ours, adamw, batch, dtype)
+        our_step()  # compiles
+        if mode == "compiled" and not ours.compiled:
+            yield COMPILING_FAILED
+            return
+
+        with redirect_stdout(None):  # nanoGPT prints its parameters
+            theirs = nanogpt["GPT"](same_size).to(device)
+            adamw = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
+        forward = torch.compile(theirs) if mode == "compiled" else theirs
+        their_step = bare_step(second_result_of(forward), adamw, batch, dtype)
+        their_step()
+
+        names = ["nanoGPT", "ours"]
+        seconds = race([their_step, our_step], 5)
+        for name, model, s in zip(names, [theirs, ours], seconds):
+            n_params = sum(p.numel() for p in model.parameters())
+            dtype_name = str(dtype).removeprefix("torch.")
+            what = f"{name}, {mode}, {dtype_name}"
+            yield what, f"{s * 1e3:.1f} ms, {n_params:,} parameters"
+
+
+def second_result_of(forward: Callable) -> Callable:
+    """The loss alone of nanoGPT's (logits, loss)."""
+    return lambda tokens, targets: forward(tokens, targets)[1]
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What train.py takes for this knob."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        ampere = torch.cuda.get_device_capability()[0] >= 8
+        return torch.bfloat16 if ampere else torch.float16
+    is_fast = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 @command
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(description=__doc__, allow_abbrev=False)  # --key=value is a knob
+    # Without abbreviations, because --key=value is a knob
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--nanogpt", type=expanded, metavar="FOLDER")
     args, knobs = parser.parse_known_args(argv)
-    c, plan = load_plan(load_config(args.config, knobs), missing=GPT2_VOCABULARY)
+    config, _ = load_config(args.config, knobs)
+    config, plan = load_plan(config, missing=GPT2_VOCABULARY)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| what | here |\n| --- | --- |")
-    nanogpt = args.nanogpt and measure_nanogpt(args.nanogpt / "model.py", c, plan.shape(1))
-    for what, result in nanogpt or measure(c, plan):
+    print("| what | here |\n| --- | --- |", flush=True)
+    if args.nanogpt:
+        rows = measure_nanogpt(args.nanogpt / "model.py", config, plan)
+    else:
+        rows = measure(args.config, knobs, config, plan)
+    for what, result in rows:
         print(f"| {what} | {result} |", flush=True)
 
 
