@@ -1,7 +1,9 @@
 # Prune SmolLM2, a model that others trained. Three prunes remove half of its FFN, and a
 # short recovery follows.
 #
-# docs/hugging-face.md says how you get its weights and make its data.
+# Its weights come from a Hugging Face folder:
+# python -m tools.import_hf FOLDER --to out/smollm2-135m
+# docs/hugging-face.md says how you get the folder and make the data.
 
 init_from = "out/smollm2-135m"  # 30 layers with d_ff 1536
 data_dir = "data/sotu-smollm2"
