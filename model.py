@@ -329,7 +329,7 @@ def load_checkpoint(path: str | Path) -> dict:
     missing, damaged or foreign. Loading runs no code of the file.
     """
     path = Path(path)
-    if path.is_dir() and (path / "model.safetensors").exists():
+    if path.is_dir() and any(path.glob("*.safetensors")):
         advice = f"python -m tools.import_hf {path} --to out/NAME"
         raise UserError(f"{path}: a Hugging Face folder; first run: {advice}")
     if path.is_dir():

@@ -83,6 +83,9 @@ checkpoint = None
 changes = []  # knobs that the command line changes in a resumed run
 if config.resume and checkpoint_path.exists():
     checkpoint = load_checkpoint(checkpoint_path)
+    if "config" not in checkpoint:  # from tools.import_hf
+        advice = f"start from its weights with --init_from={out_dir}"
+        raise UserError(f"{checkpoint_path}: no run to resume; {advice}")
     config, changes = configs.resumed_config(checkpoint["config"], config, given)
 
 # --------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import shutil
 import subprocess
 import sys
 
+import helpers
 import pytest
 from conftest import *  # noqa: F403 (its fixtures; one thread, before torch is imported)
-from helpers import ROOT, train
+from helpers import ROOT
 from own_loop import *  # noqa: F403 (its tests)
 
 from configs import load_config
@@ -52,7 +53,7 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
             continue
         if arguments[0] == "train.py":
             is_new = "--resume" not in arguments
-            code = train(*arguments[1:], *(QUICK if is_new else []))
+            code = helpers.train(*arguments[1:], *(QUICK if is_new else []))
         else:
             code = importlib.import_module(arguments[1]).main(arguments[2:])
         assert code == 0, (command, capsys.readouterr().err)
@@ -131,7 +132,9 @@ def test_arms_compare_and_scratch_flops_has_the_flops_of_idea(table):
         assert abs(flops - of_name["idea"].plan.flops()) < one_step
 
 
-@pytest.mark.parametrize("path", ROOT.glob("configs/*[!_].py"), ids=lambda x: x.stem)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/*[!_].py")), ids=lambda x: x.stem
+)
 def test_every_config_is_valid(path):
     load_config(str(path))
 

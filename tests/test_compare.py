@@ -16,7 +16,8 @@ SCRATCH = dict(d_ff=8, n_head=1, n_kv_head=1, head_dim=4, d_model=8, n_layer=2)
 SCRATCH |= dict(d_ff_target=0, n_kv_head_target=0, d_model_target=0, n_layer_target=0)
 TABLE = f"setting,{','.join(COLUMNS)}\n"
 TABLE += "".join(
-    f",{row},7.0,7,7,7,7.0,7.0\n" for row in ("idea,1,3.5", "idea,2,3.25", "naive,1,3.75")
+    f",{row},7.0,7,7,7,7.0,7.0\n"
+    for row in ("idea,1,3.5", "idea,2,3.25", "naive,1,3.75")
 )
 
 
@@ -26,12 +27,19 @@ def idea(toy) -> str:
 
 
 def table(idea: str, arms: dict) -> str:
-    (path := Path(idea).with_name("arms.py")).write_text(f"base = {idea!r}\narms = {arms}\n")
+    (path := Path(idea).with_name("arms.py")).write_text(
+        f"base = {idea!r}\narms = {arms}\n"
+    )
     return f"{path}:arms"
 
 
 def call(folder: Path, *arguments: str) -> list[str]:
-    return [*arguments, f"--out={folder / 'results'}", f"--runs={folder / 'runs'}", "--seeds=1"]
+    return [
+        *arguments,
+        f"--out={folder / 'results'}",
+        f"--runs={folder / 'runs'}",
+        "--seeds=1",
+    ]
 
 
 def test_an_arm_of_a_table_is_its_base_with_its_changes_and_knobs(idea):
@@ -57,18 +65,24 @@ def test_an_arm_that_cannot_be_compared_is_refused(name, changes, idea):
 
 def test_an_arm_has_the_tokens_or_the_flops_of_the_reference(idea):
     def load(steps: int) -> None:
-        load_arms([idea, table(idea, {"other": SCRATCH | {"max_steps": steps}})], [], "idea")
+        load_arms(
+            [idea, table(idea, {"other": SCRATCH | {"max_steps": steps}})], [], "idea"
+        )
 
     with pytest.raises(UserError) as error:
         load(500)
-    steps = int(str(error.value).partition("max_steps=")[2].split()[0])  # it says how many
+    steps = int(
+        str(error.value).partition("max_steps=")[2].split()[0]
+    )  # it says how many
     load(steps), load(30)
     for other in (steps - 3, steps + 3):
         with pytest.raises(UserError, match=f"max_steps={steps} "):
             load(other)
 
 
-def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path, capsys, refused):
+def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(
+    idea, tmp_path, capsys, refused
+):
     out, first = tmp_path / "results", tmp_path / "runs" / "idea" / "1"
     command = call(tmp_path, idea, "--dtype=auto")
     assert run(Path(idea), first, "--dtype=auto", "--stop_after=12") == 0
@@ -79,7 +93,9 @@ def test_interrupted_it_goes_on_and_what_is_done_is_not_run_again(idea, tmp_path
     assert compare.main(command) == 0
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.*")}
     done, row = read_log(first)[-1], read_csv(out / "runs.csv")[""]["idea"][1]
-    assert all(row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops"))
+    assert all(
+        row[key] == done[key] for key in ("val_loss", "params", "tokens", "flops")
+    )
     # All seeds that are there count, and must compare
     second = shutil.copytree(first, first.with_name("2"))
     assert compare.main([*command, "--seeds=2-2"]) == 0
@@ -115,7 +131,10 @@ def test_an_arm_that_fails_stops_no_other_and_other_tables_stay(idea, tmp_path, 
     for _ in range(2):
         assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
     said = capsys.readouterr().out.replace("\\", "/")
-    assert said.count("other/1 has ended, exit code 2") == 2 and said.count("idea/1 has") == 1
+    assert (
+        said.count("other/1 has ended, exit code 2") == 2
+        and said.count("idea/1 has") == 1
+    )
     tables = read_csv(path)
     assert tables[""] == before[""] and tables["arms"].keys() == {"idea"}
     assert tables["arms"]["idea"][1]["tokens"] == 15 * 128
@@ -126,16 +145,25 @@ def test_a_table_is_written_as_it_was_read_and_printed(tmp_path, capsys):
     write(again := tmp_path / "new" / "runs.csv", read_csv(path))
     assert again.read_text() == TABLE
     assert compare.main([f"--out={tmp_path}"]) == 0
-    assert "\n| naive | 1 | 3.7500 | 7.0000 | +0.2500 (nan) | " in capsys.readouterr().out
+    assert (
+        "\n| naive | 1 | 3.7500 | 7.0000 | +0.2500 (nan) | " in capsys.readouterr().out
+    )
 
 
-def test_what_is_no_result_is_refused_and_not_replaced(idea, tmp_path, monkeypatch, refused):
+def test_what_is_no_result_is_refused_and_not_replaced(
+    idea, tmp_path, monkeypatch, refused
+):
     monkeypatch.setenv("HOME", str(tmp_path))  # which is ~
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     for wrong in ("--seed=2", "--stop_after=9", "--out_dir=x"):
         refused(wrong, "configs/idea.py", "--out=x", wrong, main=compare.main)
     (csv := tmp_path / "mine" / "runs.csv").parent.mkdir()
-    for text in ("a,b\n1,2\n", TABLE.replace("3.5", "much"), TABLE + ",idea,3\n", "\udcff"):
+    for text in (
+        "a,b\n1,2\n",
+        TABLE.replace("3.5", "much"),
+        TABLE + ",idea,3\n",
+        "\udcff",
+    ):
         csv.write_bytes(content := text.encode(errors="surrogateescape"))
         for configs in ([], [idea]):
             refused("runs.csv: line ", *configs, "--out=~/mine", main=compare.main)
@@ -143,5 +171,7 @@ def test_what_is_no_result_is_refused_and_not_replaced(idea, tmp_path, monkeypat
 
 
 def test_p_values_match_the_table_of_student():
-    differences = [x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]  # 5%, 4 df
+    differences = [
+        x + 2.776445105 * 0.5**0.5 for x in (-2.0, -1.0, 0.0, 1.0, 2.0)
+    ]  # 5%, 4 df
     assert t_test(differences) == pytest.approx(0.05, rel=1e-8)
