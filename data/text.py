@@ -188,7 +188,7 @@ def read_items(path: Path, key: str) -> Items:
             with unpack(file) as stream:
                 yield from read(path, stream, key)
             if packing == ".xz" and not file.ended:
-                raise EOFError("a part of it is no .xz")
+                raise EOFError("a part of the file is not .xz data")
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # each format has exceptions of its own
