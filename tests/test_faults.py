@@ -35,7 +35,7 @@ class InHalves(io.FileIO):
         return half + super().write(data[half:])
 
 def open_in_halves(path, mode="r", **others):
-    if mode in ("ab", "wb"):
+    if mode in ("ab", "xb"):
         return InHalves(path, mode)
     return io.open(path, mode, **others)
 
