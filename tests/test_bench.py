@@ -125,19 +125,19 @@ def test_the_plan_is_for_the_run_that_train_makes(toy, undisturbed, tmp_path):
 def test_the_bench_times_a_run_of_one_shape_and_kills_it(toy, tmp_path, monkeypatch):
     seen = []
 
-    def after_all_prunes(steps):
+    def after_30_steps(steps):
         seen[:] = steps
         return len(steps) > 30
 
-    monkeypatch.setattr(bench, "is_enough", after_all_prunes)
+    monkeypatch.setattr(bench, "is_enough", after_30_steps)
     monkeypatch.setattr(bench, "TURNS", 1)
     monkeypatch.setattr(bench, "by_threads", lambda eager: [])
     monkeypatch.setattr(bench, "measured_peak", lambda *device: 1e9)
-    config, planned = plan.load_plan(load_config(str(toy), ["--d_ff_target=0"])[0])
-    planned.final = planned.enlarged
+    config, planned = plan.load_plan(load_config(str(toy))[0])
+    planned.enlarged = planned.final
     table = dict(bench.measure(str(toy), ["--micro_batch_size=4"], config, planned))
     assert table["step"].endswith("cpu, float32, eager")
-    assert {step["params"] for step in seen} == {planned.enlarged.n_params()}
+    assert {step["params"] for step in seen} == {planned.final.n_params()}
     failing = tmp_path / "train.py"
     failing.write_text("raise SystemExit('warning\\nerror: no data')")
     monkeypatch.setattr(bench, "TRAIN", failing)

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from helpers import run, same_end
+from helpers import events, run, same_end
 
 from data.command import UserError
 from tools import compare, read_log
@@ -78,6 +78,7 @@ def test_it_continues_after_a_stop_and_refuses_runs_that_differ(
     command = call(tmp_path, idea)
     assert run(idea, first, "--stop_after=12") == 0
     assert compare.main(command) == 0
+    assert [e["resumed"] for e in events(first, "start")] == [False, True]
     assert run(idea, tmp_path / "straight") == 0
     assert same_end(first, tmp_path / "straight")
     # All seeds that are there count, and none that is done runs again
