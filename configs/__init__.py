@@ -399,7 +399,8 @@ def resumed_config(
         setattr(result, key, getattr(config, key))
     for key, value in given.items():
         before = getattr(result, key)
-        if key not in ONE_CALL and value != before:
+        is_same = value in ("auto", before)  # the checkpoint has what auto became
+        if key not in ONE_CALL and not is_same:
             changes.append(f"{key} {before} -> {value}")
             setattr(result, key, value)
     check_config(result)
