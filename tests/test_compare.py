@@ -75,11 +75,11 @@ def test_it_continues_after_a_stop_and_refuses_runs_that_differ(
     idea, tmp_path, refused
 ):
     first = tmp_path / "runs" / "idea" / "1"
-    command = call(tmp_path, idea)
-    assert run(idea, first, "--stop_after=12") == 0
+    command = [*call(tmp_path, idea), "--dtype=auto"]
+    assert run(idea, first, "--stop_after=12", "--dtype=auto") == 0
     assert compare.main(command) == 0
     assert [e["resumed"] for e in events(first, "start")] == [False, True]
-    assert run(idea, tmp_path / "straight") == 0
+    assert run(idea, tmp_path / "straight", "--dtype=auto") == 0
     assert same_end(first, tmp_path / "straight")
     # All seeds that are there count, and none that is done runs again
     second = shutil.copytree(first, first.with_name("2"))
@@ -122,9 +122,8 @@ def test_a_run_that_fails_stops_no_other_and_other_tables_stay(
     before = read_csv(path)
     arms = table(idea, {"other": {"learning_rate": 2e-3}})
     assert compare.main(call(tmp_path, arms, idea, "--jobs=2", "--shorter=2")) == 1
-    assert "other/1 has ended, exit code 2" in capsys.readouterr().out.replace(
-        "\\", "/"
-    )
+    printed = capsys.readouterr().out.replace("\\", "/")
+    assert "other/1 has ended, exit code 2" in printed
     tables = read_csv(path)
     assert tables[""] == before[""]
     assert tables["arms"].keys() == {"idea"}

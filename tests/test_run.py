@@ -174,7 +174,7 @@ def test_a_signal_saves_and_resume_is_bitwise(toy, undisturbed, tmp_path, monkey
     # A terminal and torchrun may both send a signal for the same stop
     twice = functools.partial(signal_at, 50.0, 50.4)
     at_once = functools.partial(signal_at, 50.0, 51.0)
-    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr("os._exit", sys.exit)
     for step, number in STOPS.items():
         for action, last in ((at_once, step // 5 * 5), (twice, step)):
             with monkeypatch.context() as patched:
