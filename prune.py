@@ -25,7 +25,8 @@ class Slice(NamedTuple):
     """Where a weight or a bias holds the units of a group.
 
     They lie along `dim`, one after the other, and all have the same length. A fused
-    matrix stacks the units of several matrices. For all gates, then all ups: parts=2.
+    matrix stacks the units of several matrices. If it stores all gate rows, then all
+    up rows, parts is 2.
     """
 
     name: str  # of the parameter
@@ -50,7 +51,7 @@ def block_groups(model: nn.Module, blocks: str, units: dict) -> list[UnitGroup]:
     units: kind -> its slices, by the names that parameters have in a layer. A bias that
     a layer does not have is left out.
 
-    model.config must have the current widths, so your loop must update it after each
+    If model.config does not compute its widths from the weights, update it after each
     prune. Raises ValueError if a layer does not have one of the weights.
     """
     config = model.config  # read once, because a model may compute it at each access
@@ -456,13 +457,13 @@ def check_gradients(model: nn.Module) -> None:
 
 
 def check_layers(model: nn.Module, group: UnitGroup) -> None:
-    """Only one list may hold the layers: another would keep those that are removed."""
+    """Only one list may hold the layers: a second would still hold the removed ones."""
     blocks = model.get_submodule(group.name)
     layers = set(blocks)
     for name, module in model.named_modules():
         if module is not blocks and layers & set(module.children()):
             raise ValueError(
-                f"{name}: holds layers to prune a second time; let one list do"
+                f"{name}: it also holds the layers to prune; keep them in one list only"
             )
 
 

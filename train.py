@@ -138,7 +138,7 @@ if distributed:
 train_data = TokenDataset(config.data_dir, "train", config.context_length)
 val_data = TokenDataset(config.data_dir, "val", config.context_length)
 tokens_per_step = config.batch_size * config.context_length
-# A loss of one bit per byte of text is a loss of so many nats per token.
+# Divide a loss in nats per token by this to get bits per byte of text.
 nats_per_bpb = math.log(2) * val_data.bytes_per_target(config.eval_tokens)
 if checkpoint and checkpoint["data"] != train_data.digest:
     raise UserError(f"data_dir={config.data_dir}: not the data that {out_dir} has seen")
@@ -179,7 +179,7 @@ if checkpoint:
     model = GPT.from_checkpoint(checkpoint).to(device)
     flops = checkpoint["flops"]
     first_step = checkpoint["step"] + 1
-    # No knobs. They differ if the run began with init_from.
+    # The config has no knobs for these two. After init_from, they may differ.
     imported = {
         "rope_theta": model.config.rope_theta,
         "norm_eps": model.config.norm_eps,
@@ -275,7 +275,7 @@ def load_optimizer_states(states):
             for parameter in group["params"]:
                 state = states.get(names[parameter], {})
                 for key, value in state.items():
-                    # Interned, so that pickle writes what a run without a stop writes
+                    # Interned, so that it saves the same bytes as a run without a stop
                     key = sys.intern(key)
                     optimizer.state[parameter][key] = value.to(device)
 
@@ -488,7 +488,7 @@ def request_stop(number, frame):
         os._exit(128 + number)
 
 
-for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):  # USR1: of batch systems
+for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):  # USR1: from batch systems
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), request_stop)
 
@@ -568,7 +568,8 @@ for step in range(first_step, stop_at + 1):
         loss += micro_loss.detach()
     del micro_loss, micro_targets  # the graph would keep weights alive across a prune
     for optimizer in optimizers:
-        scaler.unscale_(optimizer)  # in place of scaler.step, because we score and clip
+        # Instead of scaler.step, because we score and clip the true gradients
+        scaler.unscale_(optimizer)
     scaler.update()  # the next step's scale: smaller if a gradient overflowed
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     inputs, targets = get_batch(step + 1)  # while the GPU computes
@@ -587,7 +588,8 @@ for step in range(first_step, stop_at + 1):
         problem = f"loss {loss:.3g}, gradient norm {grad_norm:.3g}: not finite"
         raise UserError(f"step {step}: {problem}; {DIVERGED}", code=1)
 
-    # Score: how much does each unit matter? Before clipping. An overflow is ignored
+    # Score: how much does each unit matter? Before clipping. An overflow
+    # leaves the scores alone.
     if schedule.scoring(step):
         pruner.score(model)
 

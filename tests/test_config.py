@@ -2,6 +2,7 @@
 
 import zipfile
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from helpers import train
@@ -70,17 +71,21 @@ def test_what_is_no_config_is_refused(tmp_path, refused):
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
-def test_a_config_may_start_from_another_and_keep_names_of_its_own(tmp_path):
+def test_a_config_may_start_from_another_and_keep_names_of_its_own(
+    tmp_path, monkeypatch
+):
     config = tmp_path / "mine.py"
     lines = ["from configs.idea import *", "import math", "_half = max_steps // 2"]
     lines += ["max_steps = _half", "learning_rate = 1", "data_dir = '~/data'"]
     config.write_text("\n".join(lines))
+    for home in ("HOME", "USERPROFILE"):  # an account may have none
+        monkeypatch.setenv(home, str(tmp_path))
     mine, given = load_config(str(config), ["--seed=3", "--overwrite"])
     idea, _ = load_config("configs/idea.py")
     assert mine.out_dir == "out/mine"
     assert (mine.max_steps, mine.d_ff) == (idea.max_steps // 2, idea.d_ff)
     assert mine.learning_rate == 1.0
-    assert "~" not in mine.data_dir
+    assert Path(mine.data_dir) == tmp_path / "data"
     assert given == {"seed": 3, "overwrite": True}
 
 

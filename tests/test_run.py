@@ -197,7 +197,7 @@ VARIANTS = {
 @pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
 def test_a_run_in_parts_ends_in_the_same_bytes(knobs, toy, undisturbed, tmp_path):
     """Stopped before, between and after the prunes. The folder alone continues it."""
-    knobs = knobs.replace("undisturbed", str(undisturbed)).split()
+    knobs = [k.replace("undisturbed", str(undisturbed)) for k in knobs.split()]
     whole = tmp_path / "whole"
     parts = tmp_path / "parts"
     assert run(toy, whole, SHORT, *knobs) == 0
