@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import linear_regression, mean, median, variance
+from statistics import linear_regression, mean, variance
 from typing import NamedTuple
 
 from data.command import command
@@ -59,12 +59,15 @@ ROWS = (
     Row("58k", range(500, 600), "AdamW", "50-75"),
 )
 SMALL = "small model above"
+RISES = "IDEA's lead rises with each doubling"
 EQUAL = "differ by less than 0.004"  # such a claim takes two one-sided tests
 MARGIN = 0.004
 
 # The settings rising_18, rising_36, ... of runs.csv, and what their names end with
 RISING = (18, 36, 71, 142, 285)  # tokens for each final parameter
-SERIES = {"Muon": "", "AdamW": "_adamw", "AdamW, warm-up 10%": "_adamw_warm"}
+LONG_WARM_UP = "AdamW, warm-up 10%"
+SHORT_WARM_UP = "AdamW, warm-up 2.5%"
+SERIES = {"Muon": "", LONG_WARM_UP: "_adamw_warm", SHORT_WARM_UP: "_adamw"}
 
 Comparison = tuple  # study, claim, and for each comparison the differences by seed
 
@@ -218,7 +221,7 @@ def rising(settings: dict[str, Arms], series: str) -> dict[int, list[float]]:
         for name, arms in settings.items():
             if name.endswith(setting):
                 found[tokens] = minus(arms, "scratch_flops")
-    if series == "AdamW":
+    if series == SHORT_WARM_UP:
         found[570] = minus(settings["window/when"], "scratch_flops_10_35", "idea_10_35")
     return found
 
@@ -232,16 +235,12 @@ def rising_table(settings: dict[str, Arms]) -> str:
     ]
     for series in SERIES:
         found = rising(settings, series)
-        if not found:
-            continue
-        means, medians, counts = [], [], []
+        means, counts = [], []
         for tokens in columns:
             d = found.get(tokens)
             means.append(f"{mean(d):+.3f}" if d else "")
-            medians.append(f"{median(d):+.3f}" if d else "")
             counts.append(f"{count_above(d)} of {len(d)}" if d else "")
         lines.append(f"|{series}: IDEA's lead, mean|{'|'.join(means)}|")
-        lines.append(f"|{series}: IDEA's lead, median|{'|'.join(medians)}|")
         lines.append(f"|{series}: IDEA ends lower|{'|'.join(counts)}|")
     return "\n".join(lines) + "\n"
 
@@ -275,10 +274,7 @@ def comparisons(settings: dict[str, Arms]) -> Iterator[Comparison]:
     yield from optimizer_claims(settings)
     yield from token_claims(settings)
     yield from rising_claims(settings)
-    warm = settings["warm-up/warmup_10_250k"]
-    gain = minus(warm, "idea_short", "idea")
-    yield "warm-up", f"263k, AdamW: {SMALL} IDEA, same tokens", minus(warm)
-    yield "warm-up", "263k, AdamW: IDEA with 2.5% above 10%", gain
+    yield from warm_up_claims(settings)
     yield from other_comparisons(settings)
 
 
@@ -358,16 +354,30 @@ def token_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
 
 
 def rising_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
-    claim = "same FLOPs: IDEA's lead rises with each doubling"
-    for series in ("Muon", "AdamW"):
-        doublings = []
-        differences = []
-        for tokens in RISING:
-            arms = settings[f"rising/rising_{tokens}{SERIES[series]}"]
-            run = first_run(arms["idea"])
-            doublings.append(math.log2(run["tokens"] / run["params"]))
-            differences.append(minus(arms, "scratch_flops"))
-        yield "rising", f"{series}, {claim}", slopes(doublings, differences)
+    for series in ("Muon", SHORT_WARM_UP):
+        claim = f"{series}, same FLOPs: {RISES}"
+        yield "rising", claim, rise(settings, "rising", series)
+
+
+def rise(settings: dict[str, Arms], study: str, series: str) -> list[float]:
+    """By seed, how much IDEA's lead on its FLOPs rises with each doubling of tokens."""
+    doublings = []
+    differences = []
+    for tokens in RISING:
+        arms = settings[f"{study}/rising_{tokens}{SERIES[series]}"]
+        run = first_run(arms["idea"])
+        doublings.append(math.log2(run["tokens"] / run["params"]))
+        differences.append(minus(arms, "scratch_flops"))
+    return slopes(doublings, differences)
+
+
+def warm_up_claims(settings: dict[str, Arms]) -> Iterator[Comparison]:
+    arms = settings["warm-up/warmup_10_250k"]
+    gain = minus(arms, "idea_short", "idea")
+    slope = rise(settings, "warm-up", LONG_WARM_UP)
+    yield "warm-up", f"263k, AdamW: {SMALL} IDEA, same tokens", minus(arms)
+    yield "warm-up", "263k, AdamW: IDEA with 2.5% above 10%", gain
+    yield "warm-up", f"58k, {LONG_WARM_UP}, same FLOPs: {RISES}", slope
 
 
 def other_comparisons(settings: dict[str, Arms]) -> Iterator[Comparison]:
